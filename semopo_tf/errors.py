@@ -1,0 +1,112 @@
+"""Errors a user can act on. Each class has an exit code, and each message is one line: what, where, expected, received, remedy."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+class SemopoError(Exception):
+    """Base of all errors that end a command with one line on stderr instead of a traceback."""
+
+    exit_code = 1
+    kind = "internal"
+
+
+class ConfigError(SemopoError, ValueError):
+    """A flag, overlay or configuration value is wrong."""
+
+    exit_code = 2
+    kind = "configuration"
+
+
+class DataError(SemopoError, ValueError):
+    """A dataset, episode file or video folder is missing or wrong."""
+
+    exit_code = 3
+    kind = "data"
+
+
+class CheckpointError(SemopoError, ValueError):
+    """A checkpoint is missing, damaged or belongs to another model."""
+
+    exit_code = 4
+    kind = "checkpoint"
+
+
+class NumericalError(SemopoError, ArithmeticError):
+    """A loss, gradient or action is not finite."""
+
+    exit_code = 5
+    kind = "numerical"
+
+
+class SimulatorError(SemopoError, RuntimeError):
+    """An environment or its rendering backend does not work."""
+
+    exit_code = 6
+    kind = "simulator"
+
+
+class StorageError(SemopoError, OSError):
+    """A file cannot be written or read: permission, space, device."""
+
+    exit_code = 7
+    kind = "storage"
+
+
+class LockedError(SemopoError, RuntimeError):
+    """Another process works in this directory."""
+
+    exit_code = 8
+    kind = "locked"
+
+
+class DeviceError(SemopoError, RuntimeError):
+    """The requested device is not there or has too little memory."""
+
+    exit_code = 9
+    kind = "device"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `ConfigError`s, and which takes no abbreviated flag."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{"allow_abbrev": False} | settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; see --help")
+
+
+def one_line(error: SemopoError) -> str:
+    """The line a user sees, e.g. `semopo_tf: data error (exit 3): walker/bad.npz: ...`."""
+    return f"semopo_tf: {error.kind} error (exit {error.exit_code}): {' '.join(str(error).split())}"
+
+
+def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
+    """Run a command-line front and leave the process with its documented exit code.
+
+    Args:
+      main: takes the arguments without the program name; returns an exit code or None for 0.
+      argv: defaults to `sys.argv[1:]`. `--debug` anywhere is taken out and shows the full traceback.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    try:
+        code = main(argv) or 0
+    except SemopoError as error:
+        if debug:
+            raise
+        print(one_line(error), file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("semopo_tf: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`). Point stdout elsewhere so that the interpreter's last flush is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

@@ -1,0 +1,111 @@
+"""The structures that cross module borders, one line and one shape per field.
+
+Letters: `B` batch, `T` time, `N = B*T` start states, `H` horizon, `K` ensemble members, `A` action, `D` deter, `S` stoch, `C` classes,
+`F` feature, `E` environments. Everything is batch-major. Arrays are NumPy in data and acting, tensors in learning.
+
+Record `t` of an episode holds the image o_t and the action and reward that *led to* it; record 0 has action 0 and reward 0:
+
+    image   o_0   o_1   o_2  ...  o_T
+    action   0    a_1   a_2  ...  a_T       o_{t-1} --a_t--> o_t
+    reward   0    r_1   r_2  ...  r_T       r_t received on arriving at o_t, summed over the repeated simulator steps
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Tensor = Any  # tf.Tensor or np.ndarray; this module imports neither TensorFlow nor a simulator
+
+
+class Episode(NamedTuple):
+    """One episode of `L = T + 1` records."""
+
+    image: np.ndarray  # [L, H, W, 3] uint8, 0..255
+    action: np.ndarray  # [L, A] float32, in [-1, 1]; row 0 is zero
+    reward: np.ndarray  # [L] float32 (float16 accepted on reading); row 0 is zero
+    discount: np.ndarray  # [L] float32, 1 - is_terminal
+    is_first: np.ndarray  # [L] bool, true at row 0 only
+    is_last: np.ndarray  # [L] bool, true at the last row only
+    is_terminal: np.ndarray  # [L] bool, a real termination, not a time limit
+
+
+class Batch(NamedTuple):
+    """`B` windows of `T` consecutive records, each window from one episode."""
+
+    image: Tensor  # [B, T, H, W, 3] uint8
+    action: Tensor  # [B, T, A] float32
+    reward: Tensor  # [B, T] float32
+    is_first: Tensor  # [B, T] bool, true at column 0 only
+    is_terminal: Tensor  # [B, T] bool
+
+
+class Latent(NamedTuple):
+    """The state of one recurrent state-space model. `...` is `[B]`, `[B, T]` or `[N]`."""
+
+    deter: Tensor  # [..., D] deterministic recurrent state
+    stoch: Tensor  # [..., S] Gaussian sample or [..., S, C] one-hot sample
+    stats: Mapping[str, Tensor]  # of the distribution of stoch: {mean, std} each [..., S] or {logit} [..., S, C]
+
+
+class Imagined(NamedTuple):
+    """`N` rollouts of `H` steps in the endogenous model; column 0 is the start state."""
+
+    feat: Tensor  # [N, H+1, F]
+    action: Tensor  # [N, H+1, A]; action[:, t] led to feat[:, t]; column 0 is zero
+    reward: Tensor  # [N, H+1] predicted reward on arriving at feat[:, t], minus the penalty
+    penalty: Tensor  # [N, H+1] weighted uncertainty penalty, already inside `reward`
+    discount: Tensor  # [N, H+1]
+    weight: Tensor  # [N, H+1] product of the discounts before t
+
+
+class Stage(NamedTuple):
+    """One phase of learning: `steps` calls of `update` on batches of the sampler's view `view`."""
+
+    name: str  # "model" or "policy"; the checkpoint directory and every metrics row carry it
+    steps: int  # number of updates
+    view: str  # which of the sampler's views the stage draws from
+    update: Callable[[Batch, Any], Mapping[str, Tensor]]  # (batch, key) -> scalar metrics; pure TensorFlow, writes its own variables
+
+
+class Observation(NamedTuple):
+    """What an environment returns at reset and after each decision."""
+
+    image: np.ndarray  # [H, W, 3] uint8
+    reward: float  # summed over the repeated simulator steps; 0 at reset
+    is_first: bool
+    is_last: bool
+    is_terminal: bool
+
+
+class Environment(Protocol):
+    """A simulator seen through pixels. One object plays many episodes, each a function of its seed and the actions alone."""
+
+    action_size: int
+    image_shape: tuple[int, int, int]
+
+    def reset(self, seed: int) -> Observation: ...
+
+    def step(self, action: np.ndarray) -> Observation: ...
+
+    def close(self) -> None: ...
+
+
+class Policy(Protocol):
+    """Acts for `E` environments at once. The memory of a policy travels in `state`, so one rollout loop serves every method."""
+
+    def initial(self, episodes: int) -> Any: ...
+
+    def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
+        """image [E, H, W, 3] uint8, seeds [E] int (the episodes' seeds), step (decisions since reset) -> action [E, A], state."""
+        ...
+
+
+class Learner(Protocol):
+    """What the training loop asks of every method."""
+
+    stages: Sequence[Stage]
+
+    def variables(self) -> Mapping[str, Any]:
+        """Every variable a checkpoint must hold, by a stable name."""
+        ...
