@@ -1,0 +1,384 @@
+"""The configuration: one YAML page, overlays in a fixed order, dotted flags, strict names and types.
+
+    defaults <- preset <- method <- task <- size <- flags
+
+Every value has the type of its default. Nothing is created: a name that `defaults` does not have is an error with a suggestion.
+"""
+
+import difflib
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from semopo_tf.errors import ConfigError
+
+CONFIG_FILE = Path(__file__).with_name("configs.yaml")
+KINDS = ("presets", "methods", "tasks", "sizes")
+MAX_BYTES = 1 << 20
+
+# Flags of the original SeMOPO and Offline DV2 command lines, and what they are called here.
+ORIGINAL_FLAGS = {
+    "offline_penalty_type": "--penalty.measure (meandis is mean_norm, log_prob_ens is log_prob_std)",
+    "offline_lmbd": "--penalty.weight",
+    "offline_lmbd_cons": "--penalty.weight (the original reads it only with automatic tuning, which is off: its penalty weight stays 5)",
+    "offline_tune_lmbd": "nothing: the penalty weight is not tuned automatically; set --penalty.weight",
+    "offline_datset_type": "--logdir (the original only names a folder by it)",
+    "offline_train_model_only": "--steps.policy 0",
+    "offline_model_loaddir": "--world_model",
+    "offline_model_train_steps": "--steps.model",
+    "offline_model_save_every": "--save_every",
+    "offline_split_val": "--valid_fraction",
+    "separate_wm": "--model.kind separated | joint, or the methods semopo and offline_dv2",
+    "disen_scales.reward": "nothing: 0.0, the published value, is the only behaviour; leave it out",
+    "disen_scales.disen_only": "--model.exo_only",
+    "disen_action_type": "--model.exo_action (none is zero, main is taken)",
+    "grad_heads": "--model.reward_gradient (none is False)",
+    "num_reward_opt_iters": "nothing: the exogenous reward head has no effect at the published scale 0; leave it out",
+    "replay.incremental": "--sampling conservative | uniform",
+    "replay.sort_rewards": "--pool.order return | file",
+    "replay.reverse": "nothing: sort order is --pool.order",
+    "replay.minlen": "--batch.length",
+    "replay.maxlen": "--batch.length",
+    "dataset.batch": "--batch.size",
+    "dataset.length": "--batch.length",
+    "steps": "--steps.policy",
+    "eval_eps": "--eval.episodes",
+    "eval_every": "--eval.every",
+    "imag_horizon": "--imagination.horizon",
+    "discount": "--imagination.discount",
+    "discount_lambda": "--actor_critic.lambda_",
+    "actor_ent": "--actor_critic.entropy_scale",
+    "slow_target_update": "--actor_critic.slow_every",
+    "action_repeat": "--env.action_repeat",
+    "precision": "nothing: training runs in float32",
+    "rssm.discrete": "--rssm.latent gaussian | categorical and --rssm.classes",
+}
+ORIGINAL_OVERLAYS = {"dmc_vision": "released and a task, e.g. --configs released semopo walker_walk"}
+
+# Values a key may take; every other number is only checked against LIMITS.
+CHOICES = {
+    "sampling": ("conservative", "uniform"),
+    "pool.order": ("file", "return"),
+    "policy_starts": ("dataset", "pool"),
+    "model.kind": ("separated", "joint"),
+    "model.exo_action": ("absent", "zero", "taken"),
+    "rssm.latent": ("gaussian", "categorical"),
+    "penalty.measure": ("sum_squares", "mean_norm", "log_prob_variance", "log_prob_std"),
+    "env.background_color": ("card", "grey", "rgb"),
+    "env.background_split": ("card", "train", "test"),
+    "env.mask_rule": ("card", "sky", "blue"),
+    "without_card.background_color": ("grey", "rgb"),
+    "without_card.background_split": ("train", "test"),
+    "without_card.mask_rule": ("sky", "blue"),
+    "jit": ("auto", "full", "off"),
+    **{f"{net}.act": ("elu", "relu", "silu", "tanh") for net in ("encoder", "decoder", "rssm", "reward_head", "actor", "critic")},
+}
+# Smallest and largest allowed value; keys not listed must be finite and not negative.
+LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "eval.seed": (0, 2**32 - 1),
+    "valid_fraction": (0, 0.9),
+    "batch.size": (1, 1e5),
+    "batch.length": (2, 1e5),
+    "pool.start": (1, 1e9),
+    "pool.grow_every": (1, 1e9),
+    "kl.balance": (0, 1),
+    "imagination.horizon": (2, 1e3),
+    "imagination.discount": (0, 1),
+    "actor_critic.lambda_": (0, 1),
+    "actor_critic.slow_every": (1, 1e9),
+    "env.camera": (-1, 1e3),
+    "env.action_repeat": (1, 1e3),
+    "env.size": (8, 1e4),
+    "log_every": (1, 1e9),
+    "save_every": (1, 1e9),
+    "keep_checkpoints": (1, 1e6),
+    "eval.environments": (1, 1e3),
+    "eval.batch": (1, 1e3),
+    "eval.episodes": (1, 1e6),
+    "video.episodes": (1, 1e3),
+    "video.context": (1, 1e4),
+    **{f"{opt}.clip": (1e-9, 1e30) for opt in ("model_opt", "actor_opt", "critic_opt")},
+    **{f"rssm.{key}": (1, 1e6) for key in ("deter", "stoch", "classes", "hidden", "ensemble", "ensemble_hidden")},
+    **{f"{net}.{key}": (1, 1e4) for net in ("encoder", "decoder") for key in ("depth", "kernels")},
+    **{f"{net}.{key}": (1, 1e5) for net in ("reward_head", "actor", "critic") for key in ("layers", "units")},
+}
+# Keys of one run that may differ when it is continued: they say where and how fast, not what.
+OPERATIONAL = frozenset({"logdir", "offline_dir", "cache_dir", "device", "updates_per_call", "keep_checkpoints"})
+
+
+class Config(Mapping[str, Any]):
+    """A frozen nested mapping with attribute access: `config.rssm.deter`, `RSSM(**config.rssm)`. Remembers which leaves were read."""
+
+    def __init__(self, tree: Mapping[str, Any], *, _prefix: str = "", _read: set[str] | None = None):
+        self._tree, self._prefix = dict(tree), _prefix
+        self.read: set[str] = set() if _read is None else _read
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._tree[key]
+        if isinstance(value, dict):
+            return Config(value, _prefix=f"{self._prefix}{key}.", _read=self.read)
+        self.read.add(self._prefix + key)
+        return tuple(value) if isinstance(value, list) else value
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("_"):
+            raise AttributeError(key)
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(f"the configuration has no key {self._prefix}{key}") from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key not in ("_tree", "_prefix", "read"):
+            raise AttributeError(f"the configuration is frozen, {self._prefix}{key} cannot be set")
+        super().__setattr__(key, value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tree)
+
+    def __len__(self) -> int:
+        return len(self._tree)
+
+    def flat(self) -> dict[str, Any]:
+        """Leaves by dotted name, in the order of the page."""
+        return flatten(self._tree)
+
+    def to_yaml(self) -> str:
+        """This configuration as YAML text; `load_saved` gives the same configuration back."""
+        return _dump(self._tree)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
+    """The configuration of a command line: `--configs NAME ...` and `--dotted.key VALUE` (or `--dotted.key=VALUE`) in any order.
+
+    Raises:
+      ConfigError: for an unknown overlay or flag (with the nearest names), a flag of the original code (with its name here), two
+        overlays of one kind, a value of another type, or a value out of range.
+    """
+    page = read_yaml(file)
+    names, flags = _split(list(argv))
+    if "task" in flags and not any(name in page["tasks"] for name in names):
+        # `--task dmcdrv_hopper_hop` means the hopper's weights too, whatever the suite.
+        names += [name for name in page["tasks"] if flags["task"].partition("_")[2] == name]
+    tree = page["defaults"]
+    for kind, name in _in_order(names, page):
+        tree = _merge(tree, page[kind][name], f"overlay {name}")
+    known = flatten(page["defaults"])
+    for key, text in flags.items():
+        _check_name(key, known)
+        _set(tree, key, _parse(key, text, known[key]))
+    return _checked(tree)
+
+
+def defaults(file: Path = CONFIG_FILE) -> Config:
+    """`defaults` alone."""
+    return Config(read_yaml(file)["defaults"])
+
+
+def load_saved(path: Path) -> Config:
+    """The configuration that a run was started with.
+
+    Raises:
+      ConfigError: when the file is not a complete configuration of this version.
+    """
+    tree = read_yaml(path)
+    known = flatten(read_yaml(CONFIG_FILE)["defaults"])
+    found = flatten(tree)
+    if set(found) != set(known):
+        different = sorted(set(found) ^ set(known))
+        raise ConfigError(f"{path}: expected the keys of this version, different: {', '.join(different[:5])}; use the version that wrote it")
+    return _checked(_merge(read_yaml(CONFIG_FILE)["defaults"], tree, str(path)))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML mapping as plain data.
+
+    Raises:
+      ConfigError: when the file is missing, too large, not YAML, or not a mapping.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: expected at most {MAX_BYTES} bytes of YAML, received {path.stat().st_size}")
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except (YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: expected YAML, received {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, received {type(tree).__name__}")
+    return tree
+
+
+def differing(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both values."""
+    one, two = first.flat(), second.flat()
+    return {key: (one[key], two[key]) for key in one if one[key] != two[key]}
+
+
+def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Separate overlay names from flags."""
+    names: list[str] = []
+    flags: dict[str, str] = {}
+    while argv:
+        word = argv.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise ConfigError(f"{word}: expected a flag such as --seed 1; write values after their flag")
+        key, equals, value = word[2:].partition("=")
+        if key == "configs":
+            listed = [value] if equals else []
+            while argv and not argv[0].startswith("--"):
+                listed.append(argv.pop(0))
+            names += listed
+            continue
+        if not equals:
+            _refuse_original(key)
+            if not argv or argv[0].startswith("--"):
+                raise ConfigError(f"--{key}: expected a value after the flag, received none")
+            value = argv.pop(0)
+        if key in flags:
+            raise ConfigError(f"--{key}: expected once, received twice")
+        flags[key] = value
+    return names, flags
+
+
+def _in_order(names: list[str], page: dict[str, Any]) -> list[tuple[str, str]]:
+    """(kind, name) of the listed overlays in the order in which they apply."""
+    available = {name: kind for kind in KINDS for name in page[kind]}
+    chosen: dict[str, str] = {}
+    for name in names:
+        if name in ORIGINAL_OVERLAYS:
+            raise ConfigError(f"--configs {name}: a name of the original code; here it is {ORIGINAL_OVERLAYS[name]}")
+        if name not in available:
+            raise ConfigError(f"--configs {name}: no such overlay{_suggest(name, available)}; there are {', '.join(available)}")
+        other = chosen.setdefault(available[name], name)
+        if other != name:
+            raise ConfigError(f"--configs {other} {name}: expected at most one of the {available[name]}, received two")
+    return [(kind, chosen[kind]) for kind in KINDS if kind in chosen]
+
+
+def _refuse_original(key: str) -> None:
+    if key in ORIGINAL_FLAGS:
+        raise ConfigError(f"--{key}: a flag of the original code; here it is {ORIGINAL_FLAGS[key]}")
+
+
+def _check_name(key: str, known: Mapping[str, Any]) -> None:
+    _refuse_original(key)
+    if key in known:
+        return
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        raise ConfigError(f"--{key}: a section, expected one of its keys: {', '.join(inside)}")
+    raise ConfigError(f"--{key}: unknown key{_suggest(key, known)}")
+
+
+def _suggest(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    # A right last part in the wrong section (`--lr`) is a common slip that edit distance alone misses.
+    near += [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2] and key not in near]
+    return f", did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def _merge(tree: dict[str, Any], overlay: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
+    """A copy of `tree` with the leaves of `overlay`, which may name nothing new."""
+    merged = dict(tree)
+    for key, value in overlay.items():
+        if key not in tree:
+            raise ConfigError(f"{where}: unknown key {prefix}{key}{_suggest(prefix + str(key), flatten(tree, prefix))}")
+        if isinstance(tree[key], dict):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}: {prefix}{key} is a section, received {value!r}")
+            merged[key] = _merge(tree[key], value, where, f"{prefix}{key}.")
+        else:
+            merged[key] = _cast(f"{where}: {prefix}{key}", value, tree[key])
+    return merged
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        tree[section] = dict(tree[section])
+        tree = tree[section]
+    tree[leaf] = value
+
+
+def _parse(key: str, text: str, default: Any) -> Any:
+    """The value of a flag, of the type of its default."""
+    where = f"--{key}"
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{where}: expected True or False, received {text!r}")
+        return text.lower() == "true"
+    if isinstance(default, str):
+        return text
+    if isinstance(default, list):
+        return [_number(where, word, default[0]) for word in text.strip("[]").split(",")]
+    return _number(where, text, default)
+
+
+def _number(where: str, text: str, default: float) -> float:
+    try:
+        value = float(text)
+        exact = int(text) if text.strip().lstrip("+-").isdigit() else value
+    except ValueError:
+        raise ConfigError(f"{where}: expected {_kind(default)}, received {text!r}") from None
+    return _cast(where, exact, default)
+
+
+def _cast(where: str, value: Any, default: Any) -> Any:
+    """`value` in the type of `default`, where nothing is lost by it."""
+    if isinstance(default, list) and isinstance(value, list | tuple) and value:
+        return [_cast(where, item, default[0]) for item in value]
+    plain_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, bool | str):
+        if type(value) is type(default):
+            return value
+    elif isinstance(default, int) and plain_number and math.isfinite(value) and int(value) == value:
+        return int(value)
+    elif isinstance(default, float) and plain_number:
+        return float(value)
+    raise ConfigError(f"{where}: expected {_kind(default)}, received {value!r}")
+
+
+def _kind(default: Any) -> str:
+    return {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list of numbers"}[type(default)]
+
+
+def _checked(tree: dict[str, Any]) -> Config:
+    """The configuration, once every value is inside its range."""
+    config = Config(tree)
+    for key, value in config.flat().items():
+        if key in CHOICES and value not in CHOICES[key]:
+            near = _suggest(str(value), dict.fromkeys(CHOICES[key]))
+            raise ConfigError(f"--{key}: expected one of {', '.join(CHOICES[key])}, received {value!r}{near}")
+        low, high = LIMITS.get(key, (0, math.inf))
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not isinstance(number, bool) and not (low <= number <= high and math.isfinite(number)):
+                raise ConfigError(f"--{key}: expected a finite number from {low:g} to {high:g}, received {number!r}")
+    if config.video.context >= config.video.length:
+        raise ConfigError(f"--video.context: expected less than video.length = {config.video.length}, received {config.video.context}")
+    if config.eval.environments > config.eval.batch:
+        raise ConfigError(f"--eval.environments: expected at most eval.batch = {config.eval.batch}, received {config.eval.environments}")
+    return Config(tree)
+
+
+def _dump(tree: Mapping[str, Any]) -> str:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    buffer = io.StringIO()
+    yaml.dump(dict(tree), buffer)
+    return buffer.getvalue()
