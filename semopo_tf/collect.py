@@ -1,0 +1,293 @@
+"""Collect a dataset: play a behaviour policy and write one file per episode, with a card that says how they were made.
+
+    python -m semopo_tf.collect --task dmcdrv_walker_walk --policy random --episodes 20 --background builtin:driving --out DIR
+
+Episode i depends on (recipe, seed, i) alone, and appears by rename. Killed at any point, the same command goes on with what is
+missing and ends with the same files.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from semopo_tf import envs
+from semopo_tf.episodes import CARD_NAME, read_card, read_episode, write_episode
+from semopo_tf.errors import CommandParser, ConfigError, DataError, SimulatorError, StorageError, run_command
+from semopo_tf.files import FILES, locked, write_whole
+from semopo_tf.rollout import RandomPolicy, play
+from semopo_tf.types import Environment, Policy
+
+POLICIES: dict[str, Callable[[int], Policy]] = {"random": RandomPolicy}  # name -> builder from the action size
+LOCK_NAME = ".collect.lock"
+FILE_NAME = re.compile(r"(\d{6})-([0-9a-f]{8})-\d+\.npz")
+
+
+class Recipe(NamedTuple):
+    """What decides the bytes of an episode, apart from its seed. Sent to workers, so plain values only."""
+
+    task: str
+    policy: str
+    settings: tuple[tuple[str, Any], ...]  # the keywords of envs.make
+
+
+class Job(NamedTuple):
+    """One episode to play."""
+
+    recipe: Recipe
+    number: int
+    seed: int
+    out: str
+
+
+class Written(NamedTuple):
+    """One episode on disk."""
+
+    number: int
+    file: str
+    seed: int
+    score: float  # sum of the stored rewards in float64
+    records: int
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+      ConfigError: for an unknown flag or a wrong value.
+    """
+    parser = CommandParser(prog="python -m semopo_tf.collect", description="Collect a dataset of episodes.")
+    parser.add_argument("--task", required=True, help="e.g. dmcdrv_walker_walk, dmc_cheetah_run or a registered name")
+    parser.add_argument("--out", required=True, help="dataset directory, made if missing; the same command continues in it")
+    parser.add_argument("--policy", default="random", choices=sorted(POLICIES))
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="episodes played at the same time; does not change the result")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the images in pixels")
+    parser.add_argument("--action_repeat", type=int, default=2, help="simulator steps per decision")
+    parser.add_argument("--camera", type=int, default=-1, help="index, or -1 for the task's usual camera")
+    parser.add_argument("--background", default="none", help="folder of videos, builtin:driving or none")
+    parser.add_argument("--background_color", default="grey", choices=("grey", "rgb"))
+    parser.add_argument("--background_split", default="train", choices=("train", "test"))
+    parser.add_argument("--background_seed", type=int, default=0, help="orders the clips")
+    parser.add_argument("--mask_rule", default="sky", choices=("sky", "blue"), help="which pixels the background replaces")
+    args = parser.parse_args(argv)
+    for flag, least in (("episodes", 1), ("processes", 1), ("seed", 0), ("background_seed", 0)):
+        if getattr(args, flag) < least:
+            raise ConfigError(f"--{flag}: expected at least {least}, received {getattr(args, flag)}")
+    return args
+
+
+def main(argv: list[str]) -> int:
+    args = parse(argv)
+    names = ("size", "action_repeat", "camera", "background", "background_color", "background_split", "background_seed", "mask_rule")
+    settings = {name: getattr(args, name) for name in names} | {"background": absolute_background(args.background)}
+    recipe = Recipe(args.task, args.policy, tuple(settings.items()))
+    seeds = [episode_seed(args.seed, index) for index in range(args.episodes)]
+    card = make_card(recipe, args.seed)  # before anything is written: a wrong setting leaves no directory behind
+    out = _make_directory(Path(args.out).expanduser())
+    with locked(out / LOCK_NAME, wait=False, what=f"the dataset {out}"):
+        require_same_recipe(out, card)
+        kept = existing_episodes(out, seeds)
+        _write_card(out, {"status": "incomplete", **card})
+        jobs = [Job(recipe, index, seed, str(out)) for index, seed in enumerate(seeds) if index not in kept]
+        if kept:
+            print(f"{out}: {len(kept)} of {len(seeds)} episodes are there, collecting {len(jobs)}")
+        with contextlib.closing(collect(jobs, args.processes)) as results:
+            kept |= {written.number: written for written in _progress(results, len(jobs))}
+        statistics = describe([kept[index] for index in range(len(seeds))])
+        _write_card(out, {"status": "complete", **card, **statistics})
+    _player(recipe)[0].close()
+    _player.cache_clear()
+    returns = statistics["returns"]
+    print(f"{out}: {args.episodes} episodes, {statistics['records']} records, return {returns['mean']:.2f} +- {returns['std']:.2f}")
+    return 0
+
+
+def _make_directory(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / LOCK_NAME).touch()
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+    return out
+
+
+def absolute_background(source: str) -> str:
+    """The source as the card keeps it: a folder by its absolute path, so that an evaluation elsewhere finds it."""
+    if source == "none" or source.startswith("builtin:"):
+        return source
+    return str(Path(source).expanduser().absolute())
+
+
+def episode_seed(seed: int, index: int) -> int:
+    """32 bits that decide episode `index` of the collection `seed`."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def make_card(recipe: Recipe, seed: int) -> dict[str, Any]:
+    """The part of `dataset.json` that decides the episodes. Builds the environment once, so that every wrong setting shows here."""
+    environment, _ = _player(recipe)
+    background = getattr(environment, "background", None)  # a registered environment need not have one
+    for name, reason in background.skipped if background else ():
+        print(f"semopo_tf: warning: background {name} is skipped: {reason}", file=sys.stderr)
+    identity = {"task": recipe.task, "policy": recipe.policy, "seed": seed}
+    facts = envs.card_of(dict(recipe.settings), background.clips if background else [])
+    return identity | facts | {"versions": envs.environment_versions()}
+
+
+def require_same_recipe(out: Path, card: dict[str, Any]) -> None:
+    """Refuse a directory whose episodes were made, or would have to be made, in another way.
+
+    Raises:
+      ConfigError: with the differing keys.
+    """
+    found = read_card(out)
+    if found is None:
+        strangers = sorted(path.name for path in out.glob("*.npz"))
+        if strangers:
+            raise ConfigError(
+                f"{out}: expected an empty directory or one with {CARD_NAME}, received {len(strangers)} npz files; choose another --out"
+            )
+        return
+    here, asked = _flat(found), _flat(card)
+    differing = [f"{key}: {here.get(key)!r} there, {value!r} asked" for key, value in asked.items() if here.get(key) != value]
+    if differing:
+        raise ConfigError(f"{out}: holds a dataset made in another way ({'; '.join(differing)}); choose another --out or the same settings")
+
+
+def _flat(card: dict[str, Any]) -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    nested = {f"{key}.{name}": value for key, part in card.items() if isinstance(part, dict) for name, value in part.items()}
+    return {key: value for key, value in card.items() if not isinstance(value, dict)} | nested
+
+
+def existing_episodes(out: Path, seeds: list[int]) -> dict[int, Written]:
+    """The whole episodes already in `out`, by index. Leftovers of a killed process are removed, damaged files counted as missing.
+
+    Raises:
+      ConfigError: when a file belongs to no episode of this collection.
+    """
+    for leftover in out.glob(".tmp-*"):
+        leftover.unlink()
+    kept: dict[int, Written] = {}
+    for path in sorted(out.glob("*.npz")):
+        match = FILE_NAME.fullmatch(path.name)
+        index = int(match[1]) if match else -1
+        if match and index >= len(seeds):
+            raise ConfigError(f"{out}: holds episode {index}, but --episodes asks for {len(seeds)}; raise --episodes or choose another --out")
+        if not match or int(match[2], 16) != seeds[index]:
+            raise ConfigError(f"{path}: belongs to no episode of this collection; move it away or choose another --out")
+        try:
+            kept[index] = _written(index, seeds[index], path)
+        except DataError as error:
+            print(f"semopo_tf: warning: {error}; collecting it again", file=sys.stderr)
+            path.unlink()
+    return kept
+
+
+def _written(index: int, seed: int, path: Path) -> Written:
+    reward = read_episode(path).reward
+    return Written(index, path.name, seed, float(reward.sum(dtype=np.float64)), len(reward))
+
+
+def collect(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
+    """Play the jobs, in this process or in several spawned ones, and yield each as it is finished.
+
+    Raises:
+      SimulatorError: when a worker process dies. Errors inside a worker come through as they are.
+    """
+    if processes == 1 or len(jobs) <= 1:
+        yield from map(collect_episode, jobs)
+        return
+    # Spawned, not forked: a forked OpenGL context or thread pool does not work in the child.
+    context = multiprocessing.get_context("spawn")
+    watched, held = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(watched,))
+    try:
+        for future in as_completed([pool.submit(collect_episode, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise SimulatorError(
+            "a collecting process died (out of memory, a crash of the renderer, or a script without `if __name__ == '__main__'`);"
+            " try --processes 1, or run the same command again to continue"
+        ) from error
+    finally:
+        held.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(watched: Connection) -> None:
+    """Leave interrupts to the parent, and end at once when it closes its end of the pipe or is killed.
+
+    Without this, Ctrl-C would wait for whole episodes, and a worker whose parent was killed would wait for jobs forever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
+
+
+def _end_with_parent(watched: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        watched.recv()
+    os._exit(1)
+
+
+@functools.lru_cache(maxsize=1)
+def _player(recipe: Recipe) -> tuple[Environment, Policy]:
+    """This process's environment and policy, built once for all its episodes."""
+    environment = envs.make(recipe.task, **dict(recipe.settings))
+    return environment, POLICIES[recipe.policy](environment.action_size)
+
+
+def collect_episode(job: Job) -> Written:
+    """Play one episode and write it as `<index>-<seed>-<decisions>.npz`."""
+    environment, policy = _player(job.recipe)
+    (episode,) = play([environment], policy, [job.seed], batch=1)
+    path = Path(job.out) / f"{job.number:06d}-{job.seed:08x}-{len(episode.image) - 1}.npz"
+    write_episode(path, episode)
+    return Written(job.number, path.name, job.seed, float(episode.reward.sum(dtype=np.float64)), len(episode.image))
+
+
+def _progress(results: Iterator[Written], total: int) -> Iterator[Written]:
+    """Pass the results on while showing them: a bar on a terminal, lines elsewhere."""
+    terminal = sys.stderr.isatty()
+    for done, written in enumerate(tqdm(results, total=total, unit="episode", disable=not terminal), 1):
+        if not terminal:
+            print(f"{done}/{total} {written.file} return {written.score:.2f}", flush=True)
+        yield written
+
+
+def describe(episodes: list[Written]) -> dict[str, Any]:
+    """The statistics of the card, in float64; the standard deviation is that of the population."""
+    scores = np.array([episode.score for episode in episodes], np.float64)
+    low, median, high = np.percentile(scores, [25, 50, 75])
+    values = {"mean": scores.mean(), "std": scores.std(), "min": scores.min(), "p25": low, "median": median, "p75": high, "max": scores.max()}
+    return {
+        "episodes": len(episodes),
+        "records": sum(episode.records for episode in episodes),
+        "returns": {name: float(value) for name, value in values.items()},
+        "files": [{"file": episode.file, "seed": episode.seed, "return": episode.score} for episode in episodes],
+    }
+
+
+def _write_card(out: Path, card: dict[str, Any]) -> None:
+    write_whole(out / CARD_NAME, json.dumps(card, indent=1, allow_nan=False).encode(), FILES)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,184 @@
+"""Check that this machine can train, render and decode, and name one fix for every problem.
+
+python -m semopo_tf.doctor
+"""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semopo_tf import envs, videos
+from semopo_tf.errors import CommandParser, ConfigError, DataError, DeviceError, SemopoError, SimulatorError, StorageError, run_command
+from semopo_tf.rendering import choose_backend
+
+PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
+# Distribution name -> what to install when it is absent. TensorFlow's companions must move together with it.
+REQUIRED = {
+    "tensorflow": "tensorflow",
+    "keras": "keras",
+    "tensorflow-probability": "'tensorflow-probability[tf]'",
+    "numpy": "numpy",
+    "dm_control": "dm_control 'mujoco>=3.17,<4'",
+    "mujoco": "'mujoco>=3.17,<4'",
+    "imageio": "imageio",
+    "imageio-ffmpeg": "imageio-ffmpeg",
+}
+OPTIONAL = ("gym", "gymnasium")
+LEAST_MEMORY, LEAST_DISK = 4.0, 2.0  # GiB
+GIB = 2**30
+
+
+def main(argv: list[str]) -> int:
+    CommandParser(prog="python -m semopo_tf.doctor", description="Check this machine.").parse_args(argv)
+    code = 0
+    for name, check in CHECKS.items():
+        try:
+            print(f"ok       {name}: {check()}", flush=True)
+        except SemopoError as error:
+            print(f"problem  {name}: {' '.join(str(error).split())}", flush=True)
+            code = code or error.exit_code
+    return code
+
+
+def check_python() -> str:
+    if not PYTHON_FROM <= sys.version_info[:2] < PYTHON_BELOW:
+        raise ConfigError(f"expected Python 3.11 to 3.13, received {platform.python_version()}; make a virtual environment with python3.11")
+    return platform.python_version()
+
+
+def check_packages() -> str:
+    found = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
+    missing = [name for name in REQUIRED if found[name] is None]
+    if missing:
+        raise ConfigError(f"not installed: {', '.join(missing)}; run pip install {' '.join(REQUIRED[name] for name in missing)}")
+    if int((found["mujoco"] or "0").split(".")[0]) >= 4:
+        raise ConfigError(f"expected mujoco 3.17 or later but below 4, received {found['mujoco']}; run pip install 'mujoco>=3.17,<4'")
+    return ", ".join(f"{name} {version or 'not installed (optional)'}" for name, version in found.items())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _tensorflow() -> Any:
+    """TensorFlow, with a broken installation told in one line."""
+    try:
+        return importlib.import_module("tensorflow")
+    except ImportError as error:
+        raise ConfigError(f"TensorFlow cannot be imported ({error}); run pip install --force-reinstall tensorflow") from error
+
+
+def check_memory() -> str:
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []
+    free = next((int(line.split()[1]) * 1024 / GIB for line in lines if line.startswith("MemAvailable")), None)
+    if free is None:
+        return "unknown on this system"
+    if free < LEAST_MEMORY:
+        raise DeviceError(f"expected at least {LEAST_MEMORY:.0f} GiB of free memory, received {free:.1f}; end other programs")
+    return f"{free:.1f} GiB free"
+
+
+def check_disk() -> str:
+    free = shutil.disk_usage(Path.cwd()).free / GIB
+    if free < LEAST_DISK:
+        raise StorageError(
+            f"{Path.cwd()}: expected at least {LEAST_DISK:.0f} GiB of free space, received {free:.1f}; delete something or work elsewhere"
+        )
+    return f"{free:.1f} GiB free in {Path.cwd()}"
+
+
+def check_processors() -> str:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{usable} usable"
+
+
+def check_devices() -> str:
+    names = [device.name for device in _tensorflow().config.list_physical_devices("GPU")]
+    return ", ".join(names) or "TensorFlow sees no GPU, training will run on the CPU"
+
+
+def check_compiler() -> str:
+    """One compiled convolution and matrix product: finds a missing CUDA library or a broken XLA before a training does."""
+    tf = _tensorflow()
+
+    @tf.function(jit_compile=True)
+    def compute(image: Any, kernel: Any, weights: Any) -> Any:
+        hidden = tf.nn.conv2d(image, kernel, strides=2, padding="VALID")
+        return tf.matmul(tf.reshape(hidden, [2, -1]), weights)
+
+    try:
+        result = compute(tf.ones([2, 16, 16, 3]), tf.ones([4, 4, 3, 8]), tf.ones([7 * 7 * 8, 5])).numpy()
+    except tf.errors.OpError as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"XLA does not compile here ({reason}); run pip install --force-reinstall 'tensorflow[and-cuda]'") from error
+    expected = 4 * 4 * 3 * 7 * 7 * 8
+    if not np.allclose(result, expected):
+        raise DeviceError(f"XLA computes wrong numbers (expected {expected}, received {result.flat[0]}); train with --jit off")
+    return "matrix product and convolution compiled by XLA"
+
+
+def check_backend() -> str:
+    return choose_backend()
+
+
+def check_render() -> str:
+    environment = envs.make("dmc_walker_walk")
+    try:
+        image = environment.reset(seed=0).image
+    finally:
+        environment.close()
+    if len(np.unique(image)) < 8:
+        raise SimulatorError("the image of walker walk is empty; run apt-get install libegl1 libgl1 libosmesa6")
+    return f"walker walk at {image.shape[0]} x {image.shape[1]}, mean brightness {image.mean():.1f}"
+
+
+def check_video() -> str:
+    """Write a tiny video and read it back through the background loader's decoder."""
+    try:
+        ffmpeg = importlib.import_module("imageio_ffmpeg")
+    except ImportError as error:
+        raise ConfigError("imageio-ffmpeg is not installed; run pip install imageio-ffmpeg") from error
+    frames = 8
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        try:
+            writer = ffmpeg.write_frames(str(path), (64, 64), fps=10, ffmpeg_log_level="error")
+            writer.send(None)
+            for value in range(frames):
+                writer.send(np.full((64, 64, 3), 30 * value, np.uint8))
+            writer.close()
+            decoded = list(videos.decode(path, size=64, color="grey"))
+        except (OSError, RuntimeError, DataError) as error:
+            raise DataError(f"a video cannot be written and read ({error}); run pip install --force-reinstall imageio-ffmpeg") from error
+    if len(decoded) != frames:
+        raise DataError(f"expected {frames} frames of a test video, received {len(decoded)}; run pip install --force-reinstall imageio-ffmpeg")
+    return f"{frames} frames written and read"
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "python": check_python,
+    "packages": check_packages,
+    "processors": check_processors,
+    "memory": check_memory,
+    "disk": check_disk,
+    "rendering backend": check_backend,
+    "rendering": check_render,
+    "video": check_video,
+    "GPU": check_devices,
+    "compiler": check_compiler,
+}
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+
+from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
+from semopo_tf.rollout import RandomPolicy, play
+from semopo_tf.types import Observation
+
+
+class Counting:
+    """An episode of seed s has 2 + s % 4 decisions; image and reward encode (seed, step); odd seeds end in a termination."""
+
+    action_size, image_shape = 2, (2, 2, 3)
+
+    def __init__(self):
+        self.received = []
+
+    def observe(self):
+        last = self.time == 2 + self.seed % 4
+        image = np.full((2, 2, 3), 10 * self.seed + self.time, np.uint8)
+        return Observation(image, float(self.time), self.time == 0, last, last and self.seed % 2 == 1)
+
+    def reset(self, seed):
+        self.seed, self.time = seed, 0
+        return self.observe()
+
+    def step(self, action):
+        self.received.append(action.copy())
+        self.time += 1
+        return self.observe()
+
+    def close(self):
+        pass
+
+
+class Recorder:
+    """Acts with (seed, step) and remembers what it was shown."""
+
+    def __init__(self):
+        self.calls = []
+
+    def initial(self, episodes):
+        return np.zeros(episodes)
+
+    def __call__(self, image, state, seeds, step):
+        self.calls.append((image[:, 0, 0, 0].tolist(), seeds.tolist(), step, state.tolist()))
+        return np.stack([seeds / 100, np.full(len(seeds), step / 100)], -1), state + 1
+
+
+def test_records_follow_the_arrival_convention():
+    (episode,) = play([Counting()], Recorder(), [7], batch=1)
+    assert episode.image[:, 0, 0, 0].tolist() == [70, 71, 72, 73, 74, 75]
+    np.testing.assert_allclose(episode.action[:, 0], [0, 0.07, 0.07, 0.07, 0.07, 0.07], rtol=1e-6)
+    np.testing.assert_allclose(episode.action[:, 1], [0, 0, 0.01, 0.02, 0.03, 0.04], rtol=1e-6)
+    assert episode.reward.tolist() == [0, 1, 2, 3, 4, 5]
+    assert episode.is_first.tolist() == [True] + [False] * 5
+    assert episode.is_last.tolist() == episode.is_terminal.tolist() == [False] * 5 + [True]
+    assert episode.discount.tolist() == [1, 1, 1, 1, 1, 0]
+    assert {name: array.dtype.name for name, array in episode._asdict().items()} == {
+        "image": "uint8",
+        "action": "float32",
+        "reward": "float32",
+        "discount": "float32",
+        "is_first": "bool",
+        "is_last": "bool",
+        "is_terminal": "bool",
+    }
+
+
+def test_time_limit_is_no_termination():
+    (episode,) = play([Counting()], Recorder(), [4], batch=1)
+    assert episode.is_last[-1]
+    assert not episode.is_terminal.any()
+    assert episode.discount.tolist() == [1] * 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_any_number_of_environments_gives_the_same_episodes(count):
+    seeds = [3, 0, 5, 2, 1, 4, 7]
+    reference = list(play([Counting()], RandomPolicy(2), seeds, batch=5))
+    episodes = list(play([Counting() for _ in range(count)], RandomPolicy(2), seeds, batch=5))
+    assert [episode.image[0, 0, 0, 0] // 10 for episode in episodes] == seeds
+    for one, other in zip(reference, episodes, strict=True):
+        for left, right in zip(one, other, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_policy_sees_a_constant_batch_and_waiting_environments():
+    policy = Recorder()
+    environments = [Counting(), Counting()]
+    list(play(environments, policy, [0, 3, 1], batch=4))
+    assert policy.calls[0] == ([0, 30, 30, 30], [0, 3, 3, 3], 0, [0, 0, 0, 0])
+    # Seed 0 has ended after 2 decisions and waits with its last image.
+    assert [images[0] for images, *_ in policy.calls[:5]] == [0, 1, 2, 2, 2]
+    # The third episode is alone, with a new state.
+    assert policy.calls[5] == ([10, 10, 10, 10], [1, 1, 1, 1], 0, [0, 0, 0, 0])
+    assert len(environments[0].received) == 2 + 3
+
+
+def test_environments_that_can_work_at_the_same_time_do():
+    order = []
+
+    class Split(Counting):
+        def send(self, action):
+            order.append(("send", self.seed))
+            self.action = action
+
+        def receive(self):
+            order.append(("receive", self.seed))
+            return self.step(self.action)
+
+    list(play([Split(), Counting(), Split()], RandomPolicy(2), [0, 4, 8], batch=3))
+    assert order == [("send", 0), ("send", 8), ("receive", 0), ("receive", 8)] * 2
+
+
+def test_random_policy_depends_on_seed_and_step_alone():
+    policy, other = RandomPolicy(3), RandomPolicy(3, stream=1)
+    first, _ = policy(None, None, np.array([1, 2, 1]), 0)
+    np.testing.assert_array_equal(first[0], first[2])
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first, policy(None, None, np.array([1, 2, 1]), 1)[0])
+    assert not np.array_equal(first, other(None, None, np.array([1, 2, 1]), 0)[0])
+    many = np.concatenate([policy(None, None, np.arange(300), step)[0] for step in range(4)])
+    assert many.dtype == np.float32
+    assert np.abs(many).max() <= 1
+    # 3600 uniform draws: standard error of the mean 0.0096, of the variance 1/3 about 0.005.
+    assert abs(many.mean()) < 0.04
+    assert abs(many.var() - 1 / 3) < 0.02
+
+
+@pytest.mark.parametrize(("environments", "batch"), [(0, 1), (3, 2)])
+def test_number_of_environments(environments, batch):
+    with pytest.raises(ConfigError, match=f"1 to batch = {batch} environments, received {environments}"):
+        list(play([Counting() for _ in range(environments)], RandomPolicy(2), [1], batch=batch))
+
+
+def test_actions_of_a_wrong_shape():
+    with pytest.raises(NumericalError, match=r"expected actions of shape \[1, 2\], received \[1, 3\]"):
+        list(play([Counting()], RandomPolicy(3), [1], batch=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": np.zeros((2, 2, 3))}, r"uint8 \[2, 2, 3\], received float64 \[2, 2, 3\]"),
+        ({"image": np.zeros((3, 2, 3), np.uint8)}, r"received uint8 \[3, 2, 3\]"),
+        ({"reward": float("nan")}, "a finite reward, received nan"),
+    ],
+)
+def test_broken_environments(changes, message):
+    class Broken(Counting):
+        def step(self, action):
+            return super().step(action)._replace(**changes)
+
+    with pytest.raises(SimulatorError, match=message):
+        list(play([Broken()], RandomPolicy(2), [1], batch=1))
