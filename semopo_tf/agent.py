@@ -1,0 +1,180 @@
+"""SeMOPO and Offline DV2: a world model learned from data, then a policy learned in its imagination, and the policy that acts.
+
+One class serves both; which world model it holds is configuration. Two strictly sequential stages (Algorithm 1).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from semopo_tf.actor_critic import ActorCritic
+from semopo_tf.engine import compiled
+from semopo_tf.imagination import imagine
+from semopo_tf.optim import Optimizer, gradients_of, step_if_finite
+from semopo_tf.random import Key
+from semopo_tf.types import Batch, Latent, Stage
+from semopo_tf.world_model import JointWorldModel, SeparatedWorldModel, WorldModel, preprocess
+
+WORLD_MODELS = {"separated": SeparatedWorldModel, "joint": JointWorldModel}
+
+
+class Agent:
+    """World model, actor-critic and their optimisers.
+
+    Args:
+      model_opt: arguments of `Optimizer` for the world model.
+      split_optimizers: one optimiser a branch instead of one for all.
+      penalty_weight: lambda of Eq. 2.
+      steps: updates of the stages `model` and `policy`.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        actor_critic: ActorCritic,
+        *,
+        model_opt: Mapping[str, float],
+        split_optimizers: bool,
+        horizon: int,
+        discount: float,
+        penalty_weight: float,
+        steps: Mapping[str, int],
+    ):
+        self.world_model, self.actor_critic = world_model, actor_critic
+        self._horizon, self._discount, self._penalty_weight = horizon, discount, penalty_weight
+        self._model_opts = [Optimizer(name, group, **model_opt) for name, group in world_model.groups(split_optimizers).items()]
+        self.stages = (
+            Stage("model", steps["model"], "model", self.update_model),
+            Stage("policy", steps["policy"], "policy", self.update_policy),
+        )
+
+    def update_model(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
+        """One world-model update: one forward, one backward for all optimisers, one step of each (facts of the gradient table)."""
+        trained = self.world_model.trained
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(list(trained.values()))
+            losses = self.world_model.losses(batch, key)
+        return losses.metrics | step_if_finite(self._model_opts, gradients_of(losses.total, trained, tape), [losses.total])
+
+    def update_policy(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
+        """One actor-critic update from the posterior states of all B*T records; the world model is frozen."""
+        start = tf.nest.map_structure(lambda x: tf.stop_gradient(_flatten_batch_and_time(x)), self.world_model.posterior(batch, key))
+
+        def rollouts():
+            return imagine(
+                self.world_model,
+                self.actor_critic,
+                start,
+                key,
+                horizon=self._horizon,
+                discount=self._discount,
+                penalty_weight=self._penalty_weight,
+            )
+
+        return self.actor_critic.learn(rollouts, key.step)
+
+    def validate(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
+        """World-model metrics of a batch; changes nothing."""
+        return self.world_model.losses(batch, key).metrics
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """Everything a checkpoint must hold, by stable name: `model/...`, `model_opt/...`, `policy/...`."""
+        found = {f"model/{name}": variable for name, variable in self.world_model.trained.items()}
+        for optimizer in self._model_opts:
+            found |= {f"model_opt/{name}": variable for name, variable in optimizer.state().items()}
+        return found | {f"policy/{name}": variable for name, variable in self.actor_critic.variables().items()}
+
+
+def build(
+    *,
+    image_size: int,
+    action_size: int,
+    seed: int,
+    steps: Mapping[str, int],
+    model: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    rssm: Mapping[str, Any],
+    reward_head: Mapping[str, Any],
+    kl: Mapping[str, Any],
+    model_opt: Mapping[str, float],
+    penalty: Mapping[str, Any],
+    imagination: Mapping[str, Any],
+    actor: Mapping[str, Any],
+    critic: Mapping[str, Any],
+    actor_critic: Mapping[str, Any],
+    actor_opt: Mapping[str, float],
+    critic_opt: Mapping[str, float],
+) -> Agent:
+    """An agent from the sections of the configuration, with all variables made and drawn from `seed`.
+
+    Raises:
+      ValueError: when the kernels do not fit the image.
+    """
+    shared = {"seed": seed, "reward_head": reward_head, "kl": kl, "measure": penalty["measure"]}
+    shared |= {key: model[key] for key in ("reward_gradient", "image_scale")}
+    if model["kind"] == "separated":
+        shared |= {"exo_action": model["exo_action"], "exo_weight": model["exo_only"] ** model["exo_only_power"]}
+    sizes = {"image_size": image_size, "action_size": action_size, "encoder": encoder, "decoder": decoder, "rssm": rssm}
+    world_model = WORLD_MODELS[model["kind"]](**sizes, **shared)
+    behaviour = ActorCritic(
+        feat_size=world_model.main.rssm.feat_size,
+        action_size=action_size,
+        seed=seed,
+        actor=actor,
+        critic=critic,
+        actor_opt=actor_opt,
+        critic_opt=critic_opt,
+        **actor_critic,
+    )
+    return Agent(
+        world_model,
+        behaviour,
+        model_opt=model_opt,
+        split_optimizers=model["split_optimizers"],
+        penalty_weight=penalty["weight"],
+        steps=steps,
+        **imagination,
+    )
+
+
+class FilterPolicy:
+    """The acting policy: filters the endogenous state from frames and takes the actor's mode (facts 2.13). Sees no exogenous state.
+
+    Latent noise is keyed by (episode seed, decision), so an episode does not depend on which others are played beside it.
+
+    Args:
+      batch: constant number of episodes a call, padded by the caller: one program, and equal actions for any number of environments.
+    """
+
+    def __init__(self, agent: Agent, *, batch: int, action_size: int, jit: bool):
+        self.batch = batch
+        self._model, self._actor = agent.world_model, agent.actor_critic
+        self._action_size = action_size
+        self._act = compiled(self._filter_and_act, jit=jit)
+
+    def initial(self, episodes: int) -> tuple[Latent, np.ndarray]:
+        """State before the first frame of `episodes` episodes, which must be `batch`."""
+        if episodes != self.batch:
+            raise ValueError(f"FilterPolicy: expected the constant batch of {self.batch} episodes, received {episodes}")
+        return self._model.main.rssm.initial(episodes), tf.zeros([episodes, self._action_size])
+
+    def __call__(self, image: np.ndarray, state: tuple[Latent, Any], seeds: np.ndarray, step: int) -> tuple[np.ndarray, tuple[Latent, Any]]:
+        """See `types.Policy`; actions are in [-1, 1]."""
+        action, latent = self._act(tf.constant(image), *state, tf.constant(seeds, tf.int64), tf.constant(step, tf.int64))
+        return action.numpy(), (latent, action)
+
+    def _filter_and_act(self, image: tf.Tensor, latent: Latent, action: tf.Tensor, seeds: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, Latent]:
+        branch = self._model.main
+        noise = tf.stack([branch.rssm.draw(Key(seed, "evaluation", step), "state", ()) for seed in tf.unstack(seeds, self.batch)])
+        is_first = tf.fill([self.batch, 1], tf.equal(step, 0))
+        post = branch.rssm.observe(branch.encoder(preprocess(image))[:, None], action[:, None], is_first, noise[:, None], latent)
+        latent = tf.nest.map_structure(lambda x: x[:, 0], post)
+        return self._actor.policy(branch.features(latent)).mode(), latent
+
+
+def _flatten_batch_and_time(x: tf.Tensor) -> tf.Tensor:
+    """[B, T, ...] -> [B*T, ...]."""
+    return tf.reshape(x, [x.shape[0] * x.shape[1], *x.shape[2:]])

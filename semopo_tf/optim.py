@@ -1,0 +1,82 @@
+"""The optimiser of the released code: clip by global norm, decoupled weight decay, Adam. One tape may serve several of them."""
+
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+BETA_1, BETA_2 = 0.9, 0.999
+
+
+class Optimizer:
+    """Adam over one list of variables, with its own moments and Keras' epsilon: beside the root of the uncorrected second moment.
+
+    Two optimisers may hold the same variable: each then takes its own step with its own moments and its own clipping norm.
+
+        g <- g * min(1, clip / norm)        norm over the whole list
+        w <- w * (1 - weight_decay)         every variable, not multiplied by the learning rate
+        w <- w - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)
+    """
+
+    def __init__(self, name: str, variables: Mapping[str, tf.Variable], *, lr: float, eps: float, clip: float, weight_decay: float):
+        """variables: by stable name; the optimiser's own state is named after them."""
+        self.name = name
+        self._variables = dict(variables)
+        self._lr, self._eps, self._clip, self._weight_decay = lr, eps, clip, weight_decay
+        self._updates = tf.Variable(0, trainable=False, dtype=tf.int64, name=f"{name}_updates")
+        zeros = {key: tf.zeros(variable.shape) for key, variable in self._variables.items()}
+        self._first = {key: tf.Variable(zero, trainable=False) for key, zero in zeros.items()}
+        self._second = {key: tf.Variable(zero, trainable=False) for key, zero in zeros.items()}
+
+    def state(self) -> dict[str, tf.Variable]:
+        """The step counter and both moments, by stable name: what a checkpoint must hold."""
+        state = {f"{self.name}/updates": self._updates}
+        for key in self._variables:
+            state[f"{self.name}/first/{key}"] = self._first[key]
+            state[f"{self.name}/second/{key}"] = self._second[key]
+        return state
+
+    def norm(self, gradients: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Global norm of this optimiser's part of `gradients`, before clipping."""
+        return tf.linalg.global_norm([gradients[key] for key in self._variables])
+
+    def apply(self, gradients: Mapping[str, tf.Tensor], norm: tf.Tensor) -> None:
+        """Take one step on all variables. `gradients` may hold more than this optimiser's own; a missing one is an error."""
+        scale = self._clip / tf.maximum(norm, self._clip)
+        step = tf.cast(self._updates.assign_add(1), tf.float32)
+        rate = self._lr * tf.sqrt(1 - tf.pow(BETA_2, step)) / (1 - tf.pow(BETA_1, step))
+        for key, variable in self._variables.items():
+            gradient = gradients[key] * scale
+            first = self._first[key].assign(BETA_1 * self._first[key] + (1 - BETA_1) * gradient)
+            second = self._second[key].assign(BETA_2 * self._second[key] + (1 - BETA_2) * tf.square(gradient))
+            variable.assign((1 - self._weight_decay) * variable - rate * first / (tf.sqrt(second) + self._eps))
+
+
+def gradients_of(loss: tf.Tensor, variables: Mapping[str, tf.Variable], tape: tf.GradientTape) -> dict[str, tf.Tensor]:
+    """Dense gradients by name.
+
+    Raises:
+      ValueError: naming the first variable that the loss does not reach; a variable that nothing trains is a mistake in the wiring.
+    """
+    found = tape.gradient(loss, list(variables.values()))
+    for key, gradient in zip(variables, found, strict=True):
+        if gradient is None:
+            raise ValueError(f"{key}: expected a gradient from the loss, received none; remove it from the optimiser's variables")
+    return {key: tf.convert_to_tensor(gradient) for key, gradient in zip(variables, found, strict=True)}
+
+
+def step_if_finite(optimizers: Sequence[Optimizer], gradients: Mapping[str, tf.Tensor], losses: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Let every optimiser step, or none of them where a loss or a gradient norm is not finite.
+
+    Returns:
+      `<name>_grad_norm` before clipping for each optimiser, and `finite`, 1.0 or 0.0.
+    """
+    norms = {optimizer.name: optimizer.norm(gradients) for optimizer in optimizers}
+    finite = tf.reduce_all(tf.math.is_finite(tf.stack([*losses, *norms.values()])))
+
+    def step() -> tf.Tensor:
+        for optimizer in optimizers:
+            optimizer.apply(gradients, norms[optimizer.name])
+        return tf.constant(1.0)
+
+    taken = tf.cond(finite, step, lambda: tf.constant(0.0))
+    return {f"{name}_grad_norm": norm for name, norm in norms.items()} | {"finite": taken}

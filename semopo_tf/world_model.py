@@ -1,0 +1,350 @@
+"""The world models: one branch (Offline DV2) or two (SeMOPO). The exogenous latent is born and dies in this file.
+
+    image --endo_encoder--> endo RSSM --> endo feat --> mask decoder --> endo mean, mask features --.
+      |                        ^ action       |                                                     |-> mask m
+      |                                       '--> reward head (gradient stopped)                   |   m * endo mean + (1 - m) * exo mean
+      '----exo_encoder-->   exo RSSM  --> exo feat  --> mask decoder --> exo mean,  mask features --'   = joint mean of the image
+                                              '--> exogenous-only decoder (w times the image likelihood)
+
+Who learns from what (`reward_gradient: False`):
+
+    endo encoder, endo RSSM         endo KL, joint image
+    exo encoder, exo RSSM           exo KL, joint image, exogenous-only image
+    both mask decoders, mask        joint image
+    exogenous-only decoder          exogenous-only image
+    reward head                     reward
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from semopo_tf import losses as loss_functions
+from semopo_tf.distributions import unit_normal_log_prob
+from semopo_tf.nets import MLP, Decoder, Encoder, MaskBlend, deconv_sizes, initialise, named_variables
+from semopo_tf.random import Key
+from semopo_tf.rssm import RSSM
+from semopo_tf.types import Batch, Latent
+
+COLORS = 3
+
+# Name -> (what the members disagree about, the measure). Eq. 2 is `sum_squares`; the released code runs `mean_norm`.
+UNCERTAINTY: dict[str, tuple[str, Callable[[tf.Tensor], tf.Tensor]]] = {
+    "sum_squares": ("centre", loss_functions.sum_of_squares),
+    "mean_norm": ("centre", loss_functions.mean_norm),
+    "log_prob_variance": ("log_prob", loss_functions.log_prob_variance),
+    "log_prob_std": ("log_prob", loss_functions.log_prob_std),
+}
+
+
+class Kl(NamedTuple):
+    """How the KL terms enter: balanced with free nats, or plain (`strict_elbo`, the paper's printed objective)."""
+
+    balance: float
+    free: float
+    strict_elbo: bool
+
+
+class Losses(NamedTuple):
+    """What one batch gives."""
+
+    total: tf.Tensor  # scalar
+    metrics: dict[str, tf.Tensor]  # scalars
+    posterior: Latent  # [B, T, ...] of the branch that the policy will see
+
+
+def preprocess(image: tf.Tensor) -> tf.Tensor:
+    """uint8 0..255 -> float32 -0.5..0.5."""
+    return tf.cast(image, tf.float32) / 255 - 0.5
+
+
+def weigh(losses: Mapping[str, tf.Tensor], scales: Mapping[str, float], shape: tuple[int, int]) -> tf.Tensor:
+    """The weighted sum of mean losses: the only place where losses meet their weights.
+
+    Raises:
+      ValueError: when the names differ or a loss is neither [B, T] nor one of the scalar `*_kl`.
+    """
+    if set(losses) != set(scales):
+        raise ValueError(f"losses and scales: expected the same names, received {sorted(losses)} and {sorted(scales)}")
+    for name, loss in losses.items():
+        loss.shape.assert_is_compatible_with([] if name.endswith("_kl") else list(shape))
+    return tf.add_n([scales[name] * tf.reduce_mean(loss) for name, loss in losses.items()])
+
+
+class Branch:
+    """Encoder and recurrent model of one stream."""
+
+    def __init__(self, name: str, *, image_size: int, action_size: int, encoder: Mapping[str, Any], rssm: Mapping[str, Any]):
+        self.name = name
+        self.encoder = Encoder(name=f"{name}_encoder", **encoder)
+        self.rssm = RSSM(name=f"{name}_rssm", action_size=action_size, embed_size=self.encoder.embed_size(image_size), **rssm)
+        self.encoder.build((None, image_size, image_size, COLORS))
+        self.rssm.build()
+        self.layers = {f"{name}_encoder": self.encoder, f"{name}_rssm": self.rssm}
+
+    def observe(self, image: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key, start: Latent | None = None) -> Latent:
+        """Posterior states [B, T, ...] of preprocessed images [B, T, H, W, 3]."""
+        noise = self.rssm.draw(key, f"{self.name}_posterior", tuple(image.shape[:2]))
+        return self.rssm.observe(self.encoder(image), action, is_first, noise, start)
+
+    def features(self, latent: Latent) -> tf.Tensor:
+        return self.rssm.features(latent)
+
+    def kl(self, post: Latent, key: Key, settings: Kl) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """The KL loss (a scalar) and its metrics, under one ensemble member drawn for each time step.
+
+        post    q_0  q_1  ...  q_{T-1}      of deter_t and image_t
+        prior   p_0  p_1  ...  p_{T-1}      of deter_t alone, member k_t
+        """
+        dist = self.rssm.dist
+        member = self.rssm.draw_members(key, f"{self.name}_member", post.deter.shape[1])
+        prior = self.rssm.prior(post.deter, member)
+        stopped_post, stopped_prior = tf.nest.map_structure(tf.stop_gradient, (post.stats, prior))
+        value = dist.kl(post.stats, prior)
+        if settings.strict_elbo:
+            loss = tf.reduce_mean(value)
+        else:
+            post_side, prior_side = dist.kl(post.stats, stopped_prior), dist.kl(stopped_post, prior)
+            loss = loss_functions.balanced_kl(post_side, prior_side, balance=settings.balance, free=settings.free)
+        return loss, {
+            f"{self.name}_kl": tf.reduce_mean(value),
+            f"{self.name}_post_ent": tf.reduce_mean(dist.entropy(post.stats)),
+            f"{self.name}_prior_ent": tf.reduce_mean(dist.entropy(prior)),
+        }
+
+    def open_loop(self, start: Latent, action: tf.Tensor, key: Key) -> Latent:
+        """Prior rollout from `start` [B, ...] under actions [B, T, A]: Latent [B, T, ...]."""
+        batch, steps = action.shape[:2]
+        member = self.rssm.draw_members(key, f"{self.name}_open_member", steps)
+        return self.rssm.open_loop(start, action, member, self.rssm.draw(key, f"{self.name}_open", (batch, steps)))
+
+    def uncertainty(self, latent: Latent, measure: str) -> tf.Tensor:
+        """Disagreement of all members about the state that `latent.deter` predicts: [...]."""
+        subject, function = UNCERTAINTY[measure]
+        stats = self.rssm.prior_all(latent.deter)
+        dist = self.rssm.dist
+        return function(dist.centre(stats) if subject == "centre" else dist.log_prob(stats, latent.stoch))
+
+
+class WorldModel:
+    """What both world models share: the branch that the policy sees, the reward head, and imagination in them."""
+
+    def __init__(
+        self,
+        main: Branch,
+        *,
+        seed: int,
+        reward_head: Mapping[str, Any],
+        kl: Mapping[str, Any],
+        reward_gradient: bool,
+        measure: str,
+        image_scale: float,
+    ):
+        self.main = main
+        self.reward_head = MLP(outputs={"reward": 1}, name="reward", **reward_head)
+        self.reward_head.build((None, main.rssm.feat_size))
+        self.layers: dict[str, keras.layers.Layer] = {**main.layers, "reward": self.reward_head}
+        self._seed = seed
+        self._kl = Kl(**kl)
+        self._reward_gradient, self._measure, self._image_scale = reward_gradient, measure, image_scale
+
+    def _finish(self, image_size: int, decoder: Mapping[str, Any]) -> None:
+        """Name and initialise all variables once the sub-class has made its layers."""
+        if deconv_sizes(decoder["kernels"])[-1] != image_size:
+            raise ValueError(
+                f"decoder.kernels = {list(decoder['kernels'])}: expected an image of {image_size} pixels, "
+                f"received {deconv_sizes(decoder['kernels'])[-1]}; change the kernels"
+            )
+        self.trained = named_variables(self.layers)
+        initialise(self.trained, self._seed)
+
+    def variables_of(self, *layers: str) -> dict[str, tf.Variable]:
+        """Trained variables of the named layers."""
+        return named_variables({name: self.layers[name] for name in layers})
+
+    def groups(self, split: bool) -> dict[str, dict[str, tf.Variable]]:
+        """Optimiser name -> the variables it steps."""
+        return {"model": self.trained}
+
+    def losses(self, batch: Batch, key: Key) -> Losses:
+        """Weighted total, metrics and posterior states of a batch; trains nothing."""
+        raise NotImplementedError
+
+    def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        """Rows of the video report, each [B, T, H, W, 1 or 3] in 0..1: `context` filtered frames, then open loop under the true actions."""
+        raise NotImplementedError
+
+    def _reward_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
+        """[B, T] negative log-likelihood; r_t is predicted from the state at t, on arrival."""
+        return -unit_normal_log_prob(self.reward(feat if self._reward_gradient else tf.stop_gradient(feat)), reward, 0)
+
+    def posterior(self, batch: Batch, key: Key) -> Latent:
+        """Filtered states [B, T, ...] of the branch that the policy sees."""
+        return self.main.observe(preprocess(batch.image), batch.action, batch.is_first, key)
+
+    def draw_steps(self, key: Key, horizon: int, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Ensemble member of each imagined step [H], shared by the batch, and noise of the states [H, N, S]."""
+        rssm = self.main.rssm
+        return rssm.draw_members(key, "imagined_member", horizon), rssm.draw(key, "imagined_state", (horizon, size))
+
+    def step(self, latent: Latent, action: tf.Tensor, noise: tuple[tf.Tensor, tf.Tensor]) -> Latent:
+        return self.main.rssm.step(latent, action, *noise)
+
+    def features(self, latent: Latent) -> tf.Tensor:
+        return self.main.features(latent)
+
+    def reward(self, feat: tf.Tensor) -> tf.Tensor:
+        """Predicted reward [...] on arriving at the state of `feat` [..., F]."""
+        return self.reward_head(feat)["reward"][..., 0]
+
+    def uncertainty(self, latent: Latent) -> tf.Tensor:
+        """The configured disagreement measure of the branch that the policy sees: [...]."""
+        return self.main.uncertainty(latent, self._measure)
+
+
+class JointWorldModel(WorldModel):
+    """The world model of Offline DV2: one branch explains the whole image."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        action_size: int,
+        encoder: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        rssm: Mapping[str, Any],
+        **shared: Any,
+    ):
+        super().__init__(Branch("joint", image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm), **shared)
+        self._decoder = Decoder(channels=COLORS, name="decoder", **decoder)
+        self._decoder.build((None, self.main.rssm.feat_size))
+        self.layers["decoder"] = self._decoder
+        self._finish(image_size, decoder)
+
+    def losses(self, batch: Batch, key: Key) -> Losses:
+        image = preprocess(batch.image)
+        post = self.main.observe(image, batch.action, batch.is_first, key)
+        feat = self.main.features(post)
+        kl, metrics = self.main.kl(post, key, self._kl)
+        losses = {
+            "joint_kl": kl,
+            "image": -unit_normal_log_prob(self._decoder(feat), image, 3),
+            "reward": self._reward_loss(feat, batch.reward),
+        }
+        total = weigh(losses, {"joint_kl": 1.0, "image": self._image_scale, "reward": 1.0}, tuple(batch.reward.shape))
+        metrics |= {f"{name}_loss": tf.reduce_mean(loss) for name, loss in losses.items()} | {"model_loss": total}
+        return Losses(total, metrics, post)
+
+    def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        image = preprocess(batch.image)
+        mean = self._decoder(self.main.features(_context_then_open_loop(self.main, image, batch.action, batch.is_first, key, context)))
+        return {"truth": image + 0.5, "joint": mean + 0.5, "error": (mean - image + 1) / 2}
+
+
+class SeparatedWorldModel(WorldModel):
+    """SeMOPO's world model: an endogenous branch driven by actions and an exogenous one that never sees them.
+
+    Args:
+      exo_action: what the exogenous model gets as action: `absent` (no such input: the paper), `zero` (an input that is always zero:
+        the released commands) or `taken` (the true action: TIA).
+      exo_weight: weight w of the exogenous-only reconstruction; 0 builds no such decoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        action_size: int,
+        encoder: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        rssm: Mapping[str, Any],
+        exo_action: str,
+        exo_weight: float,
+        **shared: Any,
+    ):
+        super().__init__(Branch("endo", image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm), **shared)
+        exo_action_size = 0 if exo_action == "absent" else action_size
+        self.exo = Branch("exo", image_size=image_size, action_size=exo_action_size, encoder=encoder, rssm=rssm)
+        self._exo_action = exo_action
+        self._exo_weight = 0.0 if self._kl.strict_elbo else exo_weight
+        self._endo_decoder = Decoder(channels=2 * COLORS, name="endo_decoder", **decoder)
+        self._exo_decoder = Decoder(channels=2 * COLORS, name="exo_decoder", **decoder)
+        self._mask = MaskBlend(name="mask")
+        self._mask.build((None, image_size, image_size, 2 * COLORS))
+        self.layers |= {**self.exo.layers, "endo_decoder": self._endo_decoder, "exo_decoder": self._exo_decoder, "mask": self._mask}
+        if self._exo_weight:
+            self._exo_only_decoder = Decoder(channels=COLORS, name="exo_only_decoder", **decoder)
+            self.layers["exo_only_decoder"] = self._exo_only_decoder
+        for name in self.layers:
+            if name.endswith("_decoder"):
+                self.layers[name].build((None, self.main.rssm.feat_size))
+        self._finish(image_size, decoder)
+
+    def groups(self, split: bool) -> dict[str, dict[str, tf.Variable]]:
+        """One optimiser for all, or two as in the released code, which both step the joint decoder (facts of its optimiser lists)."""
+        if not split:
+            return super().groups(split)
+        joint = ("endo_decoder", "exo_decoder", "mask")
+        exo_only = ("exo_only_decoder",) if self._exo_weight else ()
+        return {
+            "endo": self.variables_of("endo_encoder", "endo_rssm", "reward", *joint),
+            "exo": self.variables_of("exo_encoder", "exo_rssm", *joint, *exo_only),
+        }
+
+    def losses(self, batch: Batch, key: Key) -> Losses:
+        image = preprocess(batch.image)
+        endo, exo = self._observe(image, batch.action, batch.is_first, key)
+        endo_feat, exo_feat = self.main.features(endo), self.exo.features(exo)
+        endo_kl, endo_metrics = self.main.kl(endo, key, self._kl)
+        exo_kl, exo_metrics = self.exo.kl(exo, key, self._kl)
+        decoded = self._decode(endo_feat, exo_feat)
+        losses = {
+            "endo_kl": endo_kl,
+            "exo_kl": exo_kl,
+            "image": -unit_normal_log_prob(decoded["joint"], image, 3),
+            "reward": self._reward_loss(endo_feat, batch.reward),
+        }
+        scales = {"endo_kl": 1.0, "exo_kl": 1.0, "image": self._image_scale, "reward": 1.0}
+        if self._exo_weight:
+            losses["exo_image"] = -unit_normal_log_prob(self._exo_only_decoder(exo_feat), image, 3)
+            scales["exo_image"] = self._image_scale * self._exo_weight
+        total = weigh(losses, scales, tuple(batch.reward.shape))
+        metrics = {f"{name}_loss": tf.reduce_mean(loss) for name, loss in losses.items()} | {"model_loss": total}
+        metrics |= {"mask_mean": tf.reduce_mean(decoded["mask"])}
+        return Losses(total, metrics | endo_metrics | exo_metrics, endo)
+
+    def _observe(self, image: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key) -> tuple[Latent, Latent]:
+        return self.main.observe(image, action, is_first, key), self.exo.observe(image, self._action_for_exo(action), is_first, key)
+
+    def _action_for_exo(self, action: tf.Tensor) -> tf.Tensor:
+        return tf.zeros_like(action) if self._exo_action == "zero" else action
+
+    def _decode(self, endo_feat: tf.Tensor, exo_feat: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Unmasked means of both streams, the mask, and the blend m * endo + (1 - m) * exo; all [..., H, W, .]."""
+        endo_mean, endo_mask = tf.split(tf.cast(self._endo_decoder(endo_feat), tf.float32), 2, -1)
+        exo_mean, exo_mask = tf.split(tf.cast(self._exo_decoder(exo_feat), tf.float32), 2, -1)
+        mask = self._mask(tf.concat([endo_mask, exo_mask], -1))
+        return {"joint": blend(mask, endo_mean, exo_mean), "endo": endo_mean, "exo": exo_mean, "mask": mask}
+
+    def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        image = preprocess(batch.image)
+        endo = _context_then_open_loop(self.main, image, batch.action, batch.is_first, key, context)
+        exo = _context_then_open_loop(self.exo, image, self._action_for_exo(batch.action), batch.is_first, key, context)
+        rows = self._decode(self.main.features(endo), self.exo.features(exo))
+        means = {name: rows[name] + 0.5 for name in ("joint", "endo", "exo")}
+        return {"truth": image + 0.5, **means, "mask": rows["mask"], "error": (rows["joint"] - image + 1) / 2}
+
+
+def blend(mask: tf.Tensor, endo_mean: tf.Tensor, exo_mean: tf.Tensor) -> tf.Tensor:
+    """mask * endo + (1 - mask) * exo; mask [..., H, W, 1], means [..., H, W, C]."""
+    return mask * endo_mean + (1 - mask) * exo_mean
+
+
+def _context_then_open_loop(branch: Branch, image: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key, context: int) -> Latent:
+    """Latent [B, T, ...]: posterior for the first `context` frames, prior rollout from the last of them for the rest."""
+    post = branch.observe(image[:, :context], action[:, :context], is_first[:, :context], key)
+    last = tf.nest.map_structure(lambda x: x[:, -1], post)
+    ahead = branch.open_loop(last, action[:, context:], key)
+    return tf.nest.map_structure(lambda x, y: tf.concat([x, y], 1), post, ahead)
