@@ -1,0 +1,57 @@
+"""`train.py`: the command line, the run directory's claim, and then the `Trainer`. Needs no TensorFlow to refuse a wrong flag."""
+
+from pathlib import Path
+
+from semopo_tf import config as configuration
+from semopo_tf.config import OPERATIONAL, Config
+from semopo_tf.errors import ConfigError
+from semopo_tf.files import write_whole
+from semopo_tf.run import open_run
+
+
+def main(argv: list[str]) -> int:
+    """Train, or continue, the run that the command line describes. See README for the flags.
+
+    Raises:
+      SemopoError: any of `errors`, each with its exit code.
+    """
+    config = configuration.load(argv)
+    for key in ("logdir", "offline_dir", "task"):
+        if not config[key]:
+            raise ConfigError(f"--{key}: expected a value, received none; e.g. --configs semopo walker_walk --offline_dir DATA --logdir RUN")
+    logdir = Path(config.logdir).expanduser()
+    with open_run(logdir):
+        claim(config, logdir)
+        print_configuration(config)
+        if (logdir / "DONE").exists():
+            print(f"{logdir}: this run is complete; evaluate.py --logdir {logdir} plays more episodes")
+            return 0
+        # Imports TensorFlow, which takes seconds: only once the command line and the directory are known to be right.
+        from semopo_tf.trainer import Trainer
+
+        Trainer(config, logdir).run()
+    return 0
+
+
+def claim(config: Config, logdir: Path) -> None:
+    """Save the configuration in a new run directory, or check that an old one holds the same.
+
+    Raises:
+      ConfigError: naming the keys that differ.
+    """
+    saved = logdir / "config.yaml"
+    if not saved.exists():
+        write_whole(saved, config.to_yaml().encode())
+        return
+    different = {key: both for key, both in configuration.differing(configuration.load_saved(saved), config).items() if key not in OPERATIONAL}
+    if different:
+        listed = ", ".join(f"{key} (there {old!r}, now {new!r})" for key, (old, new) in list(different.items())[:4])
+        raise ConfigError(f"{logdir}: holds a run with another configuration: {listed}; choose another --logdir or the same flags")
+
+
+def print_configuration(config: Config) -> None:
+    """Echo what differs from the defaults."""
+    different = configuration.differing(configuration.defaults(), config)
+    print("configuration, where it differs from the defaults:")
+    for key, (_, value) in different.items():
+        print(f"  {key}: {value}")

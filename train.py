@@ -1,0 +1,7 @@
+"""Train a world model and a policy offline: python train.py --configs semopo walker_walk --offline_dir DATA --logdir RUN."""
+
+from semopo_tf.errors import run_command
+from semopo_tf.training import main
+
+if __name__ == "__main__":
+    run_command(main)
