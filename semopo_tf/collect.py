@@ -29,7 +29,7 @@ from tqdm import tqdm
 from semopo_tf import envs
 from semopo_tf.episodes import CARD_NAME, read_card, read_episode, write_episode
 from semopo_tf.errors import CommandParser, ConfigError, DataError, SimulatorError, StorageError, run_command
-from semopo_tf.files import FILES, locked, write_whole
+from semopo_tf.files import FILES, locked, sha256, write_whole
 from semopo_tf.rollout import RandomPolicy, play
 from semopo_tf.types import Environment, Policy
 
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
             print(f"{out}: {len(kept)} of {len(seeds)} episodes are there, collecting {len(jobs)}")
         with contextlib.closing(collect(jobs, args.processes)) as results:
             kept |= {written.number: written for written in _progress(results, len(jobs))}
-        statistics = describe([kept[index] for index in range(len(seeds))])
+        statistics = describe(out, [kept[index] for index in range(len(seeds))])
         _write_card(out, {"status": "complete", **card, **statistics})
     _player(recipe)[0].close()
     _player.cache_clear()
@@ -272,8 +272,8 @@ def _progress(results: Iterator[Written], total: int) -> Iterator[Written]:
         yield written
 
 
-def describe(episodes: list[Written]) -> dict[str, Any]:
-    """The statistics of the card, in float64; the standard deviation is that of the population."""
+def describe(out: Path, episodes: list[Written]) -> dict[str, Any]:
+    """The statistics and the file list of the card; sums in float64, the standard deviation is that of the population."""
     scores = np.array([episode.score for episode in episodes], np.float64)
     low, median, high = np.percentile(scores, [25, 50, 75])
     values = {"mean": scores.mean(), "std": scores.std(), "min": scores.min(), "p25": low, "median": median, "p75": high, "max": scores.max()}
@@ -281,7 +281,9 @@ def describe(episodes: list[Written]) -> dict[str, Any]:
         "episodes": len(episodes),
         "records": sum(episode.records for episode in episodes),
         "returns": {name: float(value) for name, value in values.items()},
-        "files": [{"file": episode.file, "seed": episode.seed, "return": episode.score} for episode in episodes],
+        "files": [
+            {"file": episode.file, "seed": episode.seed, "return": episode.score, "sha256": sha256(out / episode.file)} for episode in episodes
+        ],
     }
 
 

@@ -29,20 +29,23 @@ def main(argv: list[str]) -> int:
 
 
 def check(directory: Path) -> None:
-    """Validate every episode and, where the card lists digests of its files, compare them; print one line for each bad file.
+    """Validate every episode and, where the card lists the files, compare their digests; print one line for each bad file.
 
     Raises:
       DataError: with the number of bad files.
     """
     files = episode_files(directory)
-    card = read_card(directory)
-    digests = {row["file"]: row["sha256"] for row in (card or {}).get("files", []) if "sha256" in row}
+    card = read_card(directory) or {}
+    digests = {row["file"]: row.get("sha256") for row in card.get("files", [])}
     bad = 0
     shapes: dict[tuple, str] = {}
+    for name in sorted(digests.keys() - {path.name for path in files}):
+        bad += 1
+        print(f"bad: {directory / name}: listed in {CARD_NAME}, but not there; fetch or collect it again")
     for path in tqdm(files, desc="check", disable=None):
         try:
             episode = read_episode(path)
-            if path.name in digests and sha256(path) != digests[path.name]:
+            if digests.get(path.name) and sha256(path) != digests[path.name]:
                 raise DataError(f"{path}: expected the SHA-256 in {CARD_NAME}, received another; fetch or collect the file again")
         except DataError as error:
             bad += 1
@@ -55,7 +58,7 @@ def check(directory: Path) -> None:
         print(f"bad: image and action shapes differ: {listed}")
     if bad:
         raise DataError(f"{directory}: {bad} problems in {len(files)} files, listed above; remove or replace them")
-    print(f"{directory}: {len(files)} episodes, all good; card: {'yes' if card else 'none'}")
+    print(f"{directory}: {len(files)} episodes, all good; card: {card.get('status', 'none')}")
 
 
 def stats(directory: Path) -> None:

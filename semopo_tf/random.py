@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-SEED_LIMIT = 2**32
 _PHILOX = 1
 
 

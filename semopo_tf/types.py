@@ -10,7 +10,7 @@ Record `t` of an episode holds the image o_t and the action and reward that *led
     reward   0    r_1   r_2  ...  r_T       r_t received on arriving at o_t, summed over the repeated simulator steps
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -98,14 +98,4 @@ class Policy(Protocol):
 
     def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
         """image [E, H, W, 3] uint8, seeds [E] int (the episodes' seeds), step (decisions since reset) -> action [E, A], state."""
-        ...
-
-
-class Learner(Protocol):
-    """What the training loop asks of every method."""
-
-    stages: Sequence[Stage]
-
-    def variables(self) -> Mapping[str, Any]:
-        """Every variable a checkpoint must hold, by a stable name."""
         ...

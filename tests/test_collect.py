@@ -13,7 +13,7 @@ from test_videos import write_grey
 from semopo_tf import collect, envs
 from semopo_tf.episodes import read_card
 from semopo_tf.errors import ConfigError, LockedError, SemopoError, StorageError, one_line
-from semopo_tf.files import locked
+from semopo_tf.files import locked, sha256
 from semopo_tf.types import Observation
 
 # A user's own file: an environment without a simulator, registered, then the ordinary command.
@@ -125,14 +125,17 @@ def test_card_tells_how_the_episodes_were_made(tmp_path, still):
     assert card["returns"] == {"mean": 6, "std": 0, "min": 6, "p25": 6, "median": 6, "p75": 6, "max": 6}
     assert [entry["return"] for entry in card["files"]] == [6, 6, 6]
     assert [entry["file"] for entry in card["files"]] == sorted(path.name for path in tmp_path.glob("*.npz"))
+    assert [entry["sha256"] for entry in card["files"]] == [sha256(path) for path in sorted(tmp_path.glob("*.npz"))]
     assert [entry["seed"] for entry in card["files"]] == [collect.episode_seed(4, index) for index in range(3)]
 
 
-def test_statistics_by_hand():
+def test_statistics_by_hand(tmp_path):
+    for index in range(4):
+        (tmp_path / f"{index}").write_bytes(b"")
     episodes = [collect.Written(index, f"{index}", index, score, 2) for index, score in enumerate((1.0, 2.0, 3.0, 10.0))]
     # Mean 4; squared deviations 9 + 4 + 1 + 36 = 50, over 4; quartiles by linear interpolation at 0.75, 1.5, 2.25.
     expected = {"mean": 4, "std": 12.5**0.5, "min": 1, "p25": 1.75, "median": 2.5, "p75": 4.75, "max": 10}
-    assert collect.describe(episodes)["returns"] == pytest.approx(expected)
+    assert collect.describe(tmp_path, episodes)["returns"] == pytest.approx(expected)
 
 
 def test_more_episodes_continue_a_dataset(tmp_path, still, capsys):
