@@ -1,0 +1,73 @@
+# make demo       collect a small dataset, train for a few seconds, evaluate, write a video
+# make test       the test suite; test-full adds the longer checks
+# make lint type  what continuous integration checks besides; format rewrites the files
+# make doctor     what this machine can do
+# make clean      removes the virtual environment and all caches, but no run and no dataset
+#
+# Each installs what it needs into VENV first. PYTEST_ARGS reaches pytest: make test PYTEST_ARGS='-x tests/test_resume.py'
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+DEMO := runs/demo
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RENDER := $(BIN)/python -c "from semopo_tf.rendering import choose_backend; print('images are rendered with', choose_backend())"
+
+# System packages: root on Debian or Ubuntu gets them installed, everybody else the line to run.
+define system
+{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null; } || \
+{ echo "missing system packages; run this and then make again: sudo apt-get install $(1)"; exit 1; }
+endef
+
+.PHONY: demo test test-full format lint type doctor clean
+.DELETE_ON_ERROR:
+
+test: $(VENV)/renders
+	$(BIN)/python -m pytest -m "not full" $(PYTEST_ARGS)
+
+test-full: $(VENV)/renders
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(DEMO)/evaluation.txt
+	@cat $(DEMO)/evaluation.txt
+
+# Each command continues what it finds, so an interrupted demo goes on. To start over: rm -r runs/demo
+$(DEMO)/evaluation.txt: | $(VENV)/renders
+	$(BIN)/python -m semopo_tf.collect --task dmcdrv_walker_walk --policy random \
+	  --episodes 3 --processes 2 --background builtin:driving --out $(DEMO)/data
+	$(BIN)/python train.py --configs semopo walker_walk debug --offline_dir $(DEMO)/data --logdir $(DEMO)/run
+	$(BIN)/python evaluate.py --logdir $(DEMO)/run --episodes 1 --video >$@.part
+	mv $@.part $@
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/installed
+	$(BIN)/mypy
+
+doctor: $(VENV)/installed
+	$(BIN)/python -m semopo_tf.doctor
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Without build isolation, so that the tools that build gym and this package are pinned too.
+$(VENV)/installed: setup.py constraints.txt
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || $(call system,python3-venv)
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing the tested packages, about two gigabytes"
+	$(PIP) setuptools
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/renders: $(VENV)/installed
+	@$(RENDER) 2>/dev/null || { $(call system,libegl1 libgl1 libosmesa6); $(RENDER); }
+	@touch $@
