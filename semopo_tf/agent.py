@@ -143,36 +143,45 @@ def build(
 class FilterPolicy:
     """The acting policy: filters the endogenous state from frames and takes the actor's mode (facts 2.13). Sees no exogenous state.
 
-    Latent noise is keyed by (episode seed, decision), so an episode does not depend on which others are played beside it.
-
-    Args:
-      batch: constant number of episodes a call, padded by the caller: one program, and equal actions for any number of environments.
+    Each episode is filtered by itself inside one compiled call, and its latent noise is keyed by (episode seed, decision). So an
+    episode's actions do not depend on which others are played beside it, to the bit: a batched product may differ in the last bit
+    with a row's place in the batch.
     """
 
-    def __init__(self, agent: Agent, *, batch: int, action_size: int, jit: bool):
-        self.batch = batch
+    def __init__(self, agent: Agent, *, image_size: int, action_size: int, jit: bool):
         self._model, self._actor = agent.world_model, agent.actor_critic
         self._action_size = action_size
-        self._act = compiled(self._filter_and_act, jit=jit)
+        one = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.initial(1))
+        many = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape], x.dtype), one)
+        self._one = (one[1], one[0])
+        image = tf.TensorSpec([None, image_size, image_size, 3], tf.uint8)
+        signature = (image, *many, tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int64))
+        self._act = compiled(self._filter_and_act, jit=jit, signature=signature)
 
-    def initial(self, episodes: int) -> tuple[Latent, np.ndarray]:
-        """State before the first frame of `episodes` episodes, which must be `batch`."""
-        if episodes != self.batch:
-            raise ValueError(f"FilterPolicy: expected the constant batch of {self.batch} episodes, received {episodes}")
+    def initial(self, episodes: int) -> tuple[Latent, tf.Tensor]:
+        """State before the first frame of `episodes` episodes."""
         return self._model.main.rssm.initial(episodes), tf.zeros([episodes, self._action_size])
 
-    def __call__(self, image: np.ndarray, state: tuple[Latent, Any], seeds: np.ndarray, step: int) -> tuple[np.ndarray, tuple[Latent, Any]]:
+    def __call__(
+        self, image: np.ndarray, state: tuple[Latent, tf.Tensor], seeds: np.ndarray, step: int
+    ) -> tuple[np.ndarray, tuple[Latent, tf.Tensor]]:
         """See `types.Policy`; actions are in [-1, 1]."""
         action, latent = self._act(tf.constant(image), *state, tf.constant(seeds, tf.int64), tf.constant(step, tf.int64))
         return action.numpy(), (latent, action)
 
     def _filter_and_act(self, image: tf.Tensor, latent: Latent, action: tf.Tensor, seeds: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, Latent]:
+        """image [E, H, W, 3], latent [E, ...], action [E, A], seeds [E] -> action [E, A], latent [E, ...]."""
+        return tf.map_fn(lambda row: self._filter_one(row, step), (image, latent, action, seeds), fn_output_signature=self._one)
+
+    def _filter_one(self, row: tuple[tf.Tensor, Latent, tf.Tensor, tf.Tensor], step: tf.Tensor) -> tuple[tf.Tensor, Latent]:
+        image, latent, action, seed = row
         branch = self._model.main
-        noise = tf.stack([branch.rssm.draw(Key(seed, "evaluation", step), "state", ()) for seed in tf.unstack(seeds, self.batch)])
-        is_first = tf.fill([self.batch, 1], tf.equal(step, 0))
-        post = branch.rssm.observe(branch.encoder(preprocess(image))[:, None], action[:, None], is_first, noise[:, None], latent)
+        latent = tf.nest.map_structure(lambda x: x[None], latent)
+        noise = branch.rssm.draw(Key(seed, "evaluation", step), "state", (1, 1))
+        embed = branch.encoder(preprocess(image)[None])[:, None]
+        post = branch.rssm.observe(embed, action[None, None], tf.reshape(tf.equal(step, 0), [1, 1]), noise, latent)
         latent = tf.nest.map_structure(lambda x: x[:, 0], post)
-        return self._actor.policy(branch.features(latent)).mode(), latent
+        return self._actor.policy(branch.features(latent)).mode()[0], tf.nest.map_structure(lambda x: x[0], latent)
 
 
 def _flatten_batch_and_time(x: tf.Tensor) -> tf.Tensor:

@@ -38,7 +38,7 @@ class Checkpoint(NamedTuple):
 
 
 def save(logdir: Path, phase: str, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any], files: Files = FILES) -> Path:
-    """Write `ckpt-<phase>-<step>`, replacing nothing: a checkpoint of the same name is already this one.
+    """Write `ckpt-<phase>-<step>`, in place of a damaged one of the same name: a run goes on from the good ones and never saves a step twice.
 
     Raises:
       CheckpointError: when a tensor is not finite; the last good checkpoint stays the newest.
@@ -123,7 +123,7 @@ def verify(path: Path) -> None:
                 raise CheckpointError(f"{file}: missing, or different from its manifest (size or SHA-256)")
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: incomplete, no readable MANIFEST.json") from error
 
 

@@ -257,7 +257,7 @@ def _player(recipe: Recipe) -> tuple[Environment, Policy]:
 def collect_episode(job: Job) -> Written:
     """Play one episode and write it as `<index>-<seed>-<decisions>.npz`."""
     environment, policy = _player(job.recipe)
-    (episode,) = play([environment], policy, [job.seed], batch=1)
+    (episode,) = play([environment], policy, [job.seed])
     path = Path(job.out) / f"{job.number:06d}-{job.seed:08x}-{len(episode.image) - 1}.npz"
     write_episode(path, episode)
     return Written(job.number, path.name, job.seed, float(episode.reward.sum(dtype=np.float64)), len(episode.image))

@@ -99,7 +99,6 @@ LIMITS: dict[str, tuple[float, float]] = {
     "save_every": (1, 1e9),
     "keep_checkpoints": (1, 1e6),
     "eval.environments": (1, 1e3),
-    "eval.batch": (1, 1e3),
     "eval.episodes": (1, 1e6),
     "video.episodes": (1, 1e3),
     "video.context": (1, 1e4),
@@ -171,9 +170,7 @@ def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
     """
     page = read_yaml(file)
     names, flags = _split(list(argv))
-    if "task" in flags and not any(name in page["tasks"] for name in names):
-        # `--task dmcdrv_hopper_hop` means the hopper's weights too, whatever the suite.
-        names += [name for name in page["tasks"] if flags["task"].partition("_")[2] == name]
+    names = _with_task(names, flags, page["tasks"])
     tree = page["defaults"]
     for kind, name in _in_order(names, page):
         tree = _merge(tree, page[kind][name], f"overlay {name}")
@@ -182,6 +179,19 @@ def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
         _check_name(key, known)
         _set(tree, key, _parse(key, text, known[key]))
     return _checked(tree)
+
+
+def _with_task(names: list[str], flags: Mapping[str, str], tasks: Mapping[str, Any]) -> list[str]:
+    """The overlays, with the one of `--task`: `--task dmcdrv_hopper_hop` means the hopper's weights too, whatever the suite.
+
+    Raises:
+      ConfigError: when the overlay and the flag name different tasks.
+    """
+    wanted = [name for name in tasks if flags.get("task", "").partition("_")[2] == name]
+    listed = [name for name in names if name in tasks]
+    if wanted and listed and wanted != listed:
+        raise ConfigError(f"--task {flags['task']}: expected the task of the overlay {listed[0]}, received another; leave one of them out")
+    return names if listed else names + wanted
 
 
 def defaults(file: Path = CONFIG_FILE) -> Config:
@@ -287,8 +297,9 @@ def _check_name(key: str, known: Mapping[str, Any]) -> None:
 
 def _suggest(name: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    # A right last part in the wrong section (`--lr`) is a common slip that edit distance alone misses.
-    near += [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2] and key not in near]
+    # A right last part in the wrong section, or in none (`--lr`), is a common slip that edit distance alone misses.
+    same = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = list(dict.fromkeys(near + same if "." in name else same + near))
     return f", did you mean {' or '.join(near[:3])}?" if near else ""
 
 
@@ -370,14 +381,15 @@ def _checked(tree: dict[str, Any]) -> Config:
                 raise ConfigError(f"--{key}: expected a finite number from {low:g} to {high:g}, received {number!r}")
     if config.video.context >= config.video.length:
         raise ConfigError(f"--video.context: expected less than video.length = {config.video.length}, received {config.video.context}")
-    if config.eval.environments > config.eval.batch:
-        raise ConfigError(f"--eval.environments: expected at most eval.batch = {config.eval.batch}, received {config.eval.environments}")
     return Config(tree)
 
 
 def _dump(tree: Mapping[str, Any]) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
+    # Escapes and no folded lines: the emitter loses some of Unicode's line breaks, and spaces where it folds an escaped text.
+    yaml.allow_unicode = False
+    yaml.width = MAX_BYTES
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     buffer = io.StringIO()
     yaml.dump(dict(tree), buffer)

@@ -18,7 +18,7 @@ import numpy as np
 
 from semopo_tf import envs, videos
 from semopo_tf.errors import CommandParser, ConfigError, DataError, DeviceError, SemopoError, SimulatorError, StorageError, run_command
-from semopo_tf.rendering import choose_backend
+from semopo_tf.rendering import INSTALL_GL, choose_backend
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
 # Distribution name -> what to install when it is absent. TensorFlow's companions must move together with it.
@@ -112,14 +112,14 @@ def check_devices() -> str:
 def check_compiler() -> str:
     """One compiled convolution and matrix product: finds a missing CUDA library or a broken XLA before a training does."""
     tf = _tensorflow()
+    from semopo_tf.engine import compiled
 
-    @tf.function(jit_compile=True)
     def compute(image: Any, kernel: Any, weights: Any) -> Any:
         hidden = tf.nn.conv2d(image, kernel, strides=2, padding="VALID")
         return tf.matmul(tf.reshape(hidden, [2, -1]), weights)
 
     try:
-        result = compute(tf.ones([2, 16, 16, 3]), tf.ones([4, 4, 3, 8]), tf.ones([7 * 7 * 8, 5])).numpy()
+        result = compiled(compute, jit=True)(tf.ones([2, 16, 16, 3]), tf.ones([4, 4, 3, 8]), tf.ones([7 * 7 * 8, 5])).numpy()
     except tf.errors.OpError as error:
         reason = str(error).splitlines()[0]
         raise DeviceError(f"XLA does not compile here ({reason}); run pip install --force-reinstall 'tensorflow[and-cuda]'") from error
@@ -140,7 +140,7 @@ def check_render() -> str:
     finally:
         environment.close()
     if len(np.unique(image)) < 8:
-        raise SimulatorError("the image of walker walk is empty; run apt-get install libegl1 libgl1 libosmesa6")
+        raise SimulatorError(f"the image of walker walk is empty; run {INSTALL_GL}")
     return f"walker walk at {image.shape[0]} x {image.shape[1]}, mean brightness {image.mean():.1f}"
 
 

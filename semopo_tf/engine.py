@@ -4,7 +4,7 @@ A chunk is one TensorFlow program: a loop that draws a batch, updates, and adds 
 The loop stops at the first update whose losses or gradients are not finite; that update has changed nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,9 +98,13 @@ class Pace:
             self._size = max(1, min(self._epoch, round(SECONDS_PER_CALL * updates / max(seconds, 1e-6)), 4 * self._size))
 
 
-def compiled(function: Callable, *, jit: bool) -> tf.types.experimental.PolymorphicFunction:
-    """A graph function, XLA-compiled on request; for acting, reports and other single calls."""
-    return tf.function(function, autograph=False, jit_compile=jit)
+def compiled(function: Callable, *, jit: bool, signature: Sequence | None = None) -> tf.types.experimental.PolymorphicFunction:
+    """A graph function, XLA-compiled on request; for acting, reports and other single calls.
+
+    Args:
+      signature: of the arguments, where a size may change from call to call without another trace.
+    """
+    return tf.function(function, autograph=False, jit_compile=jit, input_signature=signature)
 
 
 def choose_device(wanted: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from semopo_tf import config as configuration
 from semopo_tf.errors import CheckpointError, CommandParser, ConfigError
+from semopo_tf.rollout import play
 from semopo_tf.run import Records, video_grid, write_video
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ def main(argv: list[str]) -> int:
     settings = wiring.environment_settings(config, run.card, overrides)
     count = arguments.episodes or config.eval.final_episodes
     seeds = wiring.episode_seeds(config.eval.seed, count)
-    environments = [envs.make(config.task, **settings) for _ in range(min(arguments.environments, config.eval.batch, count))]
+    environments = [envs.make(config.task, **settings) for _ in range(min(arguments.environments, count))]
     try:
-        episodes = wiring.evaluate(run.policy, environments, seeds, batch=config.eval.batch)
+        episodes = list(play(environments, run.policy, seeds))
     finally:
         for environment in environments:
             environment.close()
@@ -59,7 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = CommandParser(prog="evaluate.py", description=__doc__)
     parser.add_argument("--logdir", required=True, help="the run to evaluate")
     parser.add_argument("--episodes", type=int, help="how many of the fixed list of episode seeds (default: eval.final_episodes)")
-    parser.add_argument("--environments", type=int, default=1, help="played in lockstep, at most eval.batch; changes no result")
+    parser.add_argument("--environments", type=int, default=1, help="played side by side; changes no result")
     parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
     parser.add_argument("--video", action="store_true", help="write what was seen and how the model explains it")
     parser.add_argument("--background", help="folder of videos, builtin:driving, or none (default: as in the dataset card)")
@@ -109,7 +110,7 @@ def load_run(logdir: Path, checkpoint: str | None = None) -> Run:
     engine.choose_device("auto")
     agent = wiring.make_agent(config, image_size=manifest["image_size"], action_size=manifest["action_size"])
     wiring.restore(agent.variables(), found.tensors, found.path)
-    policy = FilterPolicy(agent, batch=config.eval.batch, action_size=manifest["action_size"], jit=False)
+    policy = FilterPolicy(agent, image_size=manifest["image_size"], action_size=manifest["action_size"], jit=False)
     return Run(config, manifest["card"], agent, policy, found.phase, found.step)
 
 

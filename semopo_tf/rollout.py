@@ -28,35 +28,32 @@ class RandomPolicy:
         return rng.uniform(-1, 1, self._size).astype(np.float32)
 
 
-def play(environments: Sequence[Environment], policy: Policy, seeds: Sequence[int], *, batch: int) -> Iterator[Episode]:
+def play(environments: Sequence[Environment], policy: Policy, seeds: Sequence[int]) -> Iterator[Episode]:
     """Play one episode per seed, `len(environments)` at a time, and yield them in the order of `seeds`.
 
-    The policy always sees `batch` rows, the last one repeated as often as needed: its arithmetic may depend on the number of
-    rows in the last bit, and so one and eight environments give the same actions.
-
     Raises:
-      ConfigError: when there is no environment or `batch` is smaller than their number.
+      ConfigError: when there is no environment.
       NumericalError: when the policy returns actions of a wrong shape; environments check the values.
       SimulatorError: when an environment returns a wrong image or a reward that is not finite.
     """
-    if not 1 <= len(environments) <= batch:
-        raise ConfigError(f"play: expected 1 to batch = {batch} environments, received {len(environments)}; raise the batch")
+    if not environments:
+        raise ConfigError("play: expected at least 1 environment, received 0")
     for start in range(0, len(seeds), len(environments)):
-        yield from _wave(environments, policy, list(seeds[start : start + len(environments)]), batch)
+        yield from _wave(environments, policy, list(seeds[start : start + len(environments)]))
 
 
-def _wave(environments: Sequence[Environment], policy: Policy, seeds: list[int], batch: int) -> list[Episode]:
+def _wave(environments: Sequence[Environment], policy: Policy, seeds: list[int]) -> list[Episode]:
     """Play `len(seeds)` episodes side by side. Those that end early wait, showing their last image."""
     players = list(zip(environments, seeds))
     observed = [[_checked(environment, environment.reset(seed))] for environment, seed in players]
     actions = [[np.zeros(environment.action_size, np.float32)] for environment, _ in players]
-    state, step = policy.initial(batch), 0
+    state, step = policy.initial(len(seeds)), 0
     while not all(records[-1].is_last for records in observed):
-        image = _padded(np.stack([records[-1].image for records in observed]), batch)
-        action, state = policy(image, state, _padded(np.array(seeds), batch), step)
+        action, state = policy(np.stack([records[-1].image for records in observed]), state, np.array(seeds), step)
         action = np.asarray(action, np.float32)
-        if action.shape != (batch, environments[0].action_size):
-            raise NumericalError(f"policy: expected actions of shape {[batch, environments[0].action_size]}, received {list(action.shape)}")
+        expected = (len(seeds), environments[0].action_size)
+        if action.shape != expected:
+            raise NumericalError(f"policy: expected actions of shape {list(expected)}, received {list(action.shape)}")
         playing = [index for index, records in enumerate(observed) if not records[-1].is_last]
         for index, observation in zip(playing, _step([environments[index] for index in playing], action[playing])):
             observed[index].append(_checked(environments[index], observation))
@@ -73,11 +70,6 @@ def _step(environments: list[Environment], actions: np.ndarray) -> list[Observat
             environment.send(action)  # type: ignore[attr-defined]
     pairs = zip(environments, actions, split)
     return [environment.receive() if sends else environment.step(action) for environment, action, sends in pairs]  # type: ignore[attr-defined]
-
-
-def _padded(rows: np.ndarray, batch: int) -> np.ndarray:
-    """Repeat the last row until there are `batch`."""
-    return np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows), axis=0)])
 
 
 def _checked(environment: Environment, observation: Observation) -> Observation:

@@ -16,6 +16,7 @@ from semopo_tf.episodes import cache_place, held_out, open_dataset, read_card
 from semopo_tf.errors import CheckpointError, DataError, NumericalError
 from semopo_tf.files import write_whole
 from semopo_tf.random import Key
+from semopo_tf.rollout import play
 from semopo_tf.run import Progress, Records, TensorBoard, read_records, video_grid, write_video
 from semopo_tf.sampler import Pool, Sampler
 from semopo_tf.types import Batch, Environment, Episode, Stage
@@ -92,9 +93,9 @@ class Trainer:
             policy_starts=config.policy_starts,
             total_steps=config.steps.model,
         )
-        action_size = dataset.action.shape[1]
-        self._agent = wiring.make_agent(config, image_size=dataset.frames.shape[1], action_size=action_size)
-        self._policy = FilterPolicy(self._agent, batch=config.eval.batch, action_size=action_size, jit=self._jit)
+        image_size, action_size = dataset.frames.shape[1], dataset.action.shape[1]
+        self._agent = wiring.make_agent(config, image_size=image_size, action_size=action_size)
+        self._policy = FilterPolicy(self._agent, image_size=image_size, action_size=action_size, jit=self._jit)
         self._validation = engine.compiled(self._validate, jit=self._jit)
         print(f"data: {len(dataset.names)} episodes, {len(dataset.frames)} records, {dataset.frames.nbytes / 2**20:.0f} MB of frames on the device")
 
@@ -213,7 +214,7 @@ class Trainer:
     def _play(self, seeds: Sequence[int]) -> list[Episode]:
         environments = [self._make_environment() for _ in range(min(self._config.eval.environments, len(seeds)))]
         try:
-            return wiring.evaluate(self._policy, environments, seeds, batch=self._config.eval.batch)
+            return list(play(environments, self._policy, seeds))
         finally:
             for environment in environments:
                 environment.close()

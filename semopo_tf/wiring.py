@@ -1,7 +1,7 @@
 """From a configuration to the parts: the agent with its variables, the environment's settings, the evaluation seeds."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ from semopo_tf import agent as agents
 from semopo_tf import envs
 from semopo_tf.config import Config
 from semopo_tf.errors import CheckpointError, ConfigError
-from semopo_tf.rollout import play
-from semopo_tf.types import Environment, Episode, Policy
+from semopo_tf.types import Episode
 
 AGENT_SECTIONS = (
     "steps",
@@ -106,11 +105,6 @@ def environment_settings(config: Config, card: Mapping[str, Any] | None, overrid
 def episode_seeds(seed: int, count: int) -> list[int]:
     """The fixed list of evaluation episodes, the same for every method, run and step. A longer list begins with the shorter one."""
     return [zlib.crc32(f"evaluation/{seed}/{index}".encode()) for index in range(count)]
-
-
-def evaluate(policy: Policy, environments: Sequence[Environment], seeds: Sequence[int], *, batch: int) -> list[Episode]:
-    """Play one episode for each seed: the one evaluation function, in training and after it."""
-    return list(play(environments, policy, seeds, batch=batch))
 
 
 def episode_return(episode: Episode) -> float:

@@ -89,8 +89,8 @@ class Toy:
 def test_one_and_two_environments_give_the_same_actions(run):
     policy = semopo_tf.load_policy(run)
     seeds = [3, 4, 5]
-    alone = list(play([Toy()], policy, seeds, batch=policy.batch))
-    together = list(play([Toy(), Toy()], policy, seeds, batch=policy.batch))
+    alone = list(play([Toy()], policy, seeds))
+    together = list(play([Toy(), Toy()], policy, seeds))
     for first, second in zip(alone, together, strict=True):
         np.testing.assert_array_equal(first.action, second.action)
     assert np.abs(np.concatenate([episode.action for episode in alone])).max() <= 1

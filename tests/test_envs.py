@@ -122,7 +122,7 @@ def test_action_repeat_sums_rewards():
 
 def test_full_episode_has_501_records():
     environment = envs.make("dmc_walker_walk", size=8)
-    (episode,) = rollout.play([environment], rollout.RandomPolicy(6), [0], batch=1)
+    (episode,) = rollout.play([environment], rollout.RandomPolicy(6), [0])
     assert episode.image.shape == (501, 8, 8, 3)
     assert episode.is_last.nonzero()[0].tolist() == [500]
     assert not episode.is_terminal.any()
@@ -133,7 +133,7 @@ def test_full_episode_has_501_records():
 
 def test_repeat_that_does_not_divide_the_episode_stops_early():
     environment = envs.make("dmc_walker_walk", size=8, action_repeat=300)
-    lengths = list(rollout.play([environment], rollout.RandomPolicy(6), [0], batch=1))
+    lengths = list(rollout.play([environment], rollout.RandomPolicy(6), [0]))
     assert len(lengths[0].image) == 5  # 300 + 300 + 300 + 100 simulator steps
     environment.close()
 

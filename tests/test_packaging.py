@@ -77,7 +77,7 @@ def imported(paths: list[Path]) -> set[str]:
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module" and isinstance(node.args[0], ast.Constant):
                 modules.add(node.args[0].value)
     tops = {module.split(".")[0] for module in modules}
-    own = {"semopo_tf"} | {path.stem for path in paths}
+    own = {"semopo_tf", "fake_simulation"} | {path.stem for path in paths}  # the second is written by test_simulation.py
     providers = importlib.metadata.packages_distributions()
     return {canonicalize_name(name) for top in tops - own - sys.stdlib_module_names for name in providers.get(top, [top])}
 

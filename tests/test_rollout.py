@@ -47,7 +47,7 @@ class Recorder:
 
 
 def test_records_follow_the_arrival_convention():
-    (episode,) = play([Counting()], Recorder(), [7], batch=1)
+    (episode,) = play([Counting()], Recorder(), [7])
     assert episode.image[:, 0, 0, 0].tolist() == [70, 71, 72, 73, 74, 75]
     np.testing.assert_allclose(episode.action[:, 0], [0, 0.07, 0.07, 0.07, 0.07, 0.07], rtol=1e-6)
     np.testing.assert_allclose(episode.action[:, 1], [0, 0, 0.01, 0.02, 0.03, 0.04], rtol=1e-6)
@@ -67,7 +67,7 @@ def test_records_follow_the_arrival_convention():
 
 
 def test_time_limit_is_no_termination():
-    (episode,) = play([Counting()], Recorder(), [4], batch=1)
+    (episode,) = play([Counting()], Recorder(), [4])
     assert episode.is_last[-1]
     assert not episode.is_terminal.any()
     assert episode.discount.tolist() == [1] * 3
@@ -76,23 +76,23 @@ def test_time_limit_is_no_termination():
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_any_number_of_environments_gives_the_same_episodes(count):
     seeds = [3, 0, 5, 2, 1, 4, 7]
-    reference = list(play([Counting()], RandomPolicy(2), seeds, batch=5))
-    episodes = list(play([Counting() for _ in range(count)], RandomPolicy(2), seeds, batch=5))
+    reference = list(play([Counting()], RandomPolicy(2), seeds))
+    episodes = list(play([Counting() for _ in range(count)], RandomPolicy(2), seeds))
     assert [episode.image[0, 0, 0, 0] // 10 for episode in episodes] == seeds
     for one, other in zip(reference, episodes, strict=True):
         for left, right in zip(one, other, strict=True):
             np.testing.assert_array_equal(left, right)
 
 
-def test_policy_sees_a_constant_batch_and_waiting_environments():
+def test_policy_sees_a_row_per_environment_waiting_ones_included():
     policy = Recorder()
     environments = [Counting(), Counting()]
-    list(play(environments, policy, [0, 3, 1], batch=4))
-    assert policy.calls[0] == ([0, 30, 30, 30], [0, 3, 3, 3], 0, [0, 0, 0, 0])
+    list(play(environments, policy, [0, 3, 1]))
+    assert policy.calls[0] == ([0, 30], [0, 3], 0, [0, 0])
     # Seed 0 has ended after 2 decisions and waits with its last image.
     assert [images[0] for images, *_ in policy.calls[:5]] == [0, 1, 2, 2, 2]
     # The third episode is alone, with a new state.
-    assert policy.calls[5] == ([10, 10, 10, 10], [1, 1, 1, 1], 0, [0, 0, 0, 0])
+    assert policy.calls[5] == ([10], [1], 0, [0])
     assert len(environments[0].received) == 2 + 3
 
 
@@ -108,7 +108,7 @@ def test_environments_that_can_work_at_the_same_time_do():
             order.append(("receive", self.seed))
             return self.step(self.action)
 
-    list(play([Split(), Counting(), Split()], RandomPolicy(2), [0, 4, 8], batch=3))
+    list(play([Split(), Counting(), Split()], RandomPolicy(2), [0, 4, 8]))
     assert order == [("send", 0), ("send", 8), ("receive", 0), ("receive", 8)] * 2
 
 
@@ -127,15 +127,14 @@ def test_random_policy_depends_on_seed_and_step_alone():
     assert abs(many.var() - 1 / 3) < 0.02
 
 
-@pytest.mark.parametrize(("environments", "batch"), [(0, 1), (3, 2)])
-def test_number_of_environments(environments, batch):
-    with pytest.raises(ConfigError, match=f"1 to batch = {batch} environments, received {environments}"):
-        list(play([Counting() for _ in range(environments)], RandomPolicy(2), [1], batch=batch))
+def test_playing_in_no_environment_is_refused():
+    with pytest.raises(ConfigError, match="at least 1 environment, received 0"):
+        list(play([], RandomPolicy(2), [1]))
 
 
 def test_actions_of_a_wrong_shape():
     with pytest.raises(NumericalError, match=r"expected actions of shape \[1, 2\], received \[1, 3\]"):
-        list(play([Counting()], RandomPolicy(3), [1], batch=1))
+        list(play([Counting()], RandomPolicy(3), [1]))
 
 
 @pytest.mark.parametrize(
@@ -152,4 +151,4 @@ def test_broken_environments(changes, message):
             return super().step(action)._replace(**changes)
 
     with pytest.raises(SimulatorError, match=message):
-        list(play([Broken()], RandomPolicy(2), [1], batch=1))
+        list(play([Broken()], RandomPolicy(2), [1]))

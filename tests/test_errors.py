@@ -1,0 +1,138 @@
+"""How a command ends: the documented exit code and one line, or the whole traceback with --debug."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import semopo_tf
+from semopo_tf import errors
+from semopo_tf.errors import CommandParser, ConfigError, DataError, SemopoError, one_line, run_command
+
+ROOT = Path(semopo_tf.__file__).parents[1]
+CODES = {
+    "SemopoError": (1, "internal"),
+    "ConfigError": (2, "configuration"),
+    "DataError": (3, "data"),
+    "CheckpointError": (4, "checkpoint"),
+    "NumericalError": (5, "numerical"),
+    "SimulatorError": (6, "simulator"),
+    "StorageError": (7, "storage"),
+    "LockedError": (8, "locked"),
+    "DeviceError": (9, "device"),
+}
+
+
+def ending(main, *argv) -> int:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as caught:
+        run_command(main, list(argv))
+    return caught.value.code
+
+
+def failing(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+def test_every_error_class_has_its_code():
+    found = {name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, SemopoError)}
+    assert {name: (kind.exit_code, kind.kind) for name, kind in found.items()} == CODES
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_an_error_ends_the_command_with_its_code_and_one_line(name, capsys):
+    code, kind = CODES[name]
+    assert ending(failing(getattr(errors, name)("walker/bad.npz: expected\n  8 records,\treceived 7"))) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"semopo_tf: {kind} error (exit {code}): walker/bad.npz: expected 8 records, received 7\n"
+
+
+def test_the_line_of_an_error():
+    assert one_line(DataError("a: b")) == "semopo_tf: data error (exit 3): a: b"
+
+
+def test_debug_shows_the_traceback_and_is_not_passed_on(capsys):
+    received = []
+
+    def main(argv):
+        received.append(argv)
+        raise ConfigError("wrong")
+
+    with pytest.raises(ConfigError, match="wrong"):
+        run_command(main, ["--seed", "1", "--debug", "--logdir", "x"])
+    assert received == [["--seed", "1", "--logdir", "x"]]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_a_command_ends_with_what_it_returns(returned, code):
+    assert ending(lambda argv: returned) == code
+
+
+def test_an_interruption_ends_with_130_and_says_how_to_go_on(capsys):
+    assert ending(failing(KeyboardInterrupt())) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("semopo_tf: interrupted; the same command ")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(failing(ZeroDivisionError()), [])
+
+
+def test_the_arguments_default_to_those_of_the_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "3"])
+    received = []
+    assert ending_of_process(received.extend) == 0
+    assert received == ["--seed", "3"]
+
+
+def ending_of_process(main) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    return caught.value.code
+
+
+def test_the_argument_parser_complains_with_our_error_and_takes_no_abbreviation():
+    parser = CommandParser(prog="collect")
+    parser.add_argument("--episodes", type=int)
+    assert parser.parse_args(["--episodes", "3"]).episodes == 3
+    for argv, message in (
+        (["--episodes", "x"], "argument --episodes: invalid int value: 'x'"),
+        (["--epis", "3"], "unrecognized arguments: --epis 3"),
+    ):
+        with pytest.raises(ConfigError, match=f"^collect: {message}; see --help$"):
+            parser.parse_args(argv)
+
+
+def run(*argv, **settings):
+    return subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=60, **settings)
+
+
+def test_the_training_command_refuses_a_wrong_flag_in_one_line():
+    done = run("train.py", "--sed", "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "semopo_tf: configuration error (exit 2): --sed: unknown key, did you mean seed or eval.seed?\n"
+
+
+def test_the_training_command_shows_its_traceback_on_request():
+    done = run("train.py", "--sed", "1", "--debug")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert "ConfigError: --sed: unknown key" in done.stderr
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    """As in `... | head`: the rest of the output has no reader."""
+    script = "from semopo_tf.errors import run_command\nrun_command(lambda argv: [print('x' * 1000, flush=True) for _ in range(1000)] and None)"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
