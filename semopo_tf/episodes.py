@@ -213,12 +213,17 @@ def cache_place(directory: Path, cache_dir: str, logdir: Path) -> Path | None:
 
 
 def _current_manifest(cache: Path, files: list[Path]) -> dict[str, Any] | None:
-    """The cache's manifest if it still describes `files`, else None. Contents are hashed only where size or time differ."""
+    """The cache's manifest if the cache is whole and still describes `files`, else None.
+
+    Source files are hashed only where size or time differ; of the cache's own arrays the sizes are compared.
+    """
     try:
         manifest = json.loads((cache / "manifest.json").read_text())
         if manifest["version"] != CACHE_VERSION or [entry["name"] for entry in manifest["files"]] != [path.name for path in files]:
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+        if any((cache / name).stat().st_size != size for name, size in manifest["arrays"].items()):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     touched = False
     for entry, path in zip(manifest["files"], files, strict=True):
@@ -260,7 +265,8 @@ def _build_cache(cache: Path, files: list[Path]) -> dict[str, Any]:
             np.save(temporary / f"{key}.npy", np.concatenate(column))
         for key, values in (("length", length), ("returns", np.array(returns)), ("native_returns", np.array(native_returns))):
             np.save(temporary / f"{key}.npy", values)
-        manifest = {"version": CACHE_VERSION, "files": entries}
+        arrays = {path.name: path.stat().st_size for path in sorted(temporary.glob("*.npy"))}
+        manifest = {"version": CACHE_VERSION, "files": entries, "arrays": arrays}
         FILES.write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
         FILES.remove_tree(cache)
         FILES.rename(temporary, cache)

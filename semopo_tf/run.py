@@ -6,6 +6,7 @@
 import contextlib
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -72,6 +73,7 @@ class Records:
             with open(self.path, "ab") as file:
                 file.write((json.dumps(row, allow_nan=False) + "\n").encode())
                 file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be written ({error.strerror}); free some space and run again") from error
 

@@ -508,6 +508,17 @@ def test_an_unreadable_cache_is_built_again(tmp_path, manifest):
     assert cache_mark(tmp_path / ".semopo_cache") != mark
 
 
+def test_a_torn_or_lost_array_rebuilds_the_cache(tmp_path):
+    open_dataset(write_dataset(tmp_path))
+    frames = tmp_path / ".semopo_cache" / "frames.npy"
+    whole = frames.read_bytes()
+    frames.write_bytes(whole[:-1])
+    assert len(open_dataset(tmp_path).frames) == 21
+    assert frames.read_bytes() == whole
+    (tmp_path / ".semopo_cache" / "reward.npy").unlink()
+    assert len(open_dataset(tmp_path).reward) == 21
+
+
 def test_the_remains_of_a_killed_builder_do_no_harm(tmp_path):
     cache = tmp_path / ".semopo_cache"
     write_dataset(tmp_path)
