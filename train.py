@@ -1,4 +1,4 @@
-"""Train a world model and a policy offline: python train.py --configs semopo walker_walk --offline_dir DATA --logdir RUN."""
+"""Train a world model and a policy offline: python train.py --configs METHOD TASK --offline_dir DATA --logdir RUN."""
 
 from semopo_tf.errors import run_command
 from semopo_tf.training import main
