@@ -130,7 +130,7 @@ def test_a_waiting_process_gets_the_lock_when_it_is_free(tmp_path, holder):
     holder.stdin.write("\n")  # ends the holder, now or in a moment
     holder.stdin.flush()
     with locked(tmp_path / "lock", wait=True, what="the place"):
-        assert holder.wait(timeout=10) == 0
+        assert holder.wait(timeout=60) == 0
 
 
 def test_a_lock_is_free_again_after_an_error_inside(tmp_path):
