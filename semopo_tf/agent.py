@@ -14,7 +14,7 @@ from semopo_tf.engine import compiled
 from semopo_tf.imagination import imagine
 from semopo_tf.optim import Optimizer, gradients_of, step_if_finite
 from semopo_tf.random import Key
-from semopo_tf.types import Batch, Latent, Stage
+from semopo_tf.types import Batch, Imagined, Latent, Stage
 from semopo_tf.world_model import JointWorldModel, SeparatedWorldModel, WorldModel, preprocess
 
 WORLD_MODELS = {"separated": SeparatedWorldModel, "joint": JointWorldModel}
@@ -62,7 +62,7 @@ class Agent:
         """One actor-critic update from the posterior states of all B*T records; the world model is frozen."""
         start = tf.nest.map_structure(lambda x: tf.stop_gradient(_flatten_batch_and_time(x)), self.world_model.posterior(batch, key))
 
-        def rollouts():
+        def rollouts() -> Imagined:
             return imagine(
                 self.world_model,
                 self.actor_critic,

@@ -94,6 +94,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
+    """Collect what is missing of a dataset, then write its card.
+
+    Raises:
+      SemopoError: any of `errors`, each with its exit code.
+    """
     args = parse(argv)
     names = ("size", "action_repeat", "camera", "background", "background_color", "background_split", "background_seed", "mask_rule")
     settings = {name: getattr(args, name) for name in names} | {"background": absolute_background(args.background)}

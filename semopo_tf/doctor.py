@@ -38,6 +38,7 @@ GIB = 2**30
 
 
 def main(argv: list[str]) -> int:
+    """Run every check and print a line for each; the exit code is that of the first problem, or 0."""
     CommandParser(prog="python -m semopo_tf.doctor", description="Check this machine.").parse_args(argv)
     code = 0
     for name, check in CHECKS.items():
@@ -56,6 +57,7 @@ def check_python() -> str:
 
 
 def check_packages() -> str:
+    """Versions of the packages a run needs; refuses a missing one and a mujoco that dm_control does not know."""
     found = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
     missing = [name for name in REQUIRED if found[name] is None]
     if missing:
@@ -81,6 +83,7 @@ def _tensorflow() -> Any:
 
 
 def check_memory() -> str:
+    """Free memory of the machine, where it says so."""
     lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []
     free = next((int(line.split()[1]) * 1024 / GIB for line in lines if line.startswith("MemAvailable")), None)
     if free is None:
@@ -134,6 +137,7 @@ def check_backend() -> str:
 
 
 def check_render() -> str:
+    """Draw one image of the simulator."""
     environment = envs.make("dmc_walker_walk")
     try:
         image = environment.reset(seed=0).image
