@@ -8,7 +8,7 @@ import tensorflow as tf
 from semopo_tf import losses, random
 from semopo_tf.distributions import TruncatedNormal, unit_normal_log_prob
 from semopo_tf.nets import MLP, initialise, named_variables
-from semopo_tf.optim import Optimizer, gradients_of, step_if_finite
+from semopo_tf.optim import LossScale, Optimizer, gradients_of, step_if_finite
 from semopo_tf.random import Key
 from semopo_tf.types import Imagined
 
@@ -23,6 +23,7 @@ class ActorCritic:
       lambda_: of the lambda-return.
       entropy_scale: weight of the policy's entropy in its objective.
       slow_every: updates between two copies of the critic into the slow critic.
+      precision: of the networks' matrix products; `mixed_float16` brings a loss scale.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class ActorCritic:
         lambda_: float,
         entropy_scale: float,
         slow_every: int,
+        precision: str = "float32",
     ):
         self.action_size = action_size
         self._min_std = actor["min_std"]
         self._lambda, self._entropy_scale, self._slow_every = lambda_, entropy_scale, slow_every
-        sizes = {key: value for key, value in actor.items() if key != "min_std"}
+        sizes = {key: value for key, value in actor.items() if key != "min_std"} | {"precision": precision}
+        critic = {**critic, "precision": precision}
         self._actor = MLP(outputs={"loc": action_size, "std": action_size}, name="actor", **sizes)
         self._critic = MLP(outputs={"value": 1}, name="critic", **critic)
         self._slow_critic = MLP(outputs={"value": 1}, name="slow_critic", **critic)
@@ -55,10 +58,11 @@ class ActorCritic:
         self._copy_critic()
         self._actor_opt = Optimizer("actor", self.actor_variables, **actor_opt)
         self._critic_opt = Optimizer("critic", self.critic_variables, **critic_opt)
+        self._loss_scale = LossScale("policy_scale") if precision == "mixed_float16" else None
 
     def variables(self) -> dict[str, tf.Variable]:
         """Networks, slow critic and optimiser state by stable name."""
-        state = self._actor_opt.state() | self._critic_opt.state()
+        state = self._actor_opt.state() | self._critic_opt.state() | (self._loss_scale.state() if self._loss_scale else {})
         return self.actor_variables | self.critic_variables | self._slow_variables | state
 
     def policy(self, feat: tf.Tensor) -> TruncatedNormal:
@@ -113,7 +117,9 @@ class ActorCritic:
             critic_loss, critic_metrics = self.critic_loss(imagined, target)
             # The actor's loss reaches no critic weight and the critic's no actor weight: the gradient of the sum is both gradients.
             loss = actor_loss + critic_loss
-        metrics = step_if_finite([self._actor_opt, self._critic_opt], gradients_of(loss, trained, tape), [actor_loss, critic_loss])
+            scaled = loss * self._loss_scale.scale if self._loss_scale else loss
+        optimizers, gradients = [self._actor_opt, self._critic_opt], gradients_of(scaled, trained, tape)
+        metrics = step_if_finite(optimizers, gradients, [actor_loss, critic_loss], self._loss_scale)
         copy = tf.logical_and(step % self._slow_every == 0, metrics["finite"] > 0)
         tf.cond(copy, self._copy_critic, lambda: tf.constant(0))
         metrics |= {"actor_loss": actor_loss, "critic_loss": critic_loss, "target": tf.reduce_mean(target)}

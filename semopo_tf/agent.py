@@ -4,19 +4,22 @@ One class serves both; which world model it holds is configuration. Two strictly
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from semopo_tf.actor_critic import ActorCritic
-from semopo_tf.engine import compiled
+from semopo_tf.engine import Jit, compiled
 from semopo_tf.imagination import imagine
-from semopo_tf.optim import Optimizer, gradients_of, step_if_finite
+from semopo_tf.nets import compute_type
+from semopo_tf.optim import LossScale, Optimizer, gradients_of, step_if_finite
 from semopo_tf.random import Key
 from semopo_tf.types import Batch, Imagined, Latent, Stage
-from semopo_tf.world_model import JointWorldModel, SeparatedWorldModel, WorldModel, preprocess
+from semopo_tf.world_model import JointWorldModel, SeparatedWorldModel, WorldModel
 
+EVIDENCE_ROWS = 512  # frames encoded in one call
 WORLD_MODELS = {"separated": SeparatedWorldModel, "joint": JointWorldModel}
 
 
@@ -28,6 +31,7 @@ class Agent:
       split_optimizers: one optimiser a branch instead of one for all.
       penalty_weight: lambda of Eq. 2.
       steps: updates of the stages `model` and `policy`.
+      precision: `mixed_float16` brings a loss scale; the half type itself is the networks' business.
     """
 
     def __init__(
@@ -41,13 +45,16 @@ class Agent:
         discount: float,
         penalty_weight: float,
         steps: Mapping[str, int],
+        precision: str = "float32",
     ):
         self.world_model, self.actor_critic = world_model, actor_critic
         self._horizon, self._discount, self._penalty_weight = horizon, discount, penalty_weight
         self._model_opts = [Optimizer(name, group, **model_opt) for name, group in world_model.groups(split_optimizers).items()]
+        self._table_type = compute_type(precision)
+        self._loss_scale = LossScale("model_scale") if precision == "mixed_float16" else None
         self.stages = (
-            Stage("model", steps["model"], "model", self.update_model),
-            Stage("policy", steps["policy"], "policy", self.update_policy),
+            Stage("model", steps["model"], "model", self.update_model, pixels=True),
+            Stage("policy", steps["policy"], "policy", self.update_policy, pixels=False),
         )
 
     def update_model(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
@@ -56,10 +63,15 @@ class Agent:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(trained.values()))
             losses = self.world_model.losses(batch, key)
-        return losses.metrics | step_if_finite(self._model_opts, gradients_of(losses.total, trained, tape), [losses.total])
+            scaled = losses.total * self._loss_scale.scale if self._loss_scale else losses.total
+        return losses.metrics | step_if_finite(self._model_opts, gradients_of(scaled, trained, tape), [losses.total], self._loss_scale)
 
     def update_policy(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
-        """One actor-critic update from the posterior states of all B*T records; the world model is frozen."""
+        """One actor-critic update from the posterior states of all B*T records; the world model is frozen.
+
+        Args:
+          batch: of images, or with what `evidence` made of them in place of the images.
+        """
         start = tf.nest.map_structure(lambda x: tf.stop_gradient(_flatten_batch_and_time(x)), self.world_model.posterior(batch, key))
 
         def rollouts() -> Imagined:
@@ -75,6 +87,18 @@ class Agent:
 
         return self.actor_critic.learn(rollouts, key.step)
 
+    def evidence(self, frames: np.ndarray, *, jit: bool) -> tf.Tensor:
+        """What the policy phase needs of every frame, [N, H, W, 3] uint8 -> [N, hidden]: the frozen encoder run once over the dataset.
+
+        Kept in the compute type; a function of the weights and the frames alone, so a resumed run makes the same again.
+        """
+        branch, rows, blocks = self.world_model.main, min(EVIDENCE_ROWS, len(frames)), []
+        encode = compiled(lambda image: tf.cast(branch.evidence(image), self._table_type), jit=jit)
+        for first in range(0, len(frames), rows):
+            start = min(first, len(frames) - rows)  # the last block overlaps the one before, so that all have one shape
+            blocks.append(encode(tf.constant(frames[start : start + rows]))[first - start :])
+        return tf.concat(blocks, 0)
+
     def validate(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
         """World-model metrics of a batch; changes nothing."""
         return self.world_model.losses(batch, key).metrics
@@ -84,6 +108,8 @@ class Agent:
         found = {f"model/{name}": variable for name, variable in self.world_model.trained.items()}
         for optimizer in self._model_opts:
             found |= {f"model_opt/{name}": variable for name, variable in optimizer.state().items()}
+        if self._loss_scale:
+            found |= {f"model_opt/{name}": variable for name, variable in self._loss_scale.state().items()}
         return found | {f"policy/{name}": variable for name, variable in self.actor_critic.variables().items()}
 
 
@@ -107,18 +133,32 @@ def build(
     actor_critic: Mapping[str, Any],
     actor_opt: Mapping[str, float],
     critic_opt: Mapping[str, float],
+    precision: str,
+    remat: int,
+    jit: Jit,
 ) -> Agent:
     """An agent from the sections of the configuration, with all variables made and drawn from `seed`.
+
+    Args:
+      jit: what will be compiled; the numbers do not depend on it beyond rounding.
 
     Raises:
       ValueError: when the kernels do not fit the image.
     """
-    shared = {"seed": seed, "reward_head": reward_head, "kl": kl, "measure": penalty["measure"]}
+    convolutional = {"precision": precision, "products": jit.products}
+    shared = {"seed": seed, "reward_head": {**reward_head, "precision": precision}, "kl": kl, "measure": penalty["measure"], "remat": remat}
+    shared["compile_part"] = partial(compiled, jit=True) if jit.parts else lambda function: function
     shared |= {key: model[key] for key in ("reward_gradient", "image_scale")}
     if model["kind"] == "separated":
         shared |= {"exo_action": model["exo_action"], "exo_weight": model["exo_only"] ** model["exo_only_power"]}
-    sizes = {"image_size": image_size, "action_size": action_size, "encoder": encoder, "decoder": decoder, "rssm": rssm}
-    world_model = WORLD_MODELS[model["kind"]](**sizes, **shared)
+    world_model = WORLD_MODELS[model["kind"]](
+        image_size=image_size,
+        action_size=action_size,
+        encoder={**encoder, **convolutional},
+        decoder={**decoder, **convolutional},
+        rssm={**rssm, "precision": precision},
+        **shared,
+    )
     behaviour = ActorCritic(
         feat_size=world_model.main.rssm.feat_size,
         action_size=action_size,
@@ -127,6 +167,7 @@ def build(
         critic=critic,
         actor_opt=actor_opt,
         critic_opt=critic_opt,
+        precision=precision,
         **actor_critic,
     )
     return Agent(
@@ -136,6 +177,7 @@ def build(
         split_optimizers=model["split_optimizers"],
         penalty_weight=penalty["weight"],
         steps=steps,
+        precision=precision,
         **imagination,
     )
 
@@ -148,7 +190,7 @@ class FilterPolicy:
     with a row's place in the batch.
     """
 
-    def __init__(self, agent: Agent, *, image_size: int, action_size: int, jit: bool):
+    def __init__(self, agent: Agent, *, image_size: int, action_size: int, jit: bool = False):
         self._model, self._actor = agent.world_model, agent.actor_critic
         self._action_size = action_size
         one = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.initial(1))
@@ -178,8 +220,7 @@ class FilterPolicy:
         branch = self._model.main
         latent = tf.nest.map_structure(lambda x: x[None], latent)
         noise = branch.rssm.draw(Key(seed, "evaluation", step), "state", (1, 1))
-        embed = branch.encoder(preprocess(image)[None])[:, None]
-        post = branch.rssm.observe(embed, action[None, None], tf.reshape(tf.equal(step, 0), [1, 1]), noise, latent)
+        post = branch.rssm.observe(branch.evidence(image[None])[:, None], action[None, None], tf.reshape(tf.equal(step, 0), [1, 1]), noise, latent)
         latent = tf.nest.map_structure(lambda x: x[:, 0], post)
         return self._actor.policy(branch.features(latent)).mode()[0], tf.nest.map_structure(lambda x: x[0], latent)
 

@@ -55,7 +55,6 @@ ORIGINAL_FLAGS = {
     "actor_ent": "--actor_critic.entropy_scale",
     "slow_target_update": "--actor_critic.slow_every",
     "action_repeat": "--env.action_repeat",
-    "precision": "nothing: training runs in float32",
     "rssm.discrete": "--rssm.latent gaussian | categorical and --rssm.classes",
 }
 ORIGINAL_OVERLAYS = {"dmc_vision": "released and a task, e.g. --configs released semopo walker_walk"}
@@ -75,7 +74,9 @@ CHOICES = {
     "without_card.background_color": ("grey", "rgb"),
     "without_card.background_split": ("train", "test"),
     "without_card.mask_rule": ("sky", "blue"),
-    "jit": ("auto", "full", "off"),
+    "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
+    "replay": ("auto", "device", "host"),
+    "jit": ("auto", "full", "partial", "off"),
     **{f"{net}.act": ("elu", "relu", "silu", "tanh") for net in ("encoder", "decoder", "rssm", "reward_head", "actor", "critic")},
 }
 # Smallest and largest allowed value; keys not listed must be finite and not negative.
@@ -108,7 +109,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **{f"{net}.{key}": (1, 1e5) for net in ("reward_head", "actor", "critic") for key in ("layers", "units")},
 }
 # Keys of one run that may differ when it is continued: they say where and how fast, not what.
-OPERATIONAL = frozenset({"logdir", "offline_dir", "cache_dir", "device", "updates_per_call", "keep_checkpoints"})
+OPERATIONAL = frozenset({"logdir", "offline_dir", "cache_dir", "device", "updates_per_call", "keep_checkpoints", "replay"})
 
 
 class Config(Mapping[str, Any]):

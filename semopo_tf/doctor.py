@@ -18,6 +18,7 @@ import numpy as np
 
 from semopo_tf import envs, videos
 from semopo_tf.errors import CommandParser, ConfigError, DataError, DeviceError, SemopoError, SimulatorError, StorageError, run_command
+from semopo_tf.files import free_memory
 from semopo_tf.rendering import INSTALL_GL, choose_backend
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
@@ -84,9 +85,8 @@ def _tensorflow() -> Any:
 
 def check_memory() -> str:
     """Free memory of the machine, where it says so."""
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []
-    free = next((int(line.split()[1]) * 1024 / GIB for line in lines if line.startswith("MemAvailable")), None)
-    if free is None:
+    free = free_memory() / GIB
+    if not free:
         return "unknown on this system"
     if free < LEAST_MEMORY:
         raise DeviceError(f"expected at least {LEAST_MEMORY:.0f} GiB of free memory, received {free:.1f}; end other programs")

@@ -4,17 +4,49 @@ A chunk is one TensorFlow program: a loop that draws a batch, updates, and adds 
 The loop stops at the first update whose losses or gradients are not finite; that update has changed nothing.
 """
 
+import resource
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.client import device_lib
 
 from semopo_tf.errors import DeviceError
+from semopo_tf.files import free_memory
 from semopo_tf.random import Key
 from semopo_tf.types import Batch, Stage
 
 SECONDS_PER_CALL = 5.0
+
+
+class Jit(NamedTuple):
+    """What XLA compiles. The numbers agree to rounding whatever is chosen."""
+
+    pixels: bool  # chunks of updates with convolutions in them
+    vectors: bool  # chunks of updates without
+    parts: bool  # the recurrent part of a chunk that is not compiled as a whole
+    products: bool  # convolutions as matrix products: XLA's own are slow inside a loop on a CPU
+
+    def describe(self) -> str:
+        """For the first lines of a run."""
+        return "whole chunks" if self.pixels else "all but the convolutions" if self.parts else "nothing"
+
+
+OFF = Jit(pixels=False, vectors=False, parts=False, products=False)
+
+
+def choose_jit(wanted: str, device: str) -> Jit:
+    """What `--jit` means on a device: `full` compiles every chunk, `partial` all but the convolutions; `auto` is full on a GPU, else off."""
+    on_cpu = "GPU" not in device
+    if wanted == "off" or (wanted == "auto" and on_cpu):
+        return OFF
+    if wanted == "partial":
+        return Jit(pixels=False, vectors=True, parts=True, products=False)
+    return Jit(pixels=True, vectors=True, parts=False, products=on_cpu)
 
 
 class Chunk(NamedTuple):
@@ -25,35 +57,72 @@ class Chunk(NamedTuple):
     finite: bool  # False: the update after `done` was not finite and was not taken
 
 
+class HostImages:
+    """Images of the coming updates, gathered by a thread of the host while the device works on the present ones.
+
+    Args:
+      gather: step -> uint8 `shape`, the images of that update.
+      shape: [B, T, H, W, 3].
+      capacity: updates of one stack; every stack has this many places, so that the compiled chunk has one shape.
+    """
+
+    def __init__(self, gather: Callable[[int], np.ndarray], shape: Sequence[int], capacity: int):
+        self._gather, self.shape, self.capacity = gather, tuple(shape), capacity
+        self._thread = ThreadPoolExecutor(1, "replay")
+        self._coming: dict[int, Future] = {}
+
+    def stack(self, step: int, updates: int) -> np.ndarray:
+        """[capacity, B, T, H, W, 3], the first `updates` of them filled, from `step` on. Starts on as many that follow."""
+        images = [self._take(step + place) for place in range(updates)]
+        self._coming = {coming: self._thread.submit(self._gather, coming) for coming in range(step + updates, step + 2 * updates)}
+        stack = np.zeros((self.capacity, *self.shape), np.uint8)
+        np.stack(images, out=stack[:updates])
+        return stack
+
+    def _take(self, step: int) -> np.ndarray:
+        return self._coming.pop(step).result() if step in self._coming else self._gather(step)
+
+    def close(self) -> None:
+        """Drop what nobody waits for."""
+        self._thread.shutdown(cancel_futures=True)
+
+
 class StageLoop:
     """Runs the updates of one stage and keeps the running sums of its metrics.
 
     The sums are added up in the order of the updates, whatever the chunk size, so that a metrics row does not depend on it.
 
     Args:
-      sample: (view, key) -> batch.
+      sample: (view, key) -> batch, or with `host_images` (view, key, image [B, T, H, W, 3]) -> batch.
       jit: compile the whole chunk with XLA.
+      host_images: where the images come from if they are not on the device.
     """
 
-    def __init__(self, stage: Stage, sample: Callable[[str, Key], Batch], *, seed: int, jit: bool):
-        self.stage = stage
+    def __init__(
+        self,
+        stage: Stage,
+        sample: Callable[..., Batch],
+        *,
+        seed: int,
+        jit: bool,
+        host_images: HostImages | None = None,
+    ):
+        self.stage, self._host_images = stage, host_images
 
-        def update(step: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        def update(step: tf.Tensor, *image: tf.Tensor) -> Mapping[str, tf.Tensor]:
             key = Key(seed, stage.name, step)
-            return dict(stage.update(sample(stage.view, key), key))
+            return dict(stage.update(sample(stage.view, key, *image), key))
 
-        self._update = update
-        # The loop must know the number of metrics before it is built. This trace is thrown away; calling the traced function inside
-        # the loop instead would save it, but XLA cannot differentiate the scans of a function nested in a loop.
-        outputs = tf.function(update, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int64)).structured_outputs
-        self.names = sorted(name for name in outputs if name != "finite")
+        specs = [tf.TensorSpec(host_images.shape, tf.uint8)] if host_images else []
+        self._update = tf.function(update, autograph=False, jit_compile=jit).get_concrete_function(tf.TensorSpec([], tf.int64), *specs)
+        self.names = sorted(name for name in self._update.structured_outputs if name != "finite")
         self.sums = np.zeros(len(self.names), np.float32)
         self.count = 0
         self._chunk = tf.function(self._loop, autograph=False, jit_compile=jit)
 
-    def _loop(self, step: tf.Tensor, updates: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _loop(self, step: tf.Tensor, updates: tf.Tensor, sums: tf.Tensor, *stack: tf.Tensor) -> tuple[tf.Tensor, ...]:
         def body(done: tf.Tensor, sums: tf.Tensor, _: tf.Tensor, __: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            outputs = self._update(step + done)
+            outputs = self._update(step + done, *(images[done] for images in stack))
             last = tf.stack([outputs[name] for name in self.names])
             finite = outputs["finite"] > 0
             return tf.where(finite, done + 1, done), tf.where(finite, sums + last, sums), last, finite
@@ -63,7 +132,8 @@ class StageLoop:
 
     def run(self, step: int, updates: int) -> Chunk:
         """Take `updates` updates from `step` on, or stop before the first that is not finite."""
-        done, sums, last, finite = self._chunk(tf.constant(step, tf.int64), tf.constant(updates, tf.int64), tf.constant(self.sums))
+        stack = (tf.constant(self._host_images.stack(step, updates)),) if self._host_images else ()
+        done, sums, last, finite = self._chunk(tf.constant(step, tf.int64), tf.constant(updates, tf.int64), tf.constant(self.sums), *stack)
         self.sums = sums.numpy()
         self.count += int(done)
         return Chunk(int(done), dict(zip(self.names, last.numpy().tolist(), strict=True)), bool(finite))
@@ -73,6 +143,16 @@ class StageLoop:
         means = dict(zip(self.names, (self.sums.astype(np.float64) / max(self.count, 1)).tolist(), strict=True))
         self.sums, self.count = np.zeros_like(self.sums), 0
         return means
+
+    @property
+    def capacity(self) -> int:
+        """The most updates that one call may do."""
+        return self._host_images.capacity if self._host_images else sys.maxsize
+
+    def close(self) -> None:
+        """Stop the host's gathering of images."""
+        if self._host_images:
+            self._host_images.close()
 
     @property
     def traces(self) -> int:
@@ -105,6 +185,31 @@ def compiled(function: Callable, *, jit: bool, signature: Sequence | None = None
       signature: of the arguments, where a size may change from call to call without another trace.
     """
     return tf.function(function, autograph=False, jit_compile=jit, input_signature=signature)
+
+
+def device_memory(device: str) -> int:
+    """Bytes that training may use on a device: all of a GPU's memory, the free memory of the host; 0 where that is unknown."""
+    if "GPU" not in device:
+        return free_memory()
+    options = tf.compat.v1.ConfigProto(gpu_options=tf.compat.v1.GPUOptions(allow_growth=True))
+    limits = {entry.name: entry.memory_limit for entry in device_lib.list_local_devices(options)}
+    return limits.get(f"/device:{device.strip('/')}", 0)
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that this process has held: of a GPU's memory, or of the host's."""
+    if "GPU" in device:
+        return tf.config.experimental.get_memory_info(device.strip("/"))["peak"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def record_profile(directory: Path, work: Callable[[], Any]) -> None:
+    """Run `work` under TensorFlow's profiler; TensorBoard opens the directory with its profile plugin."""
+    tf.profiler.experimental.start(str(directory))
+    try:
+        work()
+    finally:
+        tf.profiler.experimental.stop()
 
 
 def choose_device(wanted: str) -> tuple[str, str]:

@@ -97,3 +97,10 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
         file.write(f"{os.getpid()}")
         file.flush()
         yield
+
+
+def free_memory() -> int:
+    """Bytes of main memory that new work may use, caches that the system would give up included; 0 where the system does not say."""
+    path = Path("/proc/meminfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)

@@ -6,12 +6,14 @@ uniform kernels, zero biases), drawn by `initialise` from the run's seed and the
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-STRIDE = 2
+from semopo_tf import convolutions
+from semopo_tf.convolutions import STRIDE
 
 
 def named_variables(layers: Mapping[str, keras.layers.Layer]) -> dict[str, tf.Variable]:
@@ -65,15 +67,36 @@ def deconv_sizes(kernels: Sequence[int]) -> list[int]:
     return sizes
 
 
-class Encoder(keras.layers.Layer):
-    """Image [..., H, W, C] in -0.5..0.5 -> embedding [..., E]. Channels double at each layer from `depth`."""
+class Convolution(keras.layers.Conv2D):
+    """Keras' layer of stride 2 without padding, computed by `convolutions`."""
 
-    def __init__(self, *, depth: int, kernels: Sequence[int], act: str, name: str):
+    def __init__(self, filters: int, kernel: int, *, products: bool, act: str | None, dtype: str, name: str):
+        super().__init__(filters, kernel, STRIDE, activation=act, dtype=dtype, name=name)
+        self._products = products
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.activation(tf.nn.bias_add(convolutions.convolve(inputs, _value(self.kernel), products=self._products), _value(self.bias)))
+
+
+class TransposedConvolution(keras.layers.Conv2DTranspose):
+    """Keras' layer of stride 2 without padding, computed by `convolutions`."""
+
+    def __init__(self, filters: int, kernel: int, *, products: bool, act: str | None, dtype: str, name: str):
+        super().__init__(filters, kernel, STRIDE, activation=act, dtype=dtype, name=name)
+        self._products = products
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.activation(tf.nn.bias_add(convolutions.transpose(inputs, _value(self.kernel), products=self._products), _value(self.bias)))
+
+
+class Encoder(keras.layers.Layer):
+    """Image [..., H, W, C] in -0.5..0.5 -> embedding [..., E] in the compute type. Channels double at each layer from `depth`."""
+
+    def __init__(self, *, depth: int, kernels: Sequence[int], act: str, name: str, precision: str = "float32", products: bool = False):
         super().__init__(name=name)
+        style: dict[str, Any] = {"act": act, "dtype": precision, "products": products}
         self._depth, self._kernels = depth, list(kernels)
-        self._convs = [
-            keras.layers.Conv2D(depth * 2**i, kernel, STRIDE, padding="valid", activation=act, name=f"conv{i}") for i, kernel in enumerate(kernels)
-        ]
+        self._convs = [Convolution(depth * 2**i, kernel, name=f"conv{i}", **style) for i, kernel in enumerate(kernels)]
 
     def embed_size(self, image_size: int) -> int:
         """Features of the embedding for square images of `image_size` pixels."""
@@ -93,15 +116,16 @@ class Encoder(keras.layers.Layer):
 
 
 class Decoder(keras.layers.Layer):
-    """Features [..., F] -> image channels [..., H, W, C], linear at the end; square, `deconv_sizes(kernels)[-1]` pixels wide."""
+    """Features [..., F] -> image channels [..., H, W, C] float32, linear at the end; square, `deconv_sizes(kernels)[-1]` pixels wide."""
 
-    def __init__(self, *, depth: int, kernels: Sequence[int], act: str, channels: int, name: str):
+    def __init__(self, *, depth: int, kernels: Sequence[int], act: str, channels: int, name: str, precision: str = "float32", products: bool = False):
         super().__init__(name=name)
+        style: dict[str, Any] = {"dtype": precision, "products": products}
         last = len(kernels) - 1
-        self._dense = keras.layers.Dense(depth * 2 ** (last + 2), name="dense")
+        self._dense = keras.layers.Dense(depth * 2 ** (last + 2), dtype=precision, name="dense")
         widths = [depth * 2 ** (last - 1 - i) for i in range(last)] + [channels]
         self._deconvs = [
-            keras.layers.Conv2DTranspose(width, kernel, STRIDE, padding="valid", activation=act if i < last else None, name=f"deconv{i}")
+            TransposedConvolution(width, kernel, act=act if i < last else None, name=f"deconv{i}", **style)
             for i, (width, kernel) in enumerate(zip(widths, kernels, strict=True))
         ]
 
@@ -116,7 +140,7 @@ class Decoder(keras.layers.Layer):
         x = self._dense(tf.reshape(feat, [-1, feat.shape[-1]]))[:, None, None, :]
         for deconv in self._deconvs:
             x = deconv(x)
-        return tf.reshape(x, [*leading(feat, 1), *x.shape[1:]])
+        return tf.cast(tf.reshape(x, [*leading(feat, 1), *x.shape[1:]]), tf.float32)
 
 
 class MaskBlend(keras.layers.Layer):
@@ -136,12 +160,12 @@ class MaskBlend(keras.layers.Layer):
 
 
 class MLP(keras.layers.Layer):
-    """`layers` dense layers of `units`, then one linear output layer for each entry of `outputs` (name -> width)."""
+    """`layers` dense layers of `units`, then one linear output layer for each entry of `outputs` (name -> width), float32."""
 
-    def __init__(self, *, layers: int, units: int, act: str, outputs: Mapping[str, int], name: str):
+    def __init__(self, *, layers: int, units: int, act: str, outputs: Mapping[str, int], name: str, precision: str = "float32"):
         super().__init__(name=name)
-        self._hidden = [keras.layers.Dense(units, act, name=f"hidden{i}") for i in range(layers)]
-        self._outputs = {key: keras.layers.Dense(width, name=key) for key, width in outputs.items()}
+        self._hidden = [keras.layers.Dense(units, act, dtype=precision, name=f"hidden{i}") for i in range(layers)]
+        self._outputs = {key: keras.layers.Dense(width, dtype=precision, name=key) for key, width in outputs.items()}
 
     def build(self, input_shape):
         width = input_shape[-1]
@@ -164,9 +188,9 @@ class TwoInputDense(keras.layers.Layer):
     its initial values and its parameter count are those of the plain layer. `second` may be 0: then there is no y.
     """
 
-    def __init__(self, units: int, *, first: int, second: int, name: str):
+    def __init__(self, units: int, *, first: int, second: int, name: str, precision: str = "float32"):
         super().__init__(name=name)
-        self._units, self._first, self._second = units, first, second
+        self._units, self._first, self._second, self._compute = units, first, second, compute_type(precision)
 
     def build(self, input_shape=None):
         self.kernel = self.add_weight(shape=(self._first + self._second, self._units), initializer="zeros", name="kernel")
@@ -176,11 +200,11 @@ class TwoInputDense(keras.layers.Layer):
         """y [..., second] -> [..., units], bias included."""
         if not self._second:
             return tf.broadcast_to(self.bias.value, [*y.shape[:-1], self._units])
-        return matmul_last(y, self.kernel.value[self._first :]) + self.bias.value
+        return matmul_last(y, self.kernel.value[self._first :], self._compute) + self.bias.value
 
     def call(self, x: tf.Tensor, projected: tf.Tensor) -> tf.Tensor:
         """x [..., first], projected [..., units] -> [..., units], linear."""
-        return matmul_last(x, self.kernel.value[: self._first]) + projected
+        return matmul_last(x, self.kernel.value[: self._first], self._compute) + projected
 
 
 class GRUCell(keras.layers.Layer):
@@ -189,9 +213,9 @@ class GRUCell(keras.layers.Layer):
     UPDATE_BIAS = -1.0
     EPSILON = 1e-3
 
-    def __init__(self, units: int, *, inputs: int, name: str):
+    def __init__(self, units: int, *, inputs: int, name: str, precision: str = "float32"):
         super().__init__(name=name)
-        self._units, self._inputs = units, inputs
+        self._units, self._inputs, self._compute = units, inputs, compute_type(precision)
 
     def build(self, input_shape=None):
         self.kernel = self.add_weight(shape=(self._inputs + self._units, 3 * self._units), initializer="zeros", name="kernel")
@@ -205,7 +229,7 @@ class GRUCell(keras.layers.Layer):
         r, c, u = split(layer_norm([x, h] W + b));   r = sigmoid(r),  c = tanh(r c),  u = sigmoid(u - 1)
         h' = u c + (1 - u) h
         """
-        parts = tf.cast(tf.concat([x, state], -1) @ self.kernel.value + self.bias.value, tf.float32)
+        parts = matmul_last(tf.concat([x, state], -1), self.kernel.value, self._compute) + self.bias.value
         mean, variance = tf.nn.moments(parts, [-1], keepdims=True)
         parts = (parts - mean) * tf.math.rsqrt(variance + self.EPSILON) * self.scale.value + self.offset.value
         reset, candidate, update = tf.split(parts, 3, -1)
@@ -217,9 +241,9 @@ class GRUCell(keras.layers.Layer):
 class EnsembleHead(keras.layers.Layer):
     """K two-layer heads of the same shape on one input, with stacked weights [K, in, out]."""
 
-    def __init__(self, *, members: int, inputs: int, hidden: int, outputs: int, act: str, name: str):
+    def __init__(self, *, members: int, inputs: int, hidden: int, outputs: int, act: str, name: str, precision: str = "float32"):
         super().__init__(name=name)
-        self.members = members
+        self.members, self._compute = members, compute_type(precision)
         self._widths = (inputs, hidden, outputs)
         self._act = keras.activations.get(act)
 
@@ -237,13 +261,16 @@ class EnsembleHead(keras.layers.Layer):
         a one-hot matrix, whose gradient is dense and is summed in a fixed order.
         """
         pick = tf.one_hot(member, self.members)
-        hidden = self._act(tf.matmul(x, _pick(pick, self.kernel_1.value)) + _pick(pick, self.bias_1.value)[:, None])
-        return tf.matmul(hidden, _pick(pick, self.kernel_2.value)) + _pick(pick, self.bias_2.value)[:, None]
+        kernel_1, bias_1, kernel_2, bias_2 = (_pick(pick, stacked.value) for stacked in (self.kernel_1, self.bias_1, self.kernel_2, self.bias_2))
+        return self._two_layers(x, kernel_1, bias_1, kernel_2, bias_2)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """All members: x [N, in] -> [K, N, out]."""
-        hidden = self._act(tf.matmul(x, self.kernel_1.value) + self.bias_1.value[:, None])
-        return tf.matmul(hidden, self.kernel_2.value) + self.bias_2.value[:, None]
+        return self._two_layers(x, self.kernel_1.value, self.bias_1.value, self.kernel_2.value, self.bias_2.value)
+
+    def _two_layers(self, x: tf.Tensor, kernel_1: tf.Tensor, bias_1: tf.Tensor, kernel_2: tf.Tensor, bias_2: tf.Tensor) -> tf.Tensor:
+        hidden = self._act(_matmul(x, kernel_1, self._compute) + bias_1[:, None])
+        return _matmul(hidden, kernel_2, self._compute) + bias_2[:, None]
 
 
 def _pick(one_hot: tf.Tensor, stacked: tf.Tensor) -> tf.Tensor:
@@ -252,9 +279,23 @@ def _pick(one_hot: tf.Tensor, stacked: tf.Tensor) -> tf.Tensor:
     return tf.reshape(flat, [one_hot.shape[0], *stacked.shape[1:]])
 
 
-def matmul_last(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """x [..., in] times kernel [in, out], as one flat matrix product: [..., out]."""
-    return tf.reshape(tf.reshape(x, [-1, x.shape[-1]]) @ kernel, [*leading(x, 1), kernel.shape[-1]])
+def compute_type(precision: str) -> tf.DType:
+    """Type of matrix products and convolutions: `float32`, or of `mixed_float16` and `mixed_bfloat16` the half type."""
+    return tf.as_dtype(precision.removeprefix("mixed_"))
+
+
+def matmul_last(x: tf.Tensor, kernel: tf.Tensor, compute: tf.DType) -> tf.Tensor:
+    """x [..., in] times kernel [in, out], as one flat matrix product in the compute type: [..., out] float32."""
+    return tf.reshape(_matmul(tf.reshape(x, [-1, x.shape[-1]]), kernel, compute), [*leading(x, 1), kernel.shape[-1]])
+
+
+def _matmul(x: tf.Tensor, kernel: tf.Tensor, compute: tf.DType) -> tf.Tensor:
+    return tf.cast(tf.matmul(tf.cast(x, compute), tf.cast(kernel, compute)), tf.float32)
+
+
+def _value(variable: keras.Variable) -> tf.Tensor:
+    """A layer's variable in its compute type, as Keras casts it inside `call`."""
+    return tf.convert_to_tensor(variable.value)
 
 
 def leading(x: tf.Tensor, event_dims: int) -> list:

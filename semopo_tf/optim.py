@@ -51,6 +51,34 @@ class Optimizer:
             variable.assign((1 - self._weight_decay) * variable - rate * first / (tf.sqrt(second) + self._eps))
 
 
+class LossScale:
+    """Dynamic loss scaling for float16 (Micikevicius et al. 2018): gradients are computed of scale * loss, so that small ones do not vanish.
+
+    A step whose scaled gradients overflow is skipped and the scale halved; after `PATIENCE` good steps in a row the scale doubles.
+    """
+
+    START, PATIENCE = 2.0**15, 2000
+
+    def __init__(self, name: str):
+        self.name = name
+        self.scale = tf.Variable(self.START, trainable=False, name=f"{name}_scale")
+        self._good = tf.Variable(0, trainable=False, dtype=tf.int64, name=f"{name}_good")
+
+    def state(self) -> dict[str, tf.Variable]:
+        """What a checkpoint must hold."""
+        return {f"{self.name}/scale": self.scale, f"{self.name}/good": self._good}
+
+    def unscale(self, gradients: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {key: gradient / self.scale for key, gradient in gradients.items()}
+
+    def update(self, finite: tf.Tensor) -> None:
+        """After every step, taken (`finite`) or skipped."""
+        good = tf.where(finite, self._good + 1, 0)
+        grow = good >= self.PATIENCE
+        self.scale.assign(tf.where(finite, tf.where(grow, 2 * self.scale, self.scale), tf.maximum(self.scale / 2, 1.0)))
+        self._good.assign(tf.where(grow, tf.zeros_like(good), good))
+
+
 def gradients_of(loss: tf.Tensor, variables: Mapping[str, tf.Variable], tape: tf.GradientTape) -> dict[str, tf.Tensor]:
     """Dense gradients by name.
 
@@ -64,12 +92,19 @@ def gradients_of(loss: tf.Tensor, variables: Mapping[str, tf.Variable], tape: tf
     return {key: tf.convert_to_tensor(gradient) for key, gradient in zip(variables, found, strict=True)}
 
 
-def step_if_finite(optimizers: Sequence[Optimizer], gradients: Mapping[str, tf.Tensor], losses: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+def step_if_finite(
+    optimizers: Sequence[Optimizer], gradients: Mapping[str, tf.Tensor], losses: Sequence[tf.Tensor], loss_scale: LossScale | None = None
+) -> dict[str, tf.Tensor]:
     """Let every optimiser step, or none of them where a loss or a gradient norm is not finite.
 
+    Args:
+      loss_scale: by which the gradients are multiplied. An overflow that a smaller scale may cure is a skipped step, not a fault.
+
     Returns:
-      `<name>_grad_norm` before clipping for each optimiser, and `finite`, 1.0 or 0.0.
+      `<name>_grad_norm` before clipping for each optimiser, and `finite`, 1.0 or 0.0; with a loss scale `skipped` and `loss_scale` too.
     """
+    if loss_scale:
+        gradients = loss_scale.unscale(gradients)
     norms = {optimizer.name: optimizer.norm(gradients) for optimizer in optimizers}
     finite = tf.reduce_all(tf.math.is_finite(tf.stack([*losses, *norms.values()])))
 
@@ -79,4 +114,13 @@ def step_if_finite(optimizers: Sequence[Optimizer], gradients: Mapping[str, tf.T
         return tf.constant(1.0)
 
     taken = tf.cond(finite, step, lambda: tf.constant(0.0))
-    return {f"{name}_grad_norm": norm for name, norm in norms.items()} | {"finite": taken}
+    metrics = {f"{name}_grad_norm": norm for name, norm in norms.items()}
+    if not loss_scale:
+        return metrics | {"finite": taken}
+    curable = tf.reduce_all(tf.math.is_finite(tf.stack(losses))) & (loss_scale.scale > 1)
+    metrics |= {"skipped": 1 - taken, "loss_scale": tf.identity(loss_scale.scale)}
+    # A metric of a skipped step must not spoil the mean of its row: its norm, which is not finite, is written as 0.
+    metrics |= {f"{name}_grad_norm": tf.where(finite, norm, tf.zeros_like(norm)) for name, norm in norms.items()}
+    with tf.control_dependencies(list(metrics.values())):
+        loss_scale.update(finite)
+    return metrics | {"finite": tf.cast(finite | curable, tf.float32)}

@@ -14,6 +14,7 @@ from semopo_tf import random
 from semopo_tf.distributions import CategoricalLatent, GaussianLatent, LatentDistribution, Stats
 from semopo_tf.nets import EnsembleHead, GRUCell, TwoInputDense
 from semopo_tf.random import Key
+from semopo_tf.recurrence import scan
 from semopo_tf.types import Latent
 
 
@@ -25,6 +26,7 @@ class RSSM(keras.layers.Layer):
       action_size: 0 for a model without action input.
       embed_size: width of the image embedding.
       hidden, ensemble_hidden: units of the dense layers and of the prior heads.
+      precision: of the matrix products; states, statistics and their noise are float32.
     """
 
     def __init__(
@@ -42,17 +44,19 @@ class RSSM(keras.layers.Layer):
         act: str,
         action_size: int,
         embed_size: int,
+        precision: str = "float32",
     ):
         super().__init__(name=name)
         self.dist: LatentDistribution = GaussianLatent(stoch, min_std=min_std) if latent == "gaussian" else CategoricalLatent(stoch, classes)
         self.deter_size, self.action_size, self.members = deter, action_size, ensemble
         self.feat_size = self.dist.flat_size + deter
         self._act = keras.activations.get(act)
-        self._input = TwoInputDense(hidden, first=self.dist.flat_size, second=action_size, name="input")
-        self._gru = GRUCell(deter, inputs=hidden, name="gru")
-        self._post_hidden = TwoInputDense(hidden, first=deter, second=embed_size, name="post_hidden")
-        self._post_out = keras.layers.Dense(self.dist.raw_size, name="post_out")
-        self._prior = EnsembleHead(members=ensemble, inputs=deter, hidden=ensemble_hidden, outputs=self.dist.raw_size, act=act, name="prior")
+        self._input = TwoInputDense(hidden, first=self.dist.flat_size, second=action_size, name="input", precision=precision)
+        self._gru = GRUCell(deter, inputs=hidden, name="gru", precision=precision)
+        self._post_hidden = TwoInputDense(hidden, first=deter, second=embed_size, name="post_hidden", precision=precision)
+        self._post_out = keras.layers.Dense(self.dist.raw_size, dtype=precision, name="post_out")
+        widths = {"inputs": deter, "hidden": ensemble_hidden, "outputs": self.dist.raw_size}
+        self._prior = EnsembleHead(members=ensemble, act=act, name="prior", precision=precision, **widths)
         self._hidden = hidden
 
     def build(self, input_shape=None):
@@ -82,14 +86,18 @@ class RSSM(keras.layers.Layer):
         """One ensemble member for each step, [steps] int64, uniform over K."""
         return random.integers(key, stream, [steps], self.members)
 
-    def observe(self, embed: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, noise: tf.Tensor, start: Latent | None = None) -> Latent:
+    def evidence(self, embed: tf.Tensor) -> tf.Tensor:
+        """All that the posterior takes from an image: the embedding's half of its hidden layer, [..., E] -> [..., hidden] float32."""
+        return self._post_hidden.project(embed)
+
+    def observe(self, evidence: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, noise: tf.Tensor, start: Latent | None = None) -> Latent:
         """Filter sequences: the posterior states of every step.
 
-        Only what depends on the previous step runs in the scan: the action's half of the input layer and the embedding's half of the
-        posterior layer are computed for all steps before it.
+        Only what depends on the previous step runs in the scan: the action's half of the input layer is computed for all steps before
+        it, and so is `evidence`.
 
         Args:
-          embed: [B, T, E].
+          evidence: [B, T, hidden].
           action: [B, T, A], record convention; ignored by a model without action input.
           is_first: [B, T] bool.
           noise: [B, T, S] from `draw`.
@@ -98,28 +106,28 @@ class RSSM(keras.layers.Layer):
         Returns:
           Latent with fields [B, T, ...]; differentiable.
         """
-        batch = embed.shape[0]
+        batch = evidence.shape[0]
         keep = 1.0 - tf.cast(is_first, tf.float32)[..., None]  # [B, T, 1]
-        inputs = (self._input.project(action * keep), self._post_hidden.project(embed), keep, noise)
+        inputs = (self._input.project(action * keep), evidence, keep, noise)
         by_time = tf.nest.map_structure(_swap_batch_and_time, inputs)
         start = self.initial(batch) if start is None else start
 
-        def step(previous: tuple, now: tuple) -> tuple:
+        def step(previous: tuple, now: tuple) -> tuple:  # of one t, or of all at once for the gradient
             deter, flat, _ = previous
-            action_half, embed_half, keep, noise = now
+            action_half, evidence, keep, noise = now
             deter = self._recur(deter * keep, flat * keep, action_half)
-            raw = self._posterior(deter, embed_half)
+            raw = self._posterior(deter, evidence)
             return deter, self._flat(self.dist.sample(self.dist.stats(raw), noise)), raw
 
         zero = (start.deter, self._flat(start.stoch), tf.zeros([batch, self.dist.raw_size]))
-        deter, flat, raw = tf.nest.map_structure(_swap_batch_and_time, tf.scan(step, by_time, initializer=zero))
+        deter, flat, raw = tf.nest.map_structure(_swap_batch_and_time, scan(step, zero, by_time))
         return Latent(deter, tf.reshape(flat, [*flat.shape[:2], *self.dist.sample_shape]), self.dist.stats(raw))
 
     def _recur(self, deter: tf.Tensor, flat: tf.Tensor, action_half: tf.Tensor) -> tf.Tensor:
         return self._gru(self._act(self._input(flat, action_half)), deter)
 
-    def _posterior(self, deter: tf.Tensor, embed_half: tf.Tensor) -> tf.Tensor:
-        return self._post_out(self._act(self._post_hidden(deter, embed_half)))
+    def _posterior(self, deter: tf.Tensor, evidence: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self._post_out(self._act(self._post_hidden(deter, evidence))), tf.float32)
 
     def prior(self, deter: tf.Tensor, member: tf.Tensor) -> Stats:
         """Prior stats of every step under the member drawn for it: deter [B, T, D], member [T] -> fields [B, T, ...]."""

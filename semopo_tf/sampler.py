@@ -61,7 +61,7 @@ class Pool(NamedTuple):
 
 
 class Sampler:
-    """Batches of windows from one dataset, which lies on the device as a whole.
+    """Batches of windows from one dataset, which lies on the device: as a whole, or without its images, which the host then hands in.
 
     Views:
       model: conservative or uniform, for the model phase at `key.step` updates.
@@ -72,15 +72,20 @@ class Sampler:
     Args:
       train: [n] bool, the episodes that are not held out.
       total_steps: length of the model phase in updates.
+      images_on_device: False leaves the images in `dataset.frames`; `sample` then wants those that `host_images` finds.
 
     Raises:
       DataError: when every episode is held out.
     """
 
-    def __init__(self, dataset: Dataset, train: np.ndarray, *, sampling: str, pool: Pool, policy_starts: str, total_steps: int):
+    def __init__(
+        self, dataset: Dataset, train: np.ndarray, *, sampling: str, pool: Pool, policy_starts: str, total_steps: int, images_on_device: bool = True
+    ):
         if not train.any():
             raise DataError(f"{dataset.directory}: expected at least one training episode, received none; lower --valid_fraction")
-        self._data = tuple(tf.constant(array) for array in (dataset.frames, dataset.action, dataset.reward, dataset.is_terminal))
+        self._frames = dataset.frames
+        self._images = tf.constant(dataset.frames) if images_on_device else None
+        self._data = tuple(tf.constant(array) for array in (dataset.action, dataset.reward, dataset.is_terminal))
         self._offset, self._lengths = tf.constant(dataset.offset), tf.constant(dataset.length)
         members = np.flatnonzero(train)
         ranks = members[pool.ranks(dataset.returns[members], dataset.native_returns[members])]
@@ -93,9 +98,18 @@ class Sampler:
             "valid": "valid",
         }
 
-    def sample(self, view: str, key: Key, *, batch: int, length: int) -> Batch:
-        """`batch` windows of `length` records of the view at `key.step`; pure, compiled or not. No episode may be shorter than `length`."""
-        return self.gather(*self.draw(view, key, batch=batch, length=length), length=length)
+    def sample(self, view: str, key: Key, *, batch: int, length: int, image: tf.Tensor | None = None, table: tf.Tensor | None = None) -> Batch:
+        """`batch` windows of `length` records of the view at `key.step`; pure, compiled or not. No episode may be shorter than `length`.
+
+        Args:
+          image: [B, T, ...] from `host_images` of the same view and key, where the images are not on the device.
+          table: [N, ...] one row a record, gathered in place of the images.
+        """
+        return self.gather(*self.draw(view, key, batch=batch, length=length), length=length, image=image, table=table)
+
+    def host_images(self, view: str, key: Key, *, batch: int, length: int) -> np.ndarray:
+        """The images of `sample` [B, T, H, W, 3] from the host's copy, by the same index function."""
+        return self._frames[self._index(*self.draw(view, key, batch=batch, length=length), length).numpy()]
 
     def draw(self, view: str, key: Key, *, batch: int, length: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Episode [B] and first record inside the episode [B] of each window, int64."""
@@ -112,9 +126,15 @@ class Sampler:
             return order, tf.size(order, tf.int64)
         return order, self._pool.size(step if view == "model" else self._total_steps, self._pool_episodes, self._total_steps)
 
-    def gather(self, episode: tf.Tensor, start: tf.Tensor, *, length: int) -> Batch:
+    def gather(self, episode: tf.Tensor, start: tf.Tensor, *, length: int, image: tf.Tensor | None = None, table: tf.Tensor | None = None) -> Batch:
         """The windows at the given episodes and first records; is_first is true at column 0 of each window and nowhere else."""
-        index = (tf.gather(self._offset, episode) + start)[:, None] + tf.range(length, dtype=tf.int64)  # [B, T]
-        image, action, reward, is_terminal = (tf.gather(array, index) for array in self._data)
+        index = self._index(episode, start, length)
+        action, reward, is_terminal = (tf.gather(array, index) for array in self._data)
+        if image is None:
+            image = tf.gather(self._images if table is None else table, index)
         is_first = tf.broadcast_to(tf.range(length) == 0, index.shape)
         return Batch(image, action, reward, is_first, is_terminal)
+
+    def _index(self, episode: tf.Tensor, start: tf.Tensor, length: int) -> tf.Tensor:
+        """Records of the windows, [B, T]."""
+        return (tf.gather(self._offset, episode) + start)[:, None] + tf.range(length, dtype=tf.int64)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from semopo_tf import checkpoints, engine, envs, wiring
+from semopo_tf import checkpoints, cost, engine, envs, wiring
 from semopo_tf.agent import FilterPolicy
 from semopo_tf.config import Config
-from semopo_tf.engine import Pace, StageLoop
+from semopo_tf.engine import HostImages, Pace, StageLoop
 from semopo_tf.episodes import cache_place, held_out, open_dataset, read_card
-from semopo_tf.errors import CheckpointError, DataError, NumericalError
+from semopo_tf.errors import CheckpointError, DataError, DeviceError, NumericalError
 from semopo_tf.files import write_whole
 from semopo_tf.random import Key
 from semopo_tf.rollout import play
@@ -21,6 +21,7 @@ from semopo_tf.run import Progress, Records, TensorBoard, read_records, video_gr
 from semopo_tf.sampler import Pool, Sampler
 from semopo_tf.types import Batch, Environment, Episode, Stage
 
+HOST_STACK_BYTES = 1 << 28  # of the images handed to one compiled call, where the host holds them
 REPORTED = ("image_loss", "endo_kl", "exo_kl", "joint_kl", "actor_loss", "imagined_reward", "penalty")
 
 
@@ -33,8 +34,8 @@ class Trainer:
     def __init__(self, config: Config, logdir: Path):
         self._config, self._logdir = config, logdir
         self._device, description = engine.choose_device(config.device)
-        self._jit = config.jit == "full" or (config.jit == "auto" and "GPU" in self._device)
-        print(f"device: {description}; XLA {'on' if self._jit else 'off'}")
+        self._jit = engine.choose_jit(config.jit, self._device)
+        print(f"device: {description}; XLA compiles {self._jit.describe()}; {config.precision}")
         directory = Path(config.offline_dir).expanduser()
         self._card = read_card(directory)
         self._dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
@@ -85,6 +86,8 @@ class Trainer:
     def _make_parts(self) -> None:
         """Sampler, agent and acting policy."""
         config, dataset = self._config, self._dataset
+        image_size, action_size = dataset.frames.shape[1], dataset.action.shape[1]
+        self._on_device = self._place_replay(image_size, action_size)
         self._sampler = Sampler(
             dataset,
             self._train_mask,
@@ -92,15 +95,68 @@ class Trainer:
             pool=Pool(**config.pool),
             policy_starts=config.policy_starts,
             total_steps=config.steps.model,
+            images_on_device=self._on_device,
         )
-        image_size, action_size = dataset.frames.shape[1], dataset.action.shape[1]
-        self._agent = wiring.make_agent(config, image_size=image_size, action_size=action_size)
-        self._policy = FilterPolicy(self._agent, image_size=image_size, action_size=action_size, jit=self._jit)
-        self._validation = engine.compiled(self._validate, jit=self._jit)
-        print(f"data: {len(dataset.names)} episodes, {len(dataset.frames)} records, {dataset.frames.nbytes / 2**20:.0f} MB of frames on the device")
+        self._agent = wiring.make_agent(config, image_size=image_size, action_size=action_size, jit=self._jit)
+        self._policy = FilterPolicy(self._agent, image_size=image_size, action_size=action_size, jit=self._jit.pixels)
+        self._validation = engine.compiled(self._agent.validate, jit=self._jit.pixels)
 
-    def _sample(self, view: str, key: Key) -> Batch:
-        return self._sampler.sample(view, key, batch=self._config.batch.size, length=self._config.batch.length)
+    def _place_replay(self, image_size: int, action_size: int) -> bool:
+        """Whether the frames go to the device: as `replay` says, or if the estimate says that they fit. Prints the estimate.
+
+        Raises:
+          DeviceError: when the model phase needs more than there is, with what would lower it.
+        """
+        config, dataset = self._config, self._dataset
+        sizes = {"image_size": image_size, "action_size": action_size, "records": len(dataset.frames)}
+        half = config.precision != "float32"
+        available = engine.device_memory(self._device)
+        fits = {}
+        for place in ("device", "host"):
+            needed = cost.memory(config, **sizes, half=half, remat_rows=config.remat, replay_on_device=place == "device")
+            fits[place] = not available or needed.model_phase <= available
+            if config.replay == place or (config.replay == "auto" and (fits[place] or place == "host")):
+                break
+        print(f"data: {len(dataset.names)} episodes, {len(dataset.frames)} records, frames on the {place}")
+        print(f"{cost.describe(needed)}; available {available / 2**30:.1f} GB")
+        if not fits[place]:
+            raise DeviceError(
+                f"device memory: expected at most {available / 2**30:.1f} GB, the estimate is {needed.model_phase / 2**30:.1f} GB; "
+                "lower --batch.size, or set --remat 400, --precision mixed_bfloat16 or --replay host"
+            )
+        return place == "device"
+
+    def _sample_now(self, view: str, key: Key, *, batch: int, length: int) -> Batch:
+        """A batch outside the compiled chunks, from wherever the images are."""
+        sizes = {"batch": batch, "length": length}
+        image = None if self._on_device else tf.constant(self._sampler.host_images(view, key, **sizes))
+        return self._sampler.sample(view, key, **sizes, image=image)
+
+    def _make_loop(self, stage: Stage) -> StageLoop:
+        """The compiled loop of a stage. One without pixels gets the encoder's evidence of every frame, computed here, once."""
+        config, sampler, sizes = self._config, self._sampler, dict(self._config.batch)
+        names = {"batch": sizes["size"], "length": sizes["length"]}
+        table, host_images = None, None
+        if not stage.pixels:
+            started = time.monotonic()
+            table = self._agent.evidence(self._dataset.frames, jit=self._jit.pixels)
+            size = table.dtype.size * int(tf.size(table)) / 2**20
+            print(f"{stage.name}: encoded {table.shape[0]} frames once in {time.monotonic() - started:.1f} s, {size:.0f} MB")
+        elif not self._on_device:
+            shape = (*names.values(), *self._dataset.frames.shape[1:])
+            most = config.updates_per_call or config.pool.grow_every
+            capacity = max(1, min(most, HOST_STACK_BYTES // int(np.prod(shape))))
+
+            def gather(step: int) -> np.ndarray:
+                return sampler.host_images(stage.view, Key(config.seed, stage.name, tf.constant(step, tf.int64)), **names)
+
+            host_images = HostImages(gather, shape, capacity)
+
+        def sample(view: str, key: Key, image: tf.Tensor | None = None) -> Batch:
+            return sampler.sample(view, key, **names, image=image, table=table)
+
+        jit = self._jit.pixels if stage.pixels else self._jit.vectors
+        return StageLoop(stage, sample, seed=config.seed, jit=jit, host_images=host_images)
 
     def run(self) -> None:
         """All that is left to do: from the newest checkpoint to `DONE`."""
@@ -144,7 +200,7 @@ class Trainer:
         """Run one stage from `step` to its end. Logs, reports, evaluates and saves on the clock, between compiled calls."""
         if step >= stage.steps:
             return
-        loop = StageLoop(stage, self._sample, seed=self._config.seed, jit=self._jit)
+        loop = self._make_loop(stage)
         if sums:
             loop.sums, loop.count = np.array(sums[0], np.float32), sums[1]
         pace, progress = Pace(self._config.updates_per_call, self._config.pool.grow_every), Progress(stage.name, step, stage.steps)
@@ -152,7 +208,7 @@ class Trainer:
         while step < stage.steps:
             left = min(due(step, every, stage.steps) for every, _ in clock)
             started = time.monotonic()
-            chunk = loop.run(step, pace.next(left))
+            chunk = loop.run(step, pace.next(min(left, loop.capacity)))
             seconds = time.monotonic() - started
             step += chunk.done
             if not chunk.finite:
@@ -163,6 +219,7 @@ class Trainer:
                 if due(step - 1, every, stage.steps) == 1:
                     act(stage.name, step, loop)
         progress.close()
+        loop.close()
 
     def _clock(self, stage: Stage) -> list[tuple[int, Callable[[str, int, StageLoop], None]]]:
         """(every how many updates, what): in this order where several are due. 0: never; all others also at the stage's end."""
@@ -176,7 +233,7 @@ class Trainer:
         """One metrics row: means since the last row, and held-out metrics if there is held-out data."""
         row = loop.take_means()
         if phase == "model" and not self._train_mask.all():
-            row |= {f"valid_{name}": float(value) for name, value in self._validation(tf.constant(step, tf.int64)).items()}
+            row |= {f"valid_{name}": float(value) for name, value in self._validate(step).items()}
         self._write(phase, step, row)
         self._timing.append({"phase": phase, "step": step, "time": round(time.time(), 3)})
 
@@ -184,17 +241,17 @@ class Trainer:
         self._metrics.append({"phase": phase, "step": step, **values})
         self._tensorboard.scalars(self._axis(phase, step), {f"{phase}/{name}": value for name, value in values.items()})
 
-    def _validate(self, step: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _validate(self, step: int) -> dict[str, tf.Tensor]:
         """World-model metrics of one held-out batch."""
-        key = Key(self._config.seed, "valid", step)
-        return self._agent.validate(self._sample("valid", key), key)
+        key, batch = Key(self._config.seed, "valid", tf.constant(step, tf.int64)), self._config.batch
+        return self._validation(self._sample_now("valid", key, batch=batch.size, length=batch.length), key)
 
     def _report_video(self, phase: str, step: int, loop: StageLoop) -> None:
         """Truth, reconstructions, mask and error of fixed training windows: MP4 in `videos/`, a GIF for TensorBoard."""
         video = self._config.video
         length = min(video.length, int(self._dataset.length.min()))
         key = Key(self._config.seed, "report", tf.constant(0, tf.int64))
-        batch = self._sampler.sample("all", key, batch=video.episodes, length=length)
+        batch = self._sample_now("all", key, batch=video.episodes, length=length)
         rows = {name: row.numpy() for name, row in self._agent.world_model.reconstruct(batch, key, min(video.context, length - 1)).items()}
         write_video(self._logdir / "videos" / f"{phase}-{step:09d}.mp4", video_grid(rows))
         self._tensorboard.gif(self._axis(phase, step), "reconstruction", video_grid(rows, scale=1))

@@ -33,7 +33,7 @@ class Episode(NamedTuple):
 class Batch(NamedTuple):
     """`B` windows of `T` consecutive records, each window from one episode."""
 
-    image: Tensor  # [B, T, H, W, 3] uint8
+    image: Tensor  # [B, T, H, W, 3] uint8; in the policy phase [B, T, hidden], what the frozen encoder made of it
     action: Tensor  # [B, T, A] float32
     reward: Tensor  # [B, T] float32
     is_first: Tensor  # [B, T] bool, true at column 0 only
@@ -66,6 +66,7 @@ class Stage(NamedTuple):
     steps: int  # number of updates
     view: str  # which of the sampler's views the stage draws from
     update: Callable[[Batch, Any], Mapping[str, Tensor]]  # (batch, key) -> scalar metrics; pure TensorFlow, writes its own variables
+    pixels: bool  # whether it looks at images; if not, its batches come with the evidence of a frozen encoder instead
 
 
 class Observation(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 from semopo_tf import agent as agents
 from semopo_tf import envs
 from semopo_tf.config import Config
+from semopo_tf.engine import OFF, Jit
 from semopo_tf.errors import CheckpointError, ConfigError
 from semopo_tf.types import Episode
 
@@ -29,19 +30,22 @@ AGENT_SECTIONS = (
     "actor_critic",
     "actor_opt",
     "critic_opt",
+    "precision",
+    "remat",
 )
 PHASES = ("model", "policy")
 CARD_KEYS = ("background", "background_color", "background_split", "mask_rule")
 
 
-def make_agent(config: Config, *, image_size: int, action_size: int) -> agents.Agent:
+def make_agent(config: Config, *, image_size: int, action_size: int, jit: Jit = OFF) -> agents.Agent:
     """The agent of a configuration, freshly initialised from its seed.
 
     Raises:
       ConfigError: when the sizes do not fit the image.
     """
     try:
-        return agents.build(image_size=image_size, action_size=action_size, seed=config.seed, **{key: config[key] for key in AGENT_SECTIONS})
+        sections = {key: config[key] for key in AGENT_SECTIONS}
+        return agents.build(image_size=image_size, action_size=action_size, seed=config.seed, jit=jit, **sections)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

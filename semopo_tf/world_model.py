@@ -25,6 +25,7 @@ from semopo_tf import losses as loss_functions
 from semopo_tf.distributions import unit_normal_log_prob
 from semopo_tf.nets import MLP, Decoder, Encoder, MaskBlend, deconv_sizes, initialise, named_variables
 from semopo_tf.random import Key
+from semopo_tf.remat import by_slices
 from semopo_tf.rssm import RSSM
 from semopo_tf.types import Batch, Latent
 
@@ -77,6 +78,7 @@ class Branch:
     """Encoder and recurrent model of one stream."""
 
     def __init__(self, name: str, *, image_size: int, action_size: int, encoder: Mapping[str, Any], rssm: Mapping[str, Any]):
+        """encoder, rssm: arguments of the layers."""
         self.name = name
         self.encoder = Encoder(name=f"{name}_encoder", **encoder)
         self.rssm = RSSM(name=f"{name}_rssm", action_size=action_size, embed_size=self.encoder.embed_size(image_size), **rssm)
@@ -84,10 +86,14 @@ class Branch:
         self.rssm.build()
         self.layers = {f"{name}_encoder": self.encoder, f"{name}_rssm": self.rssm}
 
-    def observe(self, image: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key, start: Latent | None = None) -> Latent:
-        """Posterior states [B, T, ...] of preprocessed images [B, T, H, W, 3]."""
-        noise = self.rssm.draw(key, f"{self.name}_posterior", tuple(image.shape[:2]))
-        return self.rssm.observe(self.encoder(image), action, is_first, noise, start)
+    def evidence(self, image: tf.Tensor) -> tf.Tensor:
+        """What the posterior takes from uint8 images [..., H, W, 3]: [..., hidden]. The only part that looks at pixels."""
+        return self.rssm.evidence(self.encoder(preprocess(image)))
+
+    def observe(self, evidence: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key) -> Latent:
+        """Posterior states [B, T, ...] from evidence [B, T, hidden]."""
+        noise = self.rssm.draw(key, f"{self.name}_posterior", tuple(evidence.shape[:2]))
+        return self.rssm.observe(evidence, action, is_first, noise)
 
     def features(self, latent: Latent) -> tf.Tensor:
         return self.rssm.features(latent)
@@ -141,14 +147,20 @@ class WorldModel:
         reward_gradient: bool,
         measure: str,
         image_scale: float,
+        remat: int,
+        compile_part: Callable[[Callable], Callable],
     ):
+        """remat: frames whose decoders are differentiated at a time, 0 for all. compile_part: what to do with the part without convolutions."""
         self.main = main
+        self.branches = [main]
         self.reward_head = MLP(outputs={"reward": 1}, name="reward", **reward_head)
         self.reward_head.build((None, main.rssm.feat_size))
         self.layers: dict[str, keras.layers.Layer] = {**main.layers, "reward": self.reward_head}
         self._seed = seed
         self._kl = Kl(**kl)
         self._reward_gradient, self._measure, self._image_scale = reward_gradient, measure, image_scale
+        self._remat, self._infer = remat, compile_part(self.infer)
+        self._image_terms = {"image": image_scale}  # weight of each loss that `image_losses` returns, in its order
 
     def _finish(self, image_size: int, decoder: Mapping[str, Any]) -> None:
         """Name and initialise all variables once the sub-class has made its layers."""
@@ -169,8 +181,46 @@ class WorldModel:
         return {"model": self.trained}
 
     def losses(self, batch: Batch, key: Key) -> Losses:
-        """Weighted total, metrics and posterior states of a batch; trains nothing."""
+        """Weighted total, metrics and posterior states of a batch; trains nothing.
+
+        images --encoders--> evidence --infer--> states, KL, reward loss --decoders--> image losses
+               convolutions           recurrence and heads               convolutions
+        """
+        shape = tuple(batch.reward.shape)
+        evidence = [branch.evidence(batch.image) for branch in self.branches]
+        posts, losses, metrics = self._infer(evidence, batch.action, batch.is_first, batch.reward, key)
+        feats = [branch.features(post) for branch, post in zip(self.branches, posts, strict=True)]
+        rows = [tf.reshape(x, [shape[0] * shape[1], *x.shape[2:]]) for x in (batch.image, *feats)]
+        outputs = len(self._image_terms) + len(self.image_metrics)
+        by_frame = by_slices(self.image_losses, self._remat, *rows, outputs=[()] * outputs) if self._remat else self.image_losses(*rows)
+        losses |= {name: tf.reshape(loss, shape) for name, loss in zip(self._image_terms, by_frame, strict=False)}
+        total = weigh(losses, {f"{branch.name}_kl": 1.0 for branch in self.branches} | {"reward": 1.0} | self._image_terms, shape)
+        metrics |= {f"{name}_loss": tf.reduce_mean(loss) for name, loss in losses.items()} | {"model_loss": total}
+        metrics |= {name: tf.reduce_mean(value) for name, value in zip(self.image_metrics, by_frame[len(self._image_terms) :], strict=True)}
+        return Losses(total, metrics, posts[0])
+
+    def infer(
+        self, evidence: list[tf.Tensor], action: tf.Tensor, is_first: tf.Tensor, reward: tf.Tensor, key: Key
+    ) -> tuple[list[Latent], dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """The posterior states of every branch, the losses that need no image, and metrics; no convolution in it."""
+        posts: list[Latent] = []
+        losses: dict[str, tf.Tensor] = {}
+        metrics: dict[str, tf.Tensor] = {}
+        for branch, seen in zip(self.branches, evidence, strict=True):
+            post = branch.observe(seen, self._action_for(branch, action), is_first, key)
+            losses[f"{branch.name}_kl"], found = branch.kl(post, key, self._kl)
+            posts.append(post)
+            metrics |= found
+        return posts, losses | {"reward": self._reward_loss(self.main.features(posts[0]), reward)}, metrics
+
+    def image_losses(self, image: tf.Tensor, *feats: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Each frame by itself: image [n, H, W, 3] uint8 and every branch's features [n, F] -> losses, then metrics, each [n]."""
         raise NotImplementedError
+
+    image_metrics: tuple[str, ...] = ()
+
+    def _action_for(self, branch: Branch, action: tf.Tensor) -> tf.Tensor:
+        return action
 
     def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
         """Rows of the video report, each [B, T, H, W, 1 or 3] in 0..1: `context` filtered frames, then open loop under the true actions."""
@@ -181,8 +231,9 @@ class WorldModel:
         return -unit_normal_log_prob(self.reward(feat if self._reward_gradient else tf.stop_gradient(feat)), reward, 0)
 
     def posterior(self, batch: Batch, key: Key) -> Latent:
-        """Filtered states [B, T, ...] of the branch that the policy sees."""
-        return self.main.observe(preprocess(batch.image), batch.action, batch.is_first, key)
+        """Filtered states [B, T, ...] of the branch that the policy sees; `batch.image` may already be its evidence."""
+        evidence = self.main.evidence(batch.image) if batch.image.dtype == tf.uint8 else tf.cast(batch.image, tf.float32)
+        return self.main.observe(evidence, batch.action, batch.is_first, key)
 
     def draw_steps(self, key: Key, horizon: int, size: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Ensemble member of each imagined step [H], shared by the batch, and noise of the states [H, N, S]."""
@@ -223,23 +274,12 @@ class JointWorldModel(WorldModel):
         self.layers["decoder"] = self._decoder
         self._finish(image_size, decoder)
 
-    def losses(self, batch: Batch, key: Key) -> Losses:
-        image = preprocess(batch.image)
-        post = self.main.observe(image, batch.action, batch.is_first, key)
-        feat = self.main.features(post)
-        kl, metrics = self.main.kl(post, key, self._kl)
-        losses = {
-            "joint_kl": kl,
-            "image": -unit_normal_log_prob(self._decoder(feat), image, 3),
-            "reward": self._reward_loss(feat, batch.reward),
-        }
-        total = weigh(losses, {"joint_kl": 1.0, "image": self._image_scale, "reward": 1.0}, tuple(batch.reward.shape))
-        metrics |= {f"{name}_loss": tf.reduce_mean(loss) for name, loss in losses.items()} | {"model_loss": total}
-        return Losses(total, metrics, post)
+    def image_losses(self, image: tf.Tensor, *feats: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return (-unit_normal_log_prob(self._decoder(feats[0]), preprocess(image), 3),)
 
     def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
         image = preprocess(batch.image)
-        mean = self._decoder(self.main.features(_context_then_open_loop(self.main, image, batch.action, batch.is_first, key, context)))
+        mean = self._decoder(self.main.features(_context_then_open_loop(self.main, batch, batch.action, key, context)))
         return {"truth": image + 0.5, "joint": mean + 0.5, "error": (mean - image + 1) / 2}
 
 
@@ -267,6 +307,7 @@ class SeparatedWorldModel(WorldModel):
         super().__init__(Branch("endo", image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm), **shared)
         exo_action_size = 0 if exo_action == "absent" else action_size
         self.exo = Branch("exo", image_size=image_size, action_size=exo_action_size, encoder=encoder, rssm=rssm)
+        self.branches.append(self.exo)
         self._exo_action = exo_action
         self._exo_weight = 0.0 if self._kl.strict_elbo else exo_weight
         self._endo_decoder = Decoder(channels=2 * COLORS, name="endo_decoder", **decoder)
@@ -277,6 +318,7 @@ class SeparatedWorldModel(WorldModel):
         if self._exo_weight:
             self._exo_only_decoder = Decoder(channels=COLORS, name="exo_only_decoder", **decoder)
             self.layers["exo_only_decoder"] = self._exo_only_decoder
+            self._image_terms["exo_image"] = self._image_scale * self._exo_weight
         for name in self.layers:
             if name.endswith("_decoder"):
                 self.layers[name].build((None, self.main.rssm.feat_size))
@@ -293,45 +335,29 @@ class SeparatedWorldModel(WorldModel):
             "exo": self.variables_of("exo_encoder", "exo_rssm", *joint, *exo_only),
         }
 
-    def losses(self, batch: Batch, key: Key) -> Losses:
-        image = preprocess(batch.image)
-        endo, exo = self._observe(image, batch.action, batch.is_first, key)
-        endo_feat, exo_feat = self.main.features(endo), self.exo.features(exo)
-        endo_kl, endo_metrics = self.main.kl(endo, key, self._kl)
-        exo_kl, exo_metrics = self.exo.kl(exo, key, self._kl)
-        decoded = self._decode(endo_feat, exo_feat)
-        losses = {
-            "endo_kl": endo_kl,
-            "exo_kl": exo_kl,
-            "image": -unit_normal_log_prob(decoded["joint"], image, 3),
-            "reward": self._reward_loss(endo_feat, batch.reward),
-        }
-        scales = {"endo_kl": 1.0, "exo_kl": 1.0, "image": self._image_scale, "reward": 1.0}
+    image_metrics = ("mask_mean",)
+
+    def image_losses(self, image: tf.Tensor, *feats: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        target, decoded = preprocess(image), self._decode(*feats)
+        losses = [-unit_normal_log_prob(decoded["joint"], target, 3)]
         if self._exo_weight:
-            losses["exo_image"] = -unit_normal_log_prob(self._exo_only_decoder(exo_feat), image, 3)
-            scales["exo_image"] = self._image_scale * self._exo_weight
-        total = weigh(losses, scales, tuple(batch.reward.shape))
-        metrics = {f"{name}_loss": tf.reduce_mean(loss) for name, loss in losses.items()} | {"model_loss": total}
-        metrics |= {"mask_mean": tf.reduce_mean(decoded["mask"])}
-        return Losses(total, metrics | endo_metrics | exo_metrics, endo)
+            losses.append(-unit_normal_log_prob(self._exo_only_decoder(feats[1]), target, 3))
+        return (*losses, tf.reduce_mean(decoded["mask"], [1, 2, 3]))
 
-    def _observe(self, image: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key) -> tuple[Latent, Latent]:
-        return self.main.observe(image, action, is_first, key), self.exo.observe(image, self._action_for_exo(action), is_first, key)
-
-    def _action_for_exo(self, action: tf.Tensor) -> tf.Tensor:
-        return tf.zeros_like(action) if self._exo_action == "zero" else action
+    def _action_for(self, branch: Branch, action: tf.Tensor) -> tf.Tensor:
+        return tf.zeros_like(action) if branch is self.exo and self._exo_action == "zero" else action
 
     def _decode(self, endo_feat: tf.Tensor, exo_feat: tf.Tensor) -> dict[str, tf.Tensor]:
         """Unmasked means of both streams, the mask, and the blend m * endo + (1 - m) * exo; all [..., H, W, .]."""
-        endo_mean, endo_mask = tf.split(tf.cast(self._endo_decoder(endo_feat), tf.float32), 2, -1)
-        exo_mean, exo_mask = tf.split(tf.cast(self._exo_decoder(exo_feat), tf.float32), 2, -1)
+        endo_mean, endo_mask = tf.split(self._endo_decoder(endo_feat), 2, -1)
+        exo_mean, exo_mask = tf.split(self._exo_decoder(exo_feat), 2, -1)
         mask = self._mask(tf.concat([endo_mask, exo_mask], -1))
         return {"joint": blend(mask, endo_mean, exo_mean), "endo": endo_mean, "exo": exo_mean, "mask": mask}
 
     def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
         image = preprocess(batch.image)
-        endo = _context_then_open_loop(self.main, image, batch.action, batch.is_first, key, context)
-        exo = _context_then_open_loop(self.exo, image, self._action_for_exo(batch.action), batch.is_first, key, context)
+        endo = _context_then_open_loop(self.main, batch, batch.action, key, context)
+        exo = _context_then_open_loop(self.exo, batch, self._action_for(self.exo, batch.action), key, context)
         rows = self._decode(self.main.features(endo), self.exo.features(exo))
         means = {name: rows[name] + 0.5 for name in ("joint", "endo", "exo")}
         return {"truth": image + 0.5, **means, "mask": rows["mask"], "error": (rows["joint"] - image + 1) / 2}
@@ -342,9 +368,9 @@ def blend(mask: tf.Tensor, endo_mean: tf.Tensor, exo_mean: tf.Tensor) -> tf.Tens
     return mask * endo_mean + (1 - mask) * exo_mean
 
 
-def _context_then_open_loop(branch: Branch, image: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key, context: int) -> Latent:
+def _context_then_open_loop(branch: Branch, batch: Batch, action: tf.Tensor, key: Key, context: int) -> Latent:
     """Latent [B, T, ...]: posterior for the first `context` frames, prior rollout from the last of them for the rest."""
-    post = branch.observe(image[:, :context], action[:, :context], is_first[:, :context], key)
+    post = branch.observe(branch.evidence(batch.image[:, :context]), action[:, :context], batch.is_first[:, :context], key)
     last = tf.nest.map_structure(lambda x: x[:, -1], post)
     ahead = branch.open_loop(last, action[:, context:], key)
     return tf.nest.map_structure(lambda x, y: tf.concat([x, y], 1), post, ahead)

@@ -317,7 +317,7 @@ def test_the_remedy_for_an_original_flag_names_keys_and_values_that_exist(flag):
         (["--seed", "1", "2"], "2: expected a flag such as --seed 1"),
         (["-seed", "1"], "-seed: expected a flag such as --seed 1"),
         (["--"], "--: expected a flag such as --seed 1"),
-        (["--jit", "ful"], "--jit: expected one of auto, full, off, received 'ful', did you mean full?"),
+        (["--jit", "ful"], "--jit: expected one of auto, full, partial, off, received 'ful', did you mean full?"),
         (["--penalty.measure", "meandis"], "expected one of sum_squares, mean_norm, log_prob_variance, log_prob_std, received 'meandis'"),
         (["--steps.model", "2.5"], "--steps.model: expected a whole number, received 2.5"),
         (["--steps.model", "many"], "--steps.model: expected a whole number, received 'many'"),
@@ -644,8 +644,13 @@ def write_dataset(directory: Path) -> Path:
 class Untaught:
     """Stands in for `engine.StageLoop`, whose tracing takes most of the time of so short a run: counts updates and makes none."""
 
-    def __init__(self, stage, sample, *, seed, jit):
+    capacity = 1
+
+    def __init__(self, stage, sample, *, seed, jit, host_images):
         self.sums, self.count = np.zeros(1, np.float32), 0
+
+    def close(self):
+        pass
 
     def run(self, step, updates):
         from semopo_tf.engine import Chunk

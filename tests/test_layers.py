@@ -19,17 +19,18 @@ SOURCES = {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glo
 # column joins all others. So the columns meet on the entry lines alone: learning sees neither data nor simulators, acting sees no learning.
 TABLE = {
     #           line: modules
-    "shared": {0: ["types", "errors"], 1: ["files", "random"]},
+    "shared": {0: ["types", "errors"], 1: ["files", "random", "cost"]},
     "data": {2: ["episodes"], 3: ["sampler"]},
     "learning": {
-        2: ["distributions", "losses", "nets", "optim", "imagination", "engine"],
+        1: ["convolutions"],
+        2: ["distributions", "losses", "nets", "optim", "imagination", "engine", "recurrence", "remat"],
         3: ["rssm", "actor_critic"],
         4: ["world_model"],
         5: ["agent"],
     },
     "acting": {2: ["driving", "rendering", "rollout"], 3: ["simulation", "videos"], 4: ["envs"]},
     "running": {1: ["config"], 2: ["run", "checkpoints"]},
-    "entry": {6: ["wiring", "collect", "data", "doctor"], 7: ["trainer"], 8: ["training", "evaluation"], 9: ["__init__"]},
+    "entry": {6: ["wiring", "collect", "data", "doctor"], 7: ["trainer", "bench"], 8: ["training", "evaluation"], 9: ["__init__"]},
 }
 PLACE = {module: (line, column) for column, lines in TABLE.items() for line, modules in lines.items() for module in modules}
 ENTRY = {module for module, (_, column) in PLACE.items() if column == "entry"}
@@ -45,7 +46,7 @@ ONLY = {
 }
 TENSORFLOW = {"tensorflow", "tensorflow_probability", "keras", "tf_keras"}
 SIMULATORS = {"dm_control", "mujoco", "gym", "gymnasium"}
-WITH_TENSORFLOW = {"random", "sampler", "trainer", "evaluation", "doctor"} | {m for m, (_, column) in PLACE.items() if column == "learning"}
+WITH_TENSORFLOW = {"random", "sampler", "trainer", "evaluation", "doctor", "bench"} | {m for m, (_, column) in PLACE.items() if column == "learning"}
 
 
 def imports(tree: ast.AST, *, top_level_only: bool = False) -> set[str]:

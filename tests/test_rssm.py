@@ -37,8 +37,11 @@ class Case:
         values = {"embed": self.embed, "action": self.action, "is_first": self.is_first, "noise": self.noise} | changed
         return [tiny.as_tensor(value) for value in values.values()]
 
+    def filter(self, embed, *others):
+        return self.rssm.observe(self.rssm.evidence(embed), *others)
+
     def observe(self, **changed):
-        return self.rssm.observe(*self.inputs(**changed))
+        return self.filter(*self.inputs(**changed))
 
     def by_hand(self, p=None, members=None):
         action = self.action if self.rssm.action_size else self.action[..., :0]
@@ -70,7 +73,7 @@ def same(one, other, tolerance=1e-5):
 @modes
 def test_observe_and_drawn_priors_match_the_loop(mode, case):
     def both(embed, action, is_first, noise, member):
-        post = case.rssm.observe(embed, action, is_first, noise)
+        post = case.filter(embed, action, is_first, noise)
         return post, case.rssm.prior(post.deter, member)
 
     post, prior = tiny.run(mode, both, *case.inputs(), case.member)
@@ -99,7 +102,7 @@ def test_observe_is_a_loop_of_one_step_observations(case):
     for t in range(T):
         now = slice(t, t + 1)
         embed, action, is_first, noise = case.inputs()
-        one = case.rssm.observe(embed[:, now], action[:, now], is_first[:, now], noise[:, now], latent)
+        one = case.filter(embed[:, now], action[:, now], is_first[:, now], noise[:, now], latent)
         latent = at(one, 0)
         same(latent, at(whole, t), 1e-6)
 
@@ -142,8 +145,8 @@ def test_a_first_record_forgets_the_state_it_is_given(case):
     post = case.observe()
     start = at(post, T - 1)
     embed, action, is_first, noise = case.inputs()
-    same(case.rssm.observe(embed, action, is_first, noise, start), post, 0)
-    carried = case.rssm.observe(embed, action, tf.zeros_like(is_first), noise, start)
+    same(case.filter(embed, action, is_first, noise, start), post, 0)
+    carried = case.filter(embed, action, tf.zeros_like(is_first), noise, start)
     assert (carried.deter[:, 0].numpy() != post.deter[:, 0].numpy()).any(-1).all()
 
 
@@ -253,7 +256,7 @@ def test_gradients_through_the_recursion_are_those_of_central_differences(mode):
 
     def gradients(*inputs):
         with tf.GradientTape() as tape:
-            post = case.rssm.observe(*inputs)
+            post = case.filter(*inputs)
             prior = case.rssm.prior(post.deter, tf.constant(case.member))
             terms = (post.deter * w["deter"], post.stoch * w["stoch"], post.stats["std"] * w["post"], prior["mean"] * w["prior"])
             total = tf.add_n([tf.reduce_sum(term) for term in terms])

@@ -166,7 +166,15 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
 
 def test_keys_that_say_where_and_how_fast_may_differ(tmp_path):
     claim(configured(), tmp_path)
-    other = {"logdir": "ELSEWHERE", "offline_dir": "MOVED", "cache_dir": "C", "device": "cpu", "updates_per_call": "3", "keep_checkpoints": "9"}
+    other = {
+        "logdir": "ELSEWHERE",
+        "offline_dir": "MOVED",
+        "cache_dir": "C",
+        "device": "cpu",
+        "updates_per_call": "3",
+        "keep_checkpoints": "9",
+        "replay": "host",
+    }
     assert set(other) == OPERATIONAL
     claim(load(["--configs", "semopo", "walker_walk", "debug", *[f"--{key}={value}" for key, value in other.items()]]), tmp_path)
 

@@ -296,7 +296,7 @@ def test_uncertainty_is_the_disagreement_of_all_members_about_the_state(mode, ki
 
 
 def test_uncertainty_of_the_exogenous_stream_has_the_same_form(paper):
-    latent = paper.model.exo.observe(world_model.preprocess(paper.batch.image), paper.batch.action, paper.batch.is_first, KEY)
+    latent = paper.model.exo.observe(paper.model.exo.evidence(paper.batch.image), paper.batch.action, paper.batch.is_first, KEY)
     stats = reference.all_priors(latent.deter.numpy(), paper.weights.rssm("exo_rssm"))
     tiny.close(paper.model.exo.uncertainty(latent, "mean_norm"), reference.disagreement_mean_of_norms(stats))
 

@@ -1,0 +1,290 @@
+"""`bench.py`: speed and memory of training on this machine, one row a configuration, as a table and as JSON.
+
+Every row runs in a process of its own on random frames in memory, so that its first update and its peak memory are its own. The
+matrix-multiply rate is measured in the same process before and after the updates: the ratio of the two survives a machine that is busy
+or slow, absolute times do not.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from semopo_tf import config as configuration
+from semopo_tf import cost
+from semopo_tf.errors import CommandParser, ConfigError
+from semopo_tf.files import write_whole
+
+ROWS = ("released", "defaults", "small")
+EPISODES, RECORDS, IMAGE_SIZE, ACTION_SIZE = 8, 501, 64, 6
+ENV_TASK, ENV_STEPS = "dmcdrv_walker_walk", 100
+COLUMNS = {
+    # key of the JSON: (heading, decimals)
+    "first_update_s": ("first update, s", 1),
+    "model_update_s": ("model update, s", 3),
+    "policy_update_s": ("policy update, s", 3),
+    "model_update_flops": ("GFLOP a model update", 0),
+    "matmul_gflops": ("matmul, GFLOP/s", 0),
+    "model_fraction_of_matmul": ("fraction of matmul", 2),
+    "imagined_steps_per_s": ("imagined steps/s", 0),
+    "env_steps_per_s": ("env steps/s", 1),
+    "peak_memory_mb": ("peak memory, MB", 0),
+}
+HIGHER_IS_BETTER = ("model_fraction_of_matmul", "imagined_steps_per_s", "env_steps_per_s")
+
+
+def main(argv: list[str]) -> int:
+    """Measure, print the table, and on request write it, compare it, or record a profile.
+
+    Raises:
+      ConfigError: for a wrong flag, configuration or comparison file.
+    """
+    arguments = parse(argv)
+    earlier = read_result(Path(arguments.compare)) if arguments.compare else None
+    commands = {name: command(name, arguments) for name in arguments.configs}
+    for words in commands.values():
+        configuration.load(words)
+    environment = None if arguments.no_env else measure_environment()
+    rows: list[dict[str, Any]] = []
+    for name, words in commands.items():
+        print(f"{name}: measuring", flush=True)
+        row = in_child(measure, name, words, arguments.updates, arguments.trace)
+        rows.append(row | {"env_steps_per_s": environment})
+    device = [row.pop("device") for row in rows][0]
+    result = {"machine": machine(device), "rows": rows}
+    print(table(rows))
+    if arguments.json:
+        write_whole(Path(arguments.json), json.dumps(result, indent=1).encode())
+    if earlier:
+        print(comparison(earlier, result))
+    return 0
+
+
+def parse(argv: list[str]) -> Any:
+    """The command line; `--batch` and `--length` hold for every row except `small`, which keeps its own unless they are given."""
+    parser = CommandParser(prog="bench.py", description=__doc__)
+    parser.add_argument("--configs", nargs="+", default=list(ROWS), help="rows: a preset or size, or several joined by a plus, e.g. released+small")
+    parser.add_argument("--batch", type=int, help="windows a batch (default: 16, small 8)")
+    parser.add_argument("--length", type=int, help="records a window (default: 50, small 16)")
+    parser.add_argument("--precision", help="as in training")
+    parser.add_argument("--jit", help="as in training")
+    parser.add_argument("--remat", type=int, help="as in training")
+    parser.add_argument("--device", default="auto", help="as in training")
+    parser.add_argument("--updates", type=int, default=5, help="measured updates of each phase")
+    parser.add_argument("--no_env", action="store_true", help="do not start the simulator")
+    parser.add_argument("--json", help="write the result to this file")
+    parser.add_argument("--compare", help="print the change against a file written by --json")
+    parser.add_argument("--trace", help="write a profile of one update of each phase to this directory, for TensorBoard")
+    arguments = parser.parse_args(argv)
+    for key in ("batch", "length", "updates"):
+        value = getattr(arguments, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{key}: expected at least 1, received {value}")
+    return arguments
+
+
+def command(name: str, arguments: Any) -> list[str]:
+    """The command line of a row: SeMOPO on walker_walk with the overlays that the row names."""
+    overlays = [part for part in name.split("+") if part != "defaults"]
+    flags = {"precision": arguments.precision, "jit": arguments.jit, "remat": arguments.remat, "device": arguments.device}
+    flags["batch.size"] = arguments.batch or (None if "small" in overlays or "debug" in overlays else 16)
+    flags["batch.length"] = arguments.length
+    given = [word for key, value in flags.items() if value is not None for word in (f"--{key}", str(value))]
+    return ["--configs", "semopo", "walker_walk", *overlays, *given]
+
+
+def in_child(function: Callable[..., dict], *arguments: Any) -> dict:
+    """function(*arguments) in a fresh process, which dies with its memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, (*arguments, time.time()))
+
+
+def measure(name: str, words: list[str], updates: int, trace: str | None, started: float) -> dict[str, Any]:
+    """One row. Runs in a child process that does nothing else.
+
+    Args:
+      started: when the parent asked for the process, seconds since the epoch; the first update is counted from there.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from semopo_tf import engine, wiring
+    from semopo_tf.sampler import Pool, Sampler
+
+    config = configuration.load(words)
+    device, description = engine.choose_device(config.device)
+    jit = engine.choose_jit(config.jit, device)
+    names = {"batch": config.batch.size, "length": config.batch.length}
+    row: dict[str, Any] = {"config": name, **names}
+    with tf.device(device):
+        dataset = random_dataset()
+        choices = {"sampling": config.sampling, "policy_starts": config.policy_starts, "total_steps": config.steps.model}
+        sampler = Sampler(dataset, np.ones(EPISODES, bool), pool=Pool(**config.pool), **choices)
+        agent = wiring.make_agent(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=jit)
+        rates = []
+        for stage in agent.stages:
+            table = None if stage.pixels else agent.evidence(dataset.frames, jit=jit.pixels)
+
+            def sample(view: str, key: Any, table: Any = table) -> Any:
+                return sampler.sample(view, key, **names, table=table)
+
+            loop = engine.StageLoop(stage, sample, seed=1, jit=jit.pixels if stage.pixels else jit.vectors)
+            loop.run(0, 1)
+            if stage.pixels:
+                row["first_update_s"] = time.time() - started
+            rates.append(matmul_gflops("GPU" in device))
+            seconds = []
+            for step in range(1, updates + 1):
+                before = time.perf_counter()
+                loop.run(step, 1)
+                seconds.append(time.perf_counter() - before)
+            row[f"{stage.name}_update_s"] = float(np.median(seconds))
+            rates.append(matmul_gflops("GPU" in device))
+            if trace:
+                engine.record_profile(Path(trace) / f"{name}-{stage.name}", partial(loop.run, updates + 1, 1))
+    flops = cost.model_update_flops(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE).total
+    matmul = float(np.mean(rates[:2]))  # around the model updates
+    steps = config.batch.size * config.batch.length * config.imagination.horizon
+    row |= {"model_update_flops": flops, "matmul_gflops": matmul}
+    row["model_fraction_of_matmul"] = flops / row["model_update_s"] / (matmul * 1e9)
+    row["imagined_steps_per_s"] = steps / row["policy_update_s"]
+    row["peak_memory_mb"] = engine.peak_memory(device) / 2**20
+    return row | {"device": description}
+
+
+def random_dataset() -> Any:
+    """Frames of noise; nothing that is measured depends on what they show."""
+    import numpy as np
+
+    from semopo_tf.episodes import Dataset
+
+    rng, records = np.random.default_rng(0), EPISODES * RECORDS
+    returns = np.arange(EPISODES, dtype=np.float64)
+    return Dataset(
+        directory=Path("random frames"),
+        names=[f"{episode}.npz" for episode in range(EPISODES)],
+        frames=rng.integers(0, 256, (records, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8),
+        action=rng.uniform(-1, 1, (records, ACTION_SIZE)).astype(np.float32),
+        reward=rng.uniform(0, 1, records).astype(np.float32),
+        is_terminal=np.zeros(records, bool),
+        offset=np.arange(EPISODES) * RECORDS,
+        length=np.full(EPISODES, RECORDS),
+        returns=returns,
+        native_returns=returns,
+        manifest={},
+    )
+
+
+def matmul_gflops(gpu: bool) -> float:
+    """Rate of large float32 matrix products, GFLOP/s: the best of several, the machine's own yardstick."""
+    import tensorflow as tf
+
+    size, best = 8192 if gpu else 2048, 0.0
+    a = tf.fill([size, size], 0.5)
+    product = tf.function(lambda a: tf.reduce_sum(a @ a), autograph=False)
+    product(a).numpy()
+    for _ in range(8):
+        before = time.perf_counter()
+        product(a).numpy()
+        best = max(best, 2 * size**3 / (time.perf_counter() - before) / 1e9)
+    return best
+
+
+def measure_environment() -> float | None:
+    """Simulator decisions a second with distractors and rendering, one environment; None where nothing can render."""
+    import numpy as np
+
+    from semopo_tf import envs
+    from semopo_tf.errors import SemopoError
+
+    try:
+        environment = envs.make(ENV_TASK, size=IMAGE_SIZE, action_repeat=2, camera=-1, background="builtin:driving")
+        try:
+            environment.reset(0)
+            rng, before = np.random.default_rng(0), time.perf_counter()
+            for _ in range(ENV_STEPS):
+                environment.step(rng.uniform(-1, 1, environment.action_size).astype(np.float32))
+            return ENV_STEPS / (time.perf_counter() - before)
+        finally:
+            environment.close()
+    except SemopoError as error:
+        print(f"env steps/s: not measured ({error})")
+        return None
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures were measured on."""
+    from importlib.metadata import version
+
+    return {
+        "device": device,
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "tensorflow": version("tensorflow"),
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
+    }
+
+
+def processor() -> str:
+    """The processor's name where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as text, a quantity a line."""
+    labels = ["", *(f"{row['config']} {row['batch']} x {row['length']}" for row in rows)]
+    lines = [labels]
+    for key, (heading, decimals) in COLUMNS.items():
+        scale = 1e-9 if key == "model_update_flops" else 1
+        lines.append([heading, *("-" if row[key] is None else f"{row[key] * scale:,.{decimals}f}" for row in rows)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(labels))]
+    for line in lines:
+        line[:] = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A file written by `--json`.
+
+    Raises:
+      ConfigError: when it is something else.
+    """
+    try:
+        result = json.loads(path.read_text())
+        for row in result["rows"]:
+            if not {"config", "batch", "length", *COLUMNS} <= set(row):
+                raise KeyError("a row lacks keys")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--compare {path}: expected a file written by bench.py --json ({error}); write one first") from error
+    return result
+
+
+def comparison(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How each figure changed against the earlier result, rows matched by configuration, batch and length."""
+    before = {(row["config"], row["batch"], row["length"]): row for row in earlier["rows"]}
+    lines = []
+    for row in now["rows"]:
+        old = before.get((row["config"], row["batch"], row["length"]))
+        lines.append(
+            f"{row['config']} {row['batch']} x {row['length']}: {'no such row in the earlier result' if old is None else 'now, before, change'}"
+        )
+        for key, (heading, decimals) in COLUMNS.items():
+            if old is None or not old[key] or not row[key] or key == "model_update_flops":
+                continue
+            change = row[key] / old[key] - 1
+            word = "same" if abs(change) < 0.02 else "better" if (change > 0) == (key in HIGHER_IS_BETTER) else "worse"
+            word = "" if key == "matmul_gflops" else word
+            lines.append(f"  {heading:20} {row[key]:12,.{decimals}f} {old[key]:12,.{decimals}f} {change:+8.1%} {word}")
+    if earlier["machine"] != now["machine"]:
+        lines.append("the two were measured on different machines or versions: compare the fractions of matmul, not the times")
+    return "\n".join(lines)
