@@ -55,8 +55,8 @@ def main(argv: list[str]) -> int:
         print(f"{name}: measuring", flush=True)
         row = in_child(measure, name, words, arguments.updates, arguments.trace)
         rows.append(row | {"env_steps_per_s": environment})
-    device = [row.pop("device") for row in rows][0]
-    result = {"machine": machine(device), "rows": rows}
+    devices = [row.pop("device") for row in rows]
+    result = {"machine": machine(devices[0]), "rows": rows}
     print(table(rows))
     if arguments.json:
         write_whole(Path(arguments.json), json.dumps(result, indent=1).encode())

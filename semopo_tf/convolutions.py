@@ -28,7 +28,7 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor, *, products: bool = False) -> tf.T
         return tf.nn.conv2d(x, kernel, STRIDE, "VALID")
     half = k // STRIDE
     blocks = size + half - 1  # of 2 x 2 pixels, along an edge; what does not fill a block reaches no output
-    x = tf.nn.space_to_depth(tf.slice(x, [0, 0, 0, 0], [-1, STRIDE * blocks, STRIDE * blocks, -1]), STRIDE)
+    x = tf.nn.space_to_depth(_crop(x, STRIDE * blocks), STRIDE)
     windows = tf.concat([tf.slice(x, [0, row, column, 0], [-1, size, size, -1]) for row in range(half) for column in range(half)], 3)
     # Rows of the kernel in the order of a window: block, then pixel in the block, then channel.
     rows = tf.reshape(_phases(kernel), [half * half, PHASES * channels, width])
@@ -56,7 +56,12 @@ def transpose(x: tf.Tensor, kernel: tf.Tensor, *, products: bool = False) -> tf.
         fine = _overlap(tf.matmul(tf.reshape(x, [-1, channels]), tf.reshape(phases, [-1, channels]), transpose_b=True), size, half, PHASES * width)
     else:
         fine = tf.nn.conv2d_transpose(x, phases, [batch, blocks, blocks, PHASES * width], 1, "VALID")
-    return tf.slice(tf.nn.depth_to_space(fine, STRIDE), [0, 0, 0, 0], [-1, out, out, -1])
+    return _crop(tf.nn.depth_to_space(fine, STRIDE), out)
+
+
+def _crop(x: tf.Tensor, size: int) -> tf.Tensor:
+    """The first `size` rows and columns of x [N, H, H, C]."""
+    return x if x.shape[1] == size else tf.slice(x, [0, 0, 0, 0], [-1, size, size, -1])
 
 
 def _phases(kernel: tf.Tensor) -> tf.Tensor:
