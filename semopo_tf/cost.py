@@ -193,7 +193,7 @@ def memory(
     rows, size = config["batch"]["size"] * config["batch"]["length"], 2 if half else 4
     held = _parameters(config, image_size, action_size)
     # Weight, gradient and two moments; a second optimiser on the joint decoder has two moments of its own.
-    weights = 4 * (4 * sum(held.values()) + (2 * held["joint"] if config["model"]["split_optimizers"] else 0))
+    weights = 4 * (4 * sum(held.values()) + (2 * held["joint"] if config["model"]["split_optimizers"] and len(decoders(config)) > 1 else 0))
     # A layer's output before and after its activation function; the pixels in float32: image, target and what the likelihood keeps.
     convolutions = 2 * size * sum(layer.outputs for layer in encoder(config, image_size)) * len(streams(config, action_size))
     pixels = 4 * image_size * image_size * COLORS

@@ -45,7 +45,8 @@ class Optimizer:
         step = tf.cast(self._updates.assign_add(1), tf.float32)
         powers = {"beta1_power": tf.pow(BETA_1, step), "beta2_power": tf.pow(BETA_2, step)}
         for key, variable in self._variables.items():
-            variable.assign((1 - self._weight_decay) * variable)
+            if self._weight_decay:
+                variable.assign((1 - self._weight_decay) * variable)
             # One pass over the memory for both moments and the weight; written out in TensorFlow's operations it takes twenty.
             tf.raw_ops.ResourceApplyAdam(
                 var=variable.handle,

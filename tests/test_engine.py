@@ -1,12 +1,14 @@
 """Compiled chunks: their size changes no result, a bad update is refused and reported, and XLA agrees with the plain graph."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
 
 from semopo_tf import engine, random
-from semopo_tf.engine import Pace, StageLoop
+from semopo_tf.engine import HostImages, Pace, StageLoop
 from semopo_tf.errors import DeviceError
 from semopo_tf.types import Batch
 
@@ -33,10 +35,15 @@ def sample(view, key):
 class Case:
     """One agent and the traced loops of its stages; every run starts from the same weights."""
 
-    def __init__(self, overlays, *, jit=False, stages=("model", "policy")):
-        self.agent = tiny.agent(*overlays, **RATES)
+    def __init__(self, overlays, *, jit="off", stages=("model", "policy"), rates=RATES):
+        self.agent = tiny.agent(*overlays, jit=jit, **rates)
         tiny.randomise(self.agent.world_model.trained, np.random.default_rng(1))
-        self.loops = {stage.name: StageLoop(stage, sample, seed=3, jit=jit) for stage in self.agent.stages if stage.name in stages}
+        chosen = engine.choose_jit(jit, "/CPU:0")
+        self.loops = {
+            stage.name: StageLoop(stage, sample, seed=3, jit=chosen.pixels if stage.pixels else chosen.vectors)
+            for stage in self.agent.stages
+            if stage.name in stages
+        }
         self.variables = self.agent.variables()
         self.start = tiny.snapshot(self.variables)
 
@@ -109,15 +116,49 @@ def test_means_are_over_all_chunks_since_the_last_row_and_then_start_afresh(case
     assert loop.count == 0 and not loop.sums.any()
 
 
-def test_xla_agrees_with_the_plain_graph_to_rounding(case):
-    """Three updates of the world model: convolutions, scans, drawn members, clipping and Adam."""
-    compiled = Case(tiny.PAPER, jit=True, stages=("model",))
-    weights, means, _ = case.run("model", 0, 3)
-    other_weights, other_means, _ = compiled.run("model", 0, 3)
-    for name, mean in means.items():
-        tiny.close(other_means[name], mean)
-    for name, value in weights.items():
-        tiny.close(other_weights[name], value)
+EPOCH = 50
+
+
+@pytest.mark.parametrize("overlays", [tiny.PAPER, tiny.RELEASED], ids=["paper", "released"])
+def test_full_partial_and_off_agree_to_rounding_over_an_epoch(overlays):
+    """Fifty updates of each stage in one call; under `full` that is the whole epoch as one XLA program."""
+    cases = {jit: Case(overlays, jit=jit, rates={"penalty.weight": 0.1}) for jit in ("off", "partial", "full")}
+    for stage in ("model", "policy"):
+        weights, means, said = cases["off"].run(stage, 0, EPOCH)
+        assert said[0].done == EPOCH
+        for jit in ("partial", "full"):
+            other_weights, other_means, _ = cases[jit].run(stage, 0, EPOCH)
+            for name, mean in means.items():
+                tiny.close(other_means[name], mean, 1e-4)
+            for name, value in weights.items():
+                tiny.close(other_weights[name], value, 1e-4)
+            assert cases[jit].loops[stage].traces == 1
+
+
+HOST_WORDS = ("infeed", "outfeed", "send", "recv", "callback", "custom-call", "PyFunc")
+
+
+def arguments(loop):
+    return tf.constant(0, tf.int64), tf.constant(EPOCH, tf.int64), tf.constant(loop.sums)
+
+
+@pytest.mark.parametrize("stage", ["model", "policy"])
+def test_a_compiled_chunk_never_goes_back_to_the_host(stage):
+    """Asserted on the optimised XLA program: nothing is fed in or out and nothing calls out of it."""
+    loop = Case(tiny.PAPER, jit="full", stages=(stage,)).loops[stage]
+    program = loop._chunk.experimental_get_compiler_ir(*arguments(loop))(stage="optimized_hlo")
+    assert "while(" in program
+    for word in HOST_WORDS:
+        assert not re.search(rf"(?<![\w.-]){word}", program, re.IGNORECASE), word
+
+
+@pytest.mark.parametrize("jit", ["off", "partial"])
+def test_a_chunk_that_is_a_graph_calls_no_python(jit):
+    loop = Case(tiny.PAPER, jit=jit, stages=("model",)).loops["model"]
+    graph = loop._chunk.get_concrete_function(*arguments(loop)).graph.as_graph_def()
+    operations = {node.op for nodes in (graph.node, *(function.node_def for function in graph.library.function)) for node in nodes}
+    assert "MatMul" in operations
+    assert not [name for name in operations if any(word.lower() in name.lower() for word in HOST_WORDS)]
 
 
 # ----------------------------------------------------------------------------------------------------------- learning at all
@@ -178,6 +219,80 @@ def test_the_cpu_can_be_asked_for_and_other_devices_are_refused_by_name():
         engine.choose_device("tpu")
     with pytest.raises(DeviceError, match="--device gpu:99: TensorFlow sees"):
         engine.choose_device("gpu:99")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "pixels", "vectors", "parts", "products"),
+    [
+        ("off", "/GPU:0", False, False, False, False),
+        ("partial", "/GPU:0", False, True, True, False),
+        ("partial", "/CPU:0", False, True, True, False),
+        ("full", "/GPU:0", True, True, False, False),
+        ("full", "/CPU:0", True, True, False, True),  # XLA's own convolutions are slow inside a loop on a CPU
+        ("auto", "/GPU:1", True, True, False, False),
+        ("auto", "/CPU:0", False, False, False, False),
+    ],
+)
+def test_what_is_compiled_on_which_device(wanted, device, pixels, vectors, parts, products):
+    chosen = engine.choose_jit(wanted, device)
+    assert chosen == engine.Jit(pixels, vectors, parts, products)
+    assert chosen.describe() in ("whole chunks", "all but the convolutions", "nothing")
+
+
+# ------------------------------------------------------------------------------------------------- images from the host
+
+
+def test_stacks_from_the_host_hold_the_images_of_each_update_in_order_and_are_gathered_ahead():
+    asked = []
+
+    def gather(step):
+        asked.append(step)
+        return np.full((1, 2, 3), step, np.uint8)
+
+    images = HostImages(gather, (1, 2, 3), capacity=4)
+    try:
+        stack = images.stack(10, 3)
+        assert stack.shape == (4, 1, 2, 3)
+        assert stack[:, 0, 0, 0].tolist() == [10, 11, 12, 0]
+        assert images.stack(13, 4)[:, 0, 0, 0].tolist() == [13, 14, 15, 16]  # three of them were on their way
+        assert images.stack(50, 1)[0, 0, 0, 0] == 50  # a jump: what was gathered ahead is not used
+    finally:
+        images.close()
+    assert asked.count(13) == asked.count(14) == asked.count(15) == 1
+
+
+def test_a_fault_of_the_gathering_thread_reaches_the_caller():
+    def gather(step):
+        if step == 2:
+            raise OSError("the disk is gone")
+        return np.zeros((1, 1, 1), np.uint8)
+
+    images = HostImages(gather, (1, 1, 1), capacity=2)
+    images.stack(1, 1)
+    with pytest.raises(OSError, match="the disk is gone"):
+        images.stack(2, 1)
+    images.close()
+
+
+def test_a_chunk_on_images_from_the_host_is_the_chunk_on_images_of_the_device(case):
+    def with_image(view, key, image):
+        return sample(view, key)._replace(image=image)
+
+    def gather(step):
+        return sample("model", tiny.key(step, "model", seed=3)).image.numpy()
+
+    host = HostImages(gather, (B, T, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), capacity=4)
+    weights, means, _ = case.run("model", 0, 4, 2)
+    tiny.assign(case.variables, case.start)
+    loop = StageLoop(case.agent.stages[0], with_image, seed=3, jit=False, host_images=host)
+    assert loop.capacity == 4
+    for step, size in ((0, 3), (3, 3)):
+        loop.run(step, size)
+    loop.close()
+    assert loop.take_means() == means
+    assert loop.traces == 1
+    for name, value in weights.items():
+        np.testing.assert_array_equal(case.variables[name], value)
 
 
 @pytest.mark.parametrize("jit", [False, True])

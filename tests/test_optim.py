@@ -7,7 +7,7 @@ import reference
 import tensorflow as tf
 import tiny
 
-from semopo_tf.optim import Optimizer, gradients_of, step_if_finite
+from semopo_tf.optim import LossScale, Optimizer, gradients_of, step_if_finite
 
 SHAPES = {"a": (3, 2), "b": (4,), "c": ()}
 modes = pytest.mark.parametrize("mode", tiny.MODES)
@@ -164,3 +164,65 @@ def test_a_missing_gradient_is_an_error(rng):
     optimizer = Optimizer("o", variables(rng), lr=0.1, eps=1e-5, clip=100.0, weight_decay=0.0)
     with pytest.raises(KeyError, match="c"):
         step_if_finite([optimizer], {"a": tf.zeros([3, 2]), "b": tf.zeros([4])}, [tf.constant(0.0)])
+
+
+# -------------------------------------------------------------------------------------------------------- loss scaling
+
+
+class Scaled:
+    """One variable trained under a loss scale, compiled or not."""
+
+    def __init__(self, mode="graph"):
+        self.trained = {"x": tf.Variable([1.0, 1.0])}
+        self.scale = LossScale("scale")
+        optimizer = Optimizer("o", self.trained, lr=0.5, eps=0.01, clip=2.5, weight_decay=0.0)
+
+        def step(gradient, loss):
+            return step_if_finite([optimizer], {"x": gradient}, [loss], self.scale)
+
+        self._step = step if mode == "eager" else tf.function(step, autograph=False, jit_compile=mode == "xla")
+
+    def step(self, gradient, loss=0.0):
+        return tiny.arrays(self._step(tf.constant(gradient, tf.float32), tf.constant(loss)))
+
+
+@modes
+def test_scaled_gradients_take_the_step_of_the_plain_ones(mode):
+    scaled = Scaled(mode)
+    plain = {"x": tf.Variable([1.0, 1.0])}
+    optimizer = Optimizer("o", plain, lr=0.5, eps=0.01, clip=2.5, weight_decay=0.0)
+    metrics = scaled.step([3.0 * LossScale.START, -4.0 * LossScale.START])
+    step_if_finite([optimizer], {"x": tf.constant([3.0, -4.0])}, [tf.constant(0.0)])
+    np.testing.assert_array_equal(scaled.trained["x"], plain["x"])
+    assert (metrics["o_grad_norm"], metrics["skipped"], metrics["finite"], metrics["loss_scale"]) == (5.0, 0.0, 1.0, LossScale.START)
+
+
+@modes
+def test_an_overflow_is_skipped_and_halves_the_scale(mode):
+    scaled = Scaled(mode)
+    metrics = scaled.step([np.inf, 1.0])
+    np.testing.assert_array_equal(scaled.trained["x"], [1.0, 1.0])
+    assert (metrics["o_grad_norm"], metrics["skipped"], metrics["finite"]) == (0.0, 1.0, 1.0)
+    assert scaled.scale.scale.numpy() == LossScale.START / 2
+    assert scaled.step([1.0, 1.0])["skipped"] == 0.0
+
+
+def test_the_scale_doubles_after_many_good_steps_in_a_row(monkeypatch):
+    monkeypatch.setattr(LossScale, "PATIENCE", 3)
+    scaled, seen = Scaled("eager"), []
+    for gradient in (1, 1, np.nan, 1, 1, 1, 1):
+        scaled.step([gradient, 1.0])
+        seen.append(scaled.scale.scale.numpy() / LossScale.START)
+    assert seen == [1, 1, 0.5, 0.5, 0.5, 1, 1]
+
+
+def test_a_loss_that_is_not_finite_is_a_fault_whatever_the_scale_and_so_is_an_overflow_at_scale_one():
+    scaled = Scaled()
+    assert scaled.step([1.0, 1.0], np.nan)["finite"] == 0.0
+    scaled.scale.scale.assign(1.0)
+    assert scaled.step([np.inf, 1.0])["finite"] == 0.0
+    assert scaled.scale.scale.numpy() == 1.0
+
+
+def test_the_state_of_a_loss_scale_is_kept():
+    assert set(LossScale("model_scale").state()) == {"model_scale/scale", "model_scale/good"}

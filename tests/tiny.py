@@ -10,6 +10,7 @@ import tensorflow as tf
 from semopo_tf import config as configuration
 from semopo_tf import wiring
 from semopo_tf.agent import Agent
+from semopo_tf.engine import choose_jit
 from semopo_tf.random import Key
 from semopo_tf.rssm import RSSM
 from semopo_tf.types import Batch
@@ -45,7 +46,8 @@ def config(*names: str, sizes: Mapping[str, str] | None = None, **flags: Any) ->
 
 
 def agent(*names: str, **flags: Any) -> Agent:
-    return wiring.make_agent(config(*names, **flags), image_size=IMAGE_SIZE, action_size=ACTION_SIZE)
+    given = config(*names, **flags)
+    return wiring.make_agent(given, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=choose_jit(given.jit, "/CPU:0"))
 
 
 def batch(rng: np.random.Generator, size: int = 2, length: int = 4) -> Batch:
