@@ -35,4 +35,4 @@ def dataset(directory: Path, episodes: int = 4, **shape: int) -> Path:
 def train_flags(data: Path, logdir: Path, *more: str) -> list[str]:
     """A debug-size run on a synthetic dataset, without a simulator."""
     flags = ["--configs", "semopo", "walker_walk", "debug", "--offline_dir", str(data), "--logdir", str(logdir)]
-    return [*flags, "--eval.final_episodes", "0", *more]
+    return [*flags, *(() if "--eval.final_episodes" in more else ("--eval.final_episodes", "0")), *more]

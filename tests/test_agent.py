@@ -273,3 +273,100 @@ def test_step_zero_forgets_the_last_episode(acting, rng):
 
 def test_actions_are_inside_the_bounds(acting, rng):
     assert (np.abs(play_frames(acting, frames(rng), [1, 2, 3])) <= 1).all()
+
+
+# ------------------------------------------------------------------------------------------- evidence, remat and precision
+
+
+def with_evidence(agent, batch):
+    """The batch with the cached evidence of its frames in place of the images."""
+    size, length = batch.reward.shape
+    frames = batch.image.numpy().reshape(-1, *batch.image.shape[2:])
+    return batch._replace(image=tf.reshape(agent.evidence(frames, jit=False), [size, length, -1]))
+
+
+def test_a_policy_update_from_the_cache_is_the_update_from_the_images(case):
+    cached = with_evidence(case.agent, case.batch)
+    assert cached.image.dtype == tf.float32
+    tiny.close(tf.reshape(case.model.main.evidence(case.batch.image), cached.image.shape), cached.image)
+    saved, after = tiny.snapshot(case.agent.variables()), []
+    for batch in (case.batch, cached):
+        metrics = case.agent.update_policy(batch, tiny.key(1, "policy"))
+        after.append((tiny.arrays(metrics), tiny.snapshot(case.agent.variables())))
+        tiny.assign(case.agent.variables(), saved)
+    for one, other in zip(*after, strict=True):
+        for name in one:
+            tiny.close(one[name], other[name])
+
+
+@pytest.mark.parametrize("frames", [1, 3, 8, 11])
+def test_evidence_is_that_of_each_frame_whatever_the_blocks(case, frames, monkeypatch):
+    monkeypatch.setattr("semopo_tf.agent.EVIDENCE_ROWS", 4)
+    images = np.random.default_rng(0).integers(0, 256, (frames, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), np.uint8)
+    table = case.agent.evidence(images, jit=False)
+    assert table.shape[0] == frames
+    tiny.close(table, case.model.main.evidence(tf.constant(images)))
+
+
+@pytest.mark.parametrize("overlays", [tiny.RELEASED, tiny.OFFLINE_DV2], ids=["released", "offline_dv2"])
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_decoders_differentiated_by_slices_take_the_same_step(overlays, most):
+    whole, sliced = Case(overlays, **{"model_opt.lr": 0.01}), Case(overlays, **{"model_opt.lr": 0.01, "remat": most})
+    one, other = (tiny.arrays(case.agent.update_model(case.batch, tiny.key())) for case in (whole, sliced))
+    assert set(one) == set(other)
+    for name, value in one.items():
+        tiny.close(other[name], value)
+    for name, variable in whole.agent.variables().items():
+        tiny.close(sliced.agent.variables()[name], variable)
+
+
+PRECISIONS = {"mixed_bfloat16": 0.05, "mixed_float16": 0.01}  # and the relative error allowed to its losses
+
+
+@pytest.mark.parametrize("overlays", [tiny.PAPER, tiny.RELEASED, tiny.OFFLINE_DV2], ids=["paper", "released", "offline_dv2"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_half_precision_keeps_losses_weights_and_metrics_in_float32_and_near_those_of_float32(overlays, precision):
+    full, half = Case(overlays), Case(overlays, precision=precision)
+    one, other = (case.model.losses(case.batch, tiny.key()) for case in (full, half))
+    for tensor in tf.nest.flatten(other):
+        assert tensor.dtype == tf.float32
+    assert all(variable.dtype in (tf.float32, tf.int64) for variable in half.agent.variables().values())
+    for name in ("image_loss", "reward_loss", "model_loss"):
+        assert other.metrics[name].numpy() == pytest.approx(one.metrics[name].numpy(), rel=PRECISIONS[precision])
+    assert any(one.metrics[name].numpy() != other.metrics[name].numpy() for name in one.metrics)  # it is another computation
+    assert half.agent.evidence(half.batch.image.numpy()[0], jit=False).dtype.size == 2
+    for key, batch in ((tiny.key(), half.batch), (tiny.key(1), with_evidence(half.agent, half.batch))):
+        metrics = tiny.arrays((half.agent.update_model if batch is half.batch else half.agent.update_policy)(batch, key))
+        assert all(np.isfinite(value) for value in metrics.values())
+        assert metrics["finite"] == 1.0
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_half_precision_learns(precision):
+    case = Case(tiny.PAPER, precision=precision, **{"model_opt.lr": 0.01})
+    update = tf.function(case.agent.update_model, autograph=False)
+    losses, skipped = [], 0
+    for _ in range(40):
+        metrics = tiny.arrays(update(case.batch, tiny.key()))
+        losses.append(metrics["model_loss"])
+        skipped += metrics.get("skipped", 0)
+    assert skipped < 10
+    assert losses[-1] < losses[0] - 0.3 * (losses[0] - 2.5 * 275.7)  # what lies above the constant of the image likelihoods
+
+
+def test_an_overflow_of_float16_is_skipped_and_training_goes_on():
+    case = Case(tiny.PAPER, precision="mixed_float16")
+    scale = case.agent.variables()["model_opt/model_scale/scale"]
+    scale.assign(2.0**60)
+    update = tf.function(case.agent.update_model, autograph=False)
+    before, seen = tiny.snapshot(case.model.trained), []
+    for _ in range(60):
+        metrics = tiny.arrays(update(case.batch, tiny.key()))
+        assert metrics["finite"] == 1.0
+        seen.append(metrics["skipped"])
+        if not seen[-1]:
+            break
+        for name, value in before.items():
+            np.testing.assert_array_equal(case.model.trained[name], value)
+    assert 1 < len(seen) < 60
+    assert scale.numpy() == 2.0 ** (60 - sum(seen))

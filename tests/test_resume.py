@@ -1,5 +1,6 @@
 """Two runs of one seed write the same bytes, and a killed run that is started again does too."""
 
+import functools
 import hashlib
 import os
 import signal
@@ -8,11 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import synthetic
+import tensorflow as tf
 
-from semopo_tf import training
-from semopo_tf.run import read_records
+import semopo_tf
+from semopo_tf import checkpoints, training
+from semopo_tf.run import Records, read_records
+from semopo_tf.types import Observation
 
 ROOT = Path(__file__).parents[1]
 STEPS = ("--steps.model", "24", "--steps.policy", "24", "--save_every", "6", "--video.every", "0")
@@ -24,11 +29,14 @@ def data(tmp_path_factory):
     return synthetic.dataset(tmp_path_factory.mktemp("data"))
 
 
+def train(data: Path, logdir: Path, *more: str) -> Path:
+    assert training.main(synthetic.train_flags(data, logdir, *STEPS, *more)) == 0
+    return logdir
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
-    logdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    training.main(synthetic.train_flags(data, logdir, *STEPS))
-    return logdir
+    return train(data, tmp_path_factory.mktemp("runs") / "uninterrupted")
 
 
 def fingerprint(logdir: Path) -> tuple[str, str]:
@@ -51,10 +59,9 @@ def kill_when_there_is(path: Path, process: subprocess.Popen) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_run_killed_in_both_phases_ends_with_the_same_bytes(data, uninterrupted, tmp_path):
-    logdir = tmp_path / "killed"
-    # Another chunk size than the uninterrupted run's: it changes no result either.
-    flags = synthetic.train_flags(data, logdir, *STEPS, "--updates_per_call", "1")
+def kill_twice_and_finish(data: Path, logdir: Path, *more: str) -> None:
+    """A run of one update a call, killed once in each phase and started again."""
+    flags = synthetic.train_flags(data, logdir, *STEPS, "--updates_per_call", "1", *more)
     kill_when_there_is(logdir / "ckpt-model-000000012", start(flags))
     assert not (logdir / "DONE").exists()
     kill_when_there_is(logdir / "ckpt-policy-000000006", start(flags))
@@ -62,7 +69,119 @@ def test_a_run_killed_in_both_phases_ends_with_the_same_bytes(data, uninterrupte
     assert rows[-1]["phase"] == "policy"
     assert start(flags).wait() == 0
     assert (logdir / "DONE").exists()
+
+
+def test_a_run_killed_in_both_phases_ends_with_the_same_bytes(data, uninterrupted, tmp_path):
+    """The other run had another chunk size: it changes no result either."""
+    kill_twice_and_finish(data, tmp_path / "killed")
+    assert fingerprint(tmp_path / "killed") == fingerprint(uninterrupted)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("flags", [("--jit", "partial"), ("--jit", "full"), ("--precision", "mixed_float16"), ("--remat", "8")], ids=" ".join)
+def test_a_killed_run_ends_with_the_same_bytes_however_it_computes(data, tmp_path, flags):
+    one, again = (train(data, tmp_path / name, *flags) for name in ("one", "again"))
+    kill_twice_and_finish(data, tmp_path / "killed", *flags)
+    assert fingerprint(one) == fingerprint(again) == fingerprint(tmp_path / "killed")
+
+
+def test_frames_on_the_host_give_the_same_bytes(data, uninterrupted, tmp_path, capsys):
+    logdir = train(data, tmp_path / "host", "--replay", "host")
+    assert "frames on the host" in capsys.readouterr().out
     assert fingerprint(logdir) == fingerprint(uninterrupted)
+
+
+class Stopped(Exception):
+    """What ends a run in the middle, inside this process."""
+
+
+class Traces:
+    """Stands in for `tf.function` and counts how often each function of the package is traced."""
+
+    def __init__(self, function):
+        self._function, self.counts = function, []
+
+    def __call__(self, traced=None, **options):
+        if not getattr(traced, "__module__", "").startswith("semopo_tf"):
+            return self._function(traced, **options)
+        place = len(self.counts)
+        self.counts.append([traced.__qualname__, 0])
+
+        @functools.wraps(traced)
+        def count(*args):
+            self.counts[place][1] += 1
+            return traced(*args)
+
+        return self._function(count, **options)
+
+
+class Still:
+    """An environment without a simulator: five records of one grey picture."""
+
+    action_size, image_shape = 2, (64, 64, 3)
+
+    def __init__(self, **settings):
+        pass
+
+    def _observe(self, step):
+        return Observation(np.full(self.image_shape, 100, np.uint8), 1.0, step == 0, step == 5, False)
+
+    def reset(self, seed):
+        self._step = 0
+        return self._observe(0)
+
+    def step(self, action):
+        self._step += 1
+        return self._observe(self._step)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("jit", ["off", pytest.param("partial", marks=pytest.mark.full), pytest.param("full", marks=pytest.mark.full)])
+def test_every_function_is_traced_once_in_a_run_and_once_more_after_a_restart(data, tmp_path, monkeypatch, jit):
+    """With evaluations, held-out metrics, reports and chunks of changing size; each start counts for itself."""
+    semopo_tf.register("still", Still)
+    still = ("--task", "still", "--eval.every", "6", "--eval.final_episodes", "2")
+    flags = synthetic.train_flags(data, tmp_path / "run", *STEPS[:-2], "--video.every", "12", "--jit", jit, "--valid_fraction", "0.3", *still)
+    saved = []
+
+    def stop_at_the_second_policy_checkpoint(logdir, phases, keep):
+        saved.append(None)
+        if len(saved) == 6:
+            raise Stopped
+
+    function = tf.function
+    with monkeypatch.context() as patched:
+        patched.setattr(tf, "function", traces := Traces(function))
+        patched.setattr(checkpoints, "prune", stop_at_the_second_policy_checkpoint)
+        with pytest.raises(Stopped):
+            training.main(flags)
+    assert len(traces.counts) >= 7  # two stages of two functions each, validation, evidence, acting
+    with monkeypatch.context() as patched:
+        patched.setattr(tf, "function", again := Traces(function))
+        assert training.main(flags) == 0
+    for counts in (traces.counts, again.counts):
+        assert [name for name, count in counts if count > 1] == []
+    assert len(read_records(tmp_path / "run" / "scores.jsonl")) == 2
+
+
+@pytest.mark.full
+def test_memory_stays_flat_over_twenty_thousand_updates(data, tmp_path, monkeypatch):
+    """Resident memory at every metrics row of a run with validation, checkpoints and TensorBoard."""
+    resident = []
+
+    def note(records, row):
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        append(records, row)
+
+    append = Records.append
+    monkeypatch.setattr(Records, "append", note)
+    steps = ("--steps.model", "10000", "--steps.policy", "10000", "--batch.size", "2", "--batch.length", "2")
+    often = ("--log_every", "50", "--save_every", "1000", "--valid_fraction", "0.3", "--video.every", "0")
+    assert training.main(synthetic.train_flags(data, tmp_path / "run", *steps, *often)) == 0
+    for phase in np.split(np.array(resident), 2):  # from a fifth of each phase to its end
+        assert phase[-10:].mean() - phase[len(phase) // 5 :][:10].mean() < 10
 
 
 def test_metrics_rows_stand_in_the_order_of_phase_and_step(uninterrupted):
@@ -71,8 +190,7 @@ def test_metrics_rows_stand_in_the_order_of_phase_and_step(uninterrupted):
 
 
 def test_another_seed_gives_other_weights_and_metrics(data, uninterrupted, tmp_path):
-    logdir = tmp_path / "other"
-    training.main(synthetic.train_flags(data, logdir, *STEPS, "--seed", "2"))
+    logdir = train(data, tmp_path / "other", "--seed", "2")
     ours, theirs = fingerprint(logdir), fingerprint(uninterrupted)
     assert ours[0] != theirs[0]
     assert ours[1] != theirs[1]

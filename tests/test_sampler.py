@@ -46,7 +46,7 @@ def sampler(data: Dataset, train=None, *, sampling="conservative", pool=PAPER, p
 
 
 def key(step, seed=1, domain="model") -> Key:
-    return Key(seed, domain, tf.constant(step, tf.int64))
+    return Key(seed, domain, tf.convert_to_tensor(step, tf.int64))
 
 
 def drawn(source: Sampler, view: str, step: int, *, batch: int, length: int, seed=1) -> tuple[np.ndarray, np.ndarray]:
@@ -337,3 +337,30 @@ def test_ten_thousand_draws_of_every_rule_and_view_equal_the_slow_twin(all_rules
         for r, rule in enumerate(RULES):
             for v, view in enumerate(VIEWS):
                 np.testing.assert_array_equal(received[r, v], twin_draw(rule, view, step), err_msg=f"{rule} {view} at update {step}")
+
+
+@pytest.mark.parametrize("view", ["model", "policy", "all", "valid"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_images_from_the_host_make_the_batches_of_the_device_byte_for_byte(view, compiled):
+    data, train = dataset([20, 9, 33, 14, 9]), np.array([True, True, False, True, True])
+    device, host = (
+        Sampler(data, train, sampling="conservative", pool=PAPER, policy_starts="dataset", total_steps=200, images_on_device=on)
+        for on in (True, False)
+    )
+    sizes = {"batch": 6, "length": 5}
+    whole = tf.function(lambda step: device.sample(view, key(step), **sizes), autograph=False, jit_compile=compiled)
+    stacked = tf.function(lambda step, image: host.sample(view, key(step), **sizes, image=image), autograph=False, jit_compile=compiled)
+    for step in (0, 60, 199):
+        image = tf.constant(host.host_images(view, key(step), **sizes))
+        for one, other in zip(whole(tf.constant(step, tf.int64)), stacked(tf.constant(step, tf.int64), image), strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_table_is_gathered_in_place_of_the_images():
+    data = dataset([20, 9])
+    source, table = sampler(data), tf.constant(np.arange(29, dtype=np.float32)[:, None])
+    images, rows = (source.sample("all", key(3), batch=4, length=5, table=given) for given in (None, table))
+    record = data.offset[images.image.numpy()[..., 0, 0, 0]] + images.image.numpy()[..., 0, 0, 1]
+    np.testing.assert_array_equal(rows.image[..., 0], record)
+    np.testing.assert_array_equal(rows.action, images.action)

@@ -1,0 +1,43 @@
+"""Where the frames of a run go, and a run that would not fit."""
+
+import pytest
+import synthetic
+
+from semopo_tf import config as configuration
+from semopo_tf import engine
+from semopo_tf.errors import DeviceError
+from semopo_tf.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return synthetic.dataset(tmp_path_factory.mktemp("data"), episodes=50, records=40)  # 2000 frames of 12 288 bytes: 24.6 MB
+
+
+@pytest.mark.parametrize(
+    ("replay", "available", "place"),
+    [
+        ("auto", 0, "device"),  # unknown: taken to be enough
+        ("auto", 1 << 30, "device"),
+        ("auto", 40 << 20, "host"),  # the model phase needs about 30 MB besides the frames
+        ("host", 1 << 30, "host"),
+    ],
+)
+def test_frames_go_where_they_fit_or_where_they_are_told(data, tmp_path, monkeypatch, capsys, replay, available, place):
+    monkeypatch.setattr(engine, "device_memory", lambda device: available)
+    Trainer(configuration.load(synthetic.train_flags(data, tmp_path, "--replay", replay)), tmp_path)
+    printed = capsys.readouterr().out
+    assert f"2000 records, frames on the {place}" in printed
+    assert "memory of the model phase: weights" in printed
+
+
+@pytest.mark.parametrize(("replay", "available"), [("device", 40 << 20), ("auto", 1 << 20), ("host", 1 << 20)])
+def test_a_run_that_does_not_fit_is_refused_with_the_remedies_before_it_starts(data, tmp_path, monkeypatch, replay, available):
+    monkeypatch.setattr(engine, "device_memory", lambda device: available)
+    with pytest.raises(DeviceError, match=r"device memory: expected at most .* GB, the estimate is .* GB; lower --batch.size, or set --remat 400"):
+        Trainer(configuration.load(synthetic.train_flags(data, tmp_path, "--replay", replay)), tmp_path)
+
+
+def test_the_memory_of_this_machine_is_known():
+    assert engine.device_memory("/CPU:0") > 1 << 20
+    assert engine.peak_memory("/CPU:0") > 1 << 20
