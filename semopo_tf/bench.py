@@ -35,6 +35,7 @@ COLUMNS = {
     "env_steps_per_s": ("env steps/s", 1),
     "peak_memory_mb": ("peak memory, MB", 0),
 }
+PER_SECOND = {"model_update_s": "model updates/s", "policy_update_s": "policy updates/s"}  # printed beside the JSON's seconds
 HIGHER_IS_BETTER = ("model_fraction_of_matmul", "imagined_steps_per_s", "env_steps_per_s")
 
 
@@ -247,6 +248,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for key, (heading, decimals) in COLUMNS.items():
         scale = 1e-9 if key == "model_update_flops" else 1
         lines.append([heading, *("-" if row[key] is None else f"{row[key] * scale:,.{decimals}f}" for row in rows)])
+        if key in PER_SECOND:
+            lines.append([PER_SECOND[key], *(f"{1 / row[key]:,.2f}" for row in rows)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(labels))]
     for line in lines:
         line[:] = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]

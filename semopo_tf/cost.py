@@ -5,6 +5,7 @@ FLOPs     two a multiply-add of every matrix product and convolution, nothing el
           frozen weights    forward, gradient to the input                                2 x
           first layers      no gradient to an input that nothing learns from              1 x less
 memory    weights, replay and evidence exactly; activations estimated from the sizes of the layers' outputs
+traffic   the least that must pass between memory and processor, were every layer one pass: a prediction's input, not a measurement
 """
 
 from collections.abc import Mapping
@@ -201,6 +202,17 @@ def memory(
     activations = rows * (convolutions + 2 * pixels) + (min(rows, remat_rows) if remat_rows else rows) * sum(decoded)
     table = records * config["rssm"]["hidden"] * size
     return Memory(weights, records * image_size**2 * COLORS if replay_on_device else 0, activations, table)
+
+
+def model_update_bytes(config: Config, *, image_size: int, action_size: int, half: bool = False) -> int:
+    """Least memory traffic of one world-model update, bytes.
+
+    A layer's output is written and read forward; backward it is read again, and its gradient written and read: 5 passes. A weight is read
+    forward and backward, its gradient written and read, and Adam reads and writes it with both moments: 10 passes of float32.
+    """
+    held = memory(config, image_size=image_size, action_size=action_size, records=0, half=half)
+    # `activations` holds each output twice, before and after its activation function; `weights` has four numbers a trained one.
+    return 5 * held.activations // 2 + 10 * held.weights // 4
 
 
 def describe(memory: Memory) -> str:

@@ -107,9 +107,11 @@ def test_a_file_that_is_no_result_is_refused(tmp_path, content):
 def test_the_table_has_a_line_for_each_figure_and_a_column_for_each_row():
     lines = bench.table([row(), row(config="released", batch=16, length=50, model_update_s=10.25)]).splitlines()
     assert "small 8 x 16  released 16 x 50" in lines[0]
-    assert len(lines) == 1 + len(bench.COLUMNS)
-    (model,) = (line for line in lines if line.startswith("model update"))
+    assert len(lines) == 1 + len(bench.COLUMNS) + len(bench.PER_SECOND)
+    (model,) = (line for line in lines if line.startswith("model update,"))
     assert model.split()[-2:] == ["1.000", "10.250"]
+    (rate,) = (line for line in lines if line.startswith("model updates/s"))
+    assert rate.split()[-2:] == ["1.00", "0.10"]
     (env,) = (line for line in lines if line.startswith("env steps"))
     assert env.split()[-2:] == ["-", "-"]
     assert len({len(line) for line in lines}) == 1

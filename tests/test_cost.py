@@ -100,6 +100,15 @@ def test_memory_of_data_and_evidence_are_exact_and_activations_fall_with_half_pr
     assert "activations" in cost.describe(whole)
 
 
+def test_the_least_traffic_counts_five_passes_of_outputs_and_ten_of_weights():
+    config = load(("semopo", "walker_walk", "--batch.size", "1", "--batch.length", "2"))
+    weights = 10 * 4 * cost.parameters(config, **FULL)
+    two, four = (cost.model_update_bytes(load(("semopo", "walker_walk", "--batch.size", "1", "--batch.length", length)), **FULL) for length in "24")
+    assert two - weights == pytest.approx((four - weights) / 2)
+    outputs = 2 * sum(layer.outputs for layer in cost.encoder(config, 64)) + sum(layer.outputs for layers in cost.decoders(config) for layer in layers)
+    assert two - weights >= 5 * 4 * 2 * outputs
+
+
 def test_the_estimated_table_has_the_bytes_of_the_real_one():
     agent, config = tiny.agent(*tiny.PAPER), tiny.config(*tiny.PAPER)
     frames = np.zeros((7, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), np.uint8)
