@@ -74,9 +74,10 @@ class ActorCritic:
         """Noise of imagined actions, [H, N, A]."""
         return random.uniform(key, "imagined_action", [horizon, size, self.action_size])
 
-    def sample(self, feat: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        """An action for each feature vector, [N, A], differentiable in the actor."""
-        return self.policy(feat).sample(noise)
+    def act(self, feat: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """For each feature vector an action [N, A] and the policy's entropy [N], both differentiable in the actor."""
+        policy = self.policy(feat)
+        return policy.sample(noise), policy.entropy()
 
     def value(self, feat: tf.Tensor) -> tf.Tensor:
         return self._critic(feat)["value"][..., 0]
@@ -91,7 +92,7 @@ class ActorCritic:
 
     def actor_loss(self, imagined: Imagined, target: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Scalar loss and metrics; see `losses.actor_loss` for the alignment."""
-        entropy = self.policy(tf.stop_gradient(imagined.feat[:, :-2])).entropy()
+        entropy = imagined.entropy[:, :-1]
         loss = losses.actor_loss(target, entropy, tf.stop_gradient(imagined.weight), entropy_scale=self._entropy_scale)
         return tf.reduce_mean(loss), {"actor_ent": tf.reduce_mean(entropy)}
 

@@ -33,7 +33,8 @@ COLUMNS = {
     "model_fraction_of_matmul": ("fraction of matmul", 2),
     "imagined_steps_per_s": ("imagined steps/s", 0),
     "env_steps_per_s": ("env steps/s", 1),
-    "peak_memory_mb": ("peak memory, MB", 0),
+    "model_peak_memory_mb": ("peak memory of the model phase, MB", 0),
+    "peak_memory_mb": ("peak memory of both phases, MB", 0),
 }
 PER_SECOND = {"model_update_s": "model updates/s", "policy_update_s": "policy updates/s"}  # printed beside the JSON's seconds
 HIGHER_IS_BETTER = ("model_fraction_of_matmul", "imagined_steps_per_s", "env_steps_per_s")
@@ -145,6 +146,8 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
                 loop.run(step, 1)
                 seconds.append(time.perf_counter() - before)
             row[f"{stage.name}_update_s"] = float(np.median(seconds))
+            if stage.pixels:
+                row["model_peak_memory_mb"] = engine.peak_memory(device) / 2**20
             rates.append(matmul_gflops("GPU" in device))
             if trace:
                 engine.record_profile(Path(trace) / f"{name}-{stage.name}", partial(loop.run, updates + 1, 1))
@@ -287,7 +290,7 @@ def comparison(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
             change = row[key] / old[key] - 1
             word = "same" if abs(change) < 0.02 else "better" if (change > 0) == (key in HIGHER_IS_BETTER) else "worse"
             word = "" if key == "matmul_gflops" else word
-            lines.append(f"  {heading:20} {row[key]:12,.{decimals}f} {old[key]:12,.{decimals}f} {change:+8.1%} {word}")
+            lines.append(f"  {heading:34} {row[key]:12,.{decimals}f} {old[key]:12,.{decimals}f} {change:+8.1%} {word}")
     if earlier["machine"] != now["machine"]:
         lines.append("the two were measured on different machines or versions: compare the fractions of matmul, not the times")
     return "\n".join(lines)

@@ -156,8 +156,7 @@ def policy_update_flops(config: Config, *, action_size: int) -> Flops:
     filtering = work(parts["step"]) + work(parts["posterior"])
     imagined = 2 * horizon * (work(parts["step"]) + work(parts["member"])) + 2 * (horizon + 1) * config["rssm"]["ensemble"] * work(parts["member"])
     actor, critic = mlp(config["actor"], feat, 2 * action_size), mlp(config["critic"], feat, 1)
-    # The actor's features are stopped: no gradient to its input, in the rollout and in the entropy.
-    heads = (horizon + horizon - 1) * (3 * work(actor) - actor[0].multiplications)
+    heads = horizon * (3 * work(actor) - actor[0].multiplications)  # its features are stopped: no gradient to its input
     heads += horizon * (3 * work(critic) - critic[0].multiplications) + horizon * 2 * work(critic)  # critic, then slow critic
     heads += (horizon + 1) * 2 * work(mlp(config["reward_head"], feat, 1))
     return Flops(0, 0, 2 * rows * (filtering + imagined), 2 * rows * heads)

@@ -29,7 +29,7 @@ class ImaginationPolicy(Protocol):
 
     def draw_actions(self, key: Key, horizon: int, size: int) -> tf.Tensor: ...
 
-    def sample(self, feat: tf.Tensor, noise: tf.Tensor) -> tf.Tensor: ...
+    def act(self, feat: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]: ...
 
 
 def imagine(
@@ -51,20 +51,20 @@ def imagine(
     size = start.deter.shape[0]
     noise = (model.draw_steps(key, horizon, size), policy.draw_actions(key, horizon, size))  # leading axis H
 
-    def step(previous: tuple[Latent, tf.Tensor], now: tuple) -> tuple[Latent, tf.Tensor]:
-        latent, _ = previous
+    def step(previous: tuple[Latent, tf.Tensor, tf.Tensor], now: tuple) -> tuple[Latent, tf.Tensor, tf.Tensor]:
+        latent, _, _ = previous
         step_noise, action_noise = now
-        action = policy.sample(tf.stop_gradient(model.features(latent)), action_noise)
-        return model.step(latent, action, step_noise), action
+        action, entropy = policy.act(tf.stop_gradient(model.features(latent)), action_noise)
+        return model.step(latent, action, step_noise), action, entropy
 
     no_action = tf.zeros([size, policy.action_size])
-    steps = tf.scan(step, noise, initializer=(start, no_action))
-    latent, action = tf.nest.map_structure(_with_start, (start, no_action), steps)
+    *steps, entropy = tf.scan(step, noise, initializer=(start, no_action, tf.zeros([size])))
+    latent, action = tf.nest.map_structure(_with_start, (start, no_action), tuple(steps))
     feat = model.features(latent)  # [N, H+1, F]
     penalty = penalty_weight * model.uncertainty(latent)
     discounts = tf.fill(penalty.shape, discount)
     weight = tf.math.cumprod(discounts, axis=1, exclusive=True)
-    return Imagined(feat, action, model.reward(feat) - penalty, penalty, discounts, weight)
+    return Imagined(feat, action, model.reward(feat) - penalty, penalty, discounts, weight, tf.transpose(entropy))
 
 
 def _with_start(start: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:

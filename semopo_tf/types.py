@@ -57,6 +57,7 @@ class Imagined(NamedTuple):
     penalty: Tensor  # [N, H+1] weighted uncertainty penalty, already inside `reward`
     discount: Tensor  # [N, H+1]
     weight: Tensor  # [N, H+1] product of the discounts before t
+    entropy: Tensor  # [N, H] of the policy at states 0 .. H-1, its features stopped
 
 
 class Stage(NamedTuple):

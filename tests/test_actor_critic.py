@@ -46,8 +46,14 @@ class Case:
         discount = tiny.float32(np.full((N, H + 1), GAMMA))
         feat, reward = tiny.float32(rng.normal(size=(N, H + 1, F))), tiny.float32(rng.normal(size=(N, H + 1)))
         weight = tiny.float32(reference.discount_weights(discount))
-        self.rollout = Imagined(feat, np.zeros((N, H + 1, A)), reward, np.zeros((N, H + 1)), discount, weight)
-        self.imagined = Imagined(*(tf.constant(x, tf.float32) for x in self.rollout))
+        entropy = self.policy(feat[:, :-1]).entropy()
+        self.rollout = Imagined(feat, np.zeros((N, H + 1, A)), reward, np.zeros((N, H + 1)), discount, weight, entropy)
+
+    @property
+    def imagined(self):
+        """The rollout as tensors, with the entropy of the policy as it is now, differentiable in it."""
+        tensors = Imagined(*(tf.constant(x, tf.float32) for x in self.rollout))
+        return tensors._replace(entropy=self.actor_critic.policy(tensors.feat[:, :-1]).entropy())
 
     def value(self, net):
         """[N, H+1]."""
@@ -74,10 +80,10 @@ def test_policy_is_a_truncated_normal_of_two_outputs(mode, case):
 
     def everything(feat, uniform):
         dist = case.actor_critic.policy(feat)
-        return dist.mode(), dist.entropy(), case.actor_critic.sample(feat, uniform)
+        return dist.mode(), *case.actor_critic.act(feat, uniform)
 
     feat = case.rollout.feat[:, 0]
-    mode_, entropy, sample = tiny.run(mode, everything, feat, uniform)
+    mode_, sample, entropy = tiny.run(mode, everything, feat, uniform)
     expected = case.policy(feat)
     tiny.close(mode_, expected.loc)
     tiny.close(entropy, expected.entropy())
@@ -88,7 +94,7 @@ def test_a_fresh_actor_has_standard_deviation_1_1():
     fresh = tiny.agent(*tiny.PAPER).actor_critic
     for variable in fresh.actor_variables.values():
         variable.assign(tf.zeros_like(variable))
-    sample = fresh.sample(tf.zeros([1, 8]), tf.constant([[0.3, 0.9]]))  # 2 sigmoid(0) + 0.1
+    sample, _ = fresh.act(tf.zeros([1, 8]), tf.constant([[0.3, 0.9]]))  # 2 sigmoid(0) + 0.1
     tiny.close(sample, reference.TruncatedNormal(np.zeros((1, 2)), np.full((1, 2), 1.1)).sample(np.array([[0.3, 0.9]])))
 
 
@@ -167,11 +173,11 @@ def test_an_update_is_one_clipped_adam_step_of_each_loss_with_its_own_optimiser(
         tiny.close(case.nets[name], value)
 
 
-def learner(mode, case, imagined=None):
-    """One call of `learn` on a fixed rollout at a given step, in one mode."""
+def learner(mode, case, **changes):
+    """One call of `learn` on a fixed rollout, some of its fields changed, at a given step, in one mode."""
 
     def learn(step):
-        return case.actor_critic.learn(lambda: case.imagined if imagined is None else imagined, step)
+        return case.actor_critic.learn(lambda: case.imagined._replace(**changes), step)
 
     function = learn if mode == "eager" else tf.function(learn, autograph=False, jit_compile=mode == "xla")
     return lambda step: tiny.arrays(function(tf.constant(step, tf.int64)))
@@ -200,7 +206,7 @@ def test_a_fresh_slow_critic_equals_the_critic():
 
 def test_an_update_that_is_not_finite_changes_nothing_even_where_a_copy_is_due():
     case = Case(slow_every=1)
-    learn = learner("graph", case, case.imagined._replace(reward=tf.fill([N, H + 1], np.nan)))
+    learn = learner("graph", case, reward=tf.fill([N, H + 1], np.nan))
     before = tiny.snapshot(case.variables)
     assert learn(0)["finite"] == 0.0
     for name, value in before.items():

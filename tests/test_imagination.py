@@ -42,8 +42,8 @@ class Multiple:
     def draw_actions(self, key, horizon, size):
         return tf.zeros([horizon, size, 1])
 
-    def sample(self, feat, noise):
-        return self.factor * feat
+    def act(self, feat, noise):
+        return self.factor * feat, 5 * feat[:, 0]
 
 
 def start(*states):
@@ -64,6 +64,7 @@ def test_a_rollout_known_by_hand(mode):
     np.testing.assert_array_equal(received.reward, 4 * states)
     np.testing.assert_array_equal(received.discount, np.full((2, 4), 0.5))
     np.testing.assert_array_equal(received.weight, np.tile([1, 0.5, 0.25, 0.125], (2, 1)))
+    np.testing.assert_array_equal(received.entropy, 5 * states[:, :3])  # of the policy at the state in which it acts
 
 
 def test_the_lambda_return_of_that_rollout_by_hand():
@@ -105,13 +106,15 @@ class Case:
     def imagine(self, start, key, horizon=4):
         return imagine(self.model, self.actor, start, key, horizon=horizon, discount=0.99, penalty_weight=2.0)
 
+    def policy(self, feat):
+        return reference.TruncatedNormal.from_raw(*(reference.mlp(feat, *self.weights.mlp("actor", head)) for head in ("loc", "std")))
+
     def by_hand(self, key, disagreement, horizon=4):
         members, noise = tiny.arrays(self.model.draw_steps(key, horizon, 8))
         uniform = self.actor.draw_actions(key, horizon, 8).numpy()
 
         def act(feat, t):
-            dist = reference.TruncatedNormal.from_raw(*(reference.mlp(feat, *self.weights.mlp("actor", head)) for head in ("loc", "std")))
-            return dist.sample(uniform[t])
+            return self.policy(feat).sample(uniform[t])
 
         return reference.imagine(
             self.start.deter.numpy().astype(np.float64),
@@ -150,6 +153,7 @@ def test_rollouts_of_the_real_model_match_the_loop(mode, case):
     tiny.close(received.action, action)
     tiny.close(received.penalty, penalty, 2e-5)
     tiny.close(received.reward, reward, 2e-5)
+    tiny.close(received.entropy, case.policy(feat[:, :-1]).entropy())
 
 
 def test_the_first_column_is_the_start_state(case):
