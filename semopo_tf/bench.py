@@ -1,7 +1,7 @@
 """`bench.py`: speed and memory of training on this machine, one row a configuration, as a table and as JSON.
 
 Every row runs in a process of its own on random frames in memory, so that its first update and its peak memory are its own. The
-matrix-multiply rate is measured in the same process before and after the updates: the ratio of the two survives a machine that is busy
+matrix-multiply rate is measured in the same process before and after every update: the ratio of the two survives a machine that is busy
 or slow, absolute times do not.
 """
 
@@ -122,13 +122,13 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
     device, description = engine.choose_device(config.device)
     jit = engine.choose_jit(config.jit, device)
     names = {"batch": config.batch.size, "length": config.batch.length}
-    row: dict[str, Any] = {"config": name, **names}
+    flops = cost.model_update_flops(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE).total
+    row: dict[str, Any] = {"config": name, **names, "model_update_flops": flops}
     with tf.device(device):
-        dataset = random_dataset()
+        dataset, matmul_gflops = random_dataset(), yardstick("GPU" in device)
         choices = {"sampling": config.sampling, "policy_starts": config.policy_starts, "total_steps": config.steps.model}
         sampler = Sampler(dataset, np.ones(EPISODES, bool), pool=Pool(**config.pool), **choices)
         agent = wiring.make_agent(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=jit)
-        rates = []
         for stage in agent.stages:
             table = None if stage.pixels else agent.evidence(dataset.frames, jit=jit.pixels)
 
@@ -137,26 +137,21 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
 
             loop = engine.StageLoop(stage, sample, seed=1, jit=jit.pixels if stage.pixels else jit.vectors)
             loop.run(0, 1)
-            if stage.pixels:
-                row["first_update_s"] = time.time() - started
-            rates.append(matmul_gflops("GPU" in device))
-            seconds = []
+            first, seconds, rates = time.time() - started, [], [matmul_gflops()]
             for step in range(1, updates + 1):
                 before = time.perf_counter()
                 loop.run(step, 1)
                 seconds.append(time.perf_counter() - before)
+                rates.append(matmul_gflops())
             row[f"{stage.name}_update_s"] = float(np.median(seconds))
             if stage.pixels:
+                beside = np.convolve(rates, [0.5, 0.5], "valid")  # the mean of the rates before and after each update
+                fractions = flops / np.array(seconds) / beside / 1e9
+                row |= {"first_update_s": first, "matmul_gflops": float(np.median(beside)), "model_fraction_of_matmul": float(np.median(fractions))}
                 row["model_peak_memory_mb"] = engine.peak_memory(device) / 2**20
-            rates.append(matmul_gflops("GPU" in device))
             if trace:
                 engine.record_profile(Path(trace) / f"{name}-{stage.name}", partial(loop.run, updates + 1, 1))
-    flops = cost.model_update_flops(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE).total
-    matmul = float(np.mean(rates[:2]))  # around the model updates
-    steps = config.batch.size * config.batch.length * config.imagination.horizon
-    row |= {"model_update_flops": flops, "matmul_gflops": matmul}
-    row["model_fraction_of_matmul"] = flops / row["model_update_s"] / (matmul * 1e9)
-    row["imagined_steps_per_s"] = steps / row["policy_update_s"]
+    row["imagined_steps_per_s"] = config.batch.size * config.batch.length * config.imagination.horizon / row["policy_update_s"]
     row["peak_memory_mb"] = engine.peak_memory(device) / 2**20
     return row | {"device": description}
 
@@ -184,19 +179,21 @@ def random_dataset() -> Any:
     )
 
 
-def matmul_gflops(gpu: bool) -> float:
-    """Rate of large float32 matrix products, GFLOP/s: the best of several, the machine's own yardstick."""
+def yardstick(gpu: bool) -> Callable[[], float]:
+    """A function that measures the rate of large float32 matrix products, GFLOP/s: the best of several, a second at most."""
     import tensorflow as tf
 
-    size, best = 8192 if gpu else 2048, 0.0
+    size = 8192 if gpu else 2048
     a = tf.fill([size, size], 0.5)
     product = tf.function(lambda a: tf.reduce_sum(a @ a), autograph=False)
     product(a).numpy()
-    for _ in range(8):
+
+    def seconds() -> float:
         before = time.perf_counter()
         product(a).numpy()
-        best = max(best, 2 * size**3 / (time.perf_counter() - before) / 1e9)
-    return best
+        return time.perf_counter() - before
+
+    return lambda: 2 * size**3 / min(seconds() for _ in range(5)) / 1e9
 
 
 def measure_environment() -> float | None:

@@ -15,7 +15,7 @@ KEYS = {"config", "batch", "length", *bench.COLUMNS}
 def measured(tmp_path_factory):
     """One real row at the debug size, with a profile."""
     directory = tmp_path_factory.mktemp("bench")
-    flags = ["--configs", "debug", "--updates", "2", "--no_env", "--device", "cpu", "--json", str(directory / "result.json")]
+    flags = ["--configs", "debug", "--updates", "1", "--no_env", "--device", "cpu", "--json", str(directory / "result.json")]
     assert bench.main([*flags, "--trace", str(directory / "trace")]) == 0
     return directory
 

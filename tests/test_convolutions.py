@@ -7,7 +7,7 @@ import tiny
 
 from semopo_tf import convolutions
 
-IN, OUT = 5, 7
+IN, MANY, FEW = 5, 7, 3  # channels; an output of few channels has a form and a gradient of its own
 # (edge, kernel): all layers of the 64 x 64 networks and of the 10 x 10 ones, blocks that do not fill, odd kernels.
 CONVOLUTIONS = [(64, 4), (31, 4), (14, 4), (6, 4), (10, 4), (4, 4), (13, 6), (8, 2), (7, 5), (9, 3)]
 TRANSPOSED = [(1, 5), (5, 5), (13, 6), (30, 6), (1, 4), (4, 4), (3, 3), (2, 1)]
@@ -29,10 +29,11 @@ def with_gradients(function, x, kernel, weight):
 
 
 @pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("out", [MANY, FEW])
 @pytest.mark.parametrize(("size", "k", "transposed"), [(*case, False) for case in CONVOLUTIONS] + [(*case, True) for case in TRANSPOSED])
-def test_values_and_gradients_are_the_librarys(rng, size, k, transposed, products):
+def test_values_and_gradients_are_the_librarys(rng, size, k, transposed, out, products):
     x = tf.constant(rng.normal(size=(3, size, size, IN)), tf.float32)
-    kernel = tf.constant(rng.normal(size=(k, k, OUT, IN) if transposed else (k, k, IN, OUT)) / k, tf.float32)
+    kernel = tf.constant(rng.normal(size=(k, k, out, IN) if transposed else (k, k, IN, out)) / k, tf.float32)
     weight = tf.constant(rng.normal(size=library(x, kernel, transposed).shape), tf.float32)
     ours = convolutions.transpose if transposed else convolutions.convolve
     expected = with_gradients(lambda x, kernel: library(x, kernel, transposed), x, kernel, weight)
@@ -44,7 +45,7 @@ def test_values_and_gradients_are_the_librarys(rng, size, k, transposed, product
 @pytest.mark.parametrize("transposed", [False, True])
 def test_products_agree_inside_a_compiled_loop(rng, transposed):
     x = tf.constant(rng.normal(size=(2, 5, 5, IN) if transposed else (2, 14, 14, IN)), tf.float32)
-    kernel = tf.constant(rng.normal(size=(6, 6, OUT, IN) if transposed else (4, 4, IN, OUT)), tf.float32)
+    kernel = tf.constant(rng.normal(size=(6, 6, MANY, IN) if transposed else (4, 4, IN, MANY)), tf.float32)
     ours = convolutions.transpose if transposed else convolutions.convolve
 
     def body(step, _):
