@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -30,10 +30,9 @@ from semopo_tf import envs
 from semopo_tf.episodes import CARD_NAME, read_card, read_episode, write_episode
 from semopo_tf.errors import CommandParser, ConfigError, DataError, SimulatorError, StorageError, run_command
 from semopo_tf.files import FILES, locked, sha256, write_whole
-from semopo_tf.rollout import RandomPolicy, play
+from semopo_tf.rollout import play
 from semopo_tf.types import Environment, Policy
 
-POLICIES: dict[str, Callable[[int], Policy]] = {"random": RandomPolicy}  # name -> builder from the action size
 LOCK_NAME = ".collect.lock"
 FILE_NAME = re.compile(r"(\d{6})-([0-9a-f]{8})-\d+\.npz")
 
@@ -43,7 +42,7 @@ class Recipe(NamedTuple):
 
     task: str
     policy: str
-    settings: tuple[tuple[str, Any], ...]  # the keywords of envs.make
+    settings: tuple[tuple[str, Any], ...]  # the keywords of envs.make; `options` as pairs too
 
 
 class Job(NamedTuple):
@@ -74,23 +73,47 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = CommandParser(prog="python -m semopo_tf.collect", description="Collect a dataset of episodes.")
     parser.add_argument("--task", required=True, help="e.g. dmcdrv_walker_walk, dmc_cheetah_run or a registered name")
     parser.add_argument("--out", required=True, help="dataset directory, made if missing; the same command continues in it")
-    parser.add_argument("--policy", default="random", choices=sorted(POLICIES))
+    parser.add_argument("--policy", default="random", help="random; for exbmdp_* also iid, medium, mixed or expert")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1, help="episodes played at the same time; does not change the result")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the images in pixels")
-    parser.add_argument("--action_repeat", type=int, default=2, help="simulator steps per decision")
+    parser.add_argument("--size", type=int, help="height and width of the images in pixels (default: 64, exbmdp_* 32)")
+    parser.add_argument("--action_repeat", type=int, help="simulator steps per decision (default: 2, exbmdp_* 1)")
     parser.add_argument("--camera", type=int, default=-1, help="index, or -1 for the task's usual camera")
     parser.add_argument("--background", default="none", help="folder of videos, builtin:driving or none")
     parser.add_argument("--background_color", default="grey", choices=("grey", "rgb"))
     parser.add_argument("--background_split", default="train", choices=("train", "test"))
     parser.add_argument("--background_seed", type=int, default=0, help="orders the clips")
     parser.add_argument("--mask_rule", default="sky", choices=("sky", "blue"), help="which pixels the background replaces")
+    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=NUMBER", help="settings of the task itself, e.g. exo_dims=20 contrast=0.3")
     args = parser.parse_args(argv)
     for flag, least in (("episodes", 1), ("processes", 1), ("seed", 0), ("background_seed", 0)):
         if getattr(args, flag) < least:
             raise ConfigError(f"--{flag}: expected at least {least}, received {getattr(args, flag)}")
+    args.options = parse_options(args.options)
+    for name, value in envs.usual_settings(args.task).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    known = envs.behaviours(args.task)
+    if args.policy not in known:
+        raise ConfigError(f"--policy: expected {' or '.join(known)} for {args.task}, received {args.policy!r}")
     return args
+
+
+def parse_options(words: list[str]) -> tuple[tuple[str, float], ...]:
+    """`name=number` words as sorted pairs.
+
+    Raises:
+      ConfigError: naming the word that is none.
+    """
+    pairs = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            pairs[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--options: expected name=number, received {word!r}") from None
+    return tuple(sorted(pairs.items()))
 
 
 def main(argv: list[str]) -> int:
@@ -100,7 +123,7 @@ def main(argv: list[str]) -> int:
       SemopoError: any of `errors`, each with its exit code.
     """
     args = parse(argv)
-    names = ("size", "action_repeat", "camera", "background", "background_color", "background_split", "background_seed", "mask_rule")
+    names = ("size", "action_repeat", "camera", "background", "background_color", "background_split", "background_seed", "mask_rule", "options")
     settings = {name: getattr(args, name) for name in names} | {"background": absolute_background(args.background)}
     recipe = Recipe(args.task, args.policy, tuple(settings.items()))
     seeds = [episode_seed(args.seed, index) for index in range(args.episodes)]
@@ -256,7 +279,7 @@ def _end_with_parent(watched: Connection) -> None:
 def _player(recipe: Recipe) -> tuple[Environment, Policy]:
     """This process's environment and policy, built once for all its episodes."""
     environment = envs.make(recipe.task, **dict(recipe.settings))
-    return environment, POLICIES[recipe.policy](environment.action_size)
+    return environment, envs.behaviours(recipe.task)[recipe.policy](environment)
 
 
 def collect_episode(job: Job) -> Written:

@@ -1,20 +1,23 @@
-"""Environments from pixels: DeepMind Control tasks with a moving background, and a registry for users' own.
+"""Environments from pixels: DeepMind Control tasks with a moving background, the built-in testbed, and a registry for users' own.
 
-Task names: `dmc_<domain>_<task>` is the plain suite task, `dmcdrv_<domain>_<task>` the same task in front of a moving background.
+Task names: `dmc_<domain>_<task>` is the plain suite task, `dmcdrv_<domain>_<task>` the same task in front of a moving background,
+`exbmdp_scroll`, `exbmdp_point` and `exbmdp_hard` are the testbed (`exbmdp.py`).
 """
 
 import difflib
 import functools
 import importlib.metadata
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from semopo_tf import exbmdp
 from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
+from semopo_tf.rollout import RandomPolicy
 from semopo_tf.simulation import Simulator
-from semopo_tf.types import Environment, Observation
+from semopo_tf.types import Environment, Observation, Policy
 from semopo_tf.videos import DRIVING, Background, blue_mask, composite, load_background
 
 PLAIN, MOVING = "dmc_", "dmcdrv_"
@@ -33,7 +36,7 @@ def register(name: str, make: Callable[..., Environment]) -> None:
 
     Args:
       make: called with the keywords of `envs.make` (size, action_repeat, camera, background, background_color,
-        background_split, background_seed, mask_rule) and free to ignore those that mean nothing to it.
+        background_split, background_seed, mask_rule, options) and free to ignore those that mean nothing to it.
     """
     _registry[name] = make
 
@@ -49,6 +52,7 @@ def make(
     background_split: str = "train",
     background_seed: int = 0,
     mask_rule: str = "sky",
+    options: Mapping[str, float] | Sequence[tuple[str, float]] = (),
 ) -> Environment:
     """Build an environment.
 
@@ -63,6 +67,7 @@ def make(
       mask_rule: which pixels the background replaces. `sky`: where the camera sees nothing; the floor stays visible, except in
         the domains whose camera looks down on it (simulation.FLOOR_IS_SKY). `blue`: where blue exceeds red and green, which takes
         the floor as well.
+      options: settings of the task itself, as a mapping or as pairs; the testbed has some, a registered environment may.
 
     Raises:
       ConfigError: for an unknown task or a wrong setting.
@@ -81,8 +86,14 @@ def make(
             background_split=background_split,
             background_seed=background_seed,
             mask_rule=mask_rule,
+            options=dict(options),
         )
+    if task.startswith(exbmdp.PREFIX):
+        _require(background == "none", "background", f"none, as {task} draws its own", background)
+        _require(action_repeat == 1, "action_repeat", f"1, as {task} has no other", action_repeat)
+        return exbmdp.ExBMDP(task, size=size, options=dict(options))
     name = _suite_name(task)
+    _require(not options, "options", f"none, as {task} has none", dict(options))
     _require(mask_rule in MASK_RULES, "mask_rule", " or ".join(MASK_RULES), mask_rule)
     if task.startswith(PLAIN) and background != "none":
         raise ConfigError(f"task {task!r} shows no background, received --background {background}; use {MOVING}{task.removeprefix(PLAIN)}")
@@ -90,6 +101,18 @@ def make(
         raise ConfigError(f"task {task!r} needs a moving background; add --background {DRIVING} or --background with a folder of videos")
     frames = None if background == "none" else shared_background(background, size, background_color, background_split, background_seed)
     return SuiteEnvironment(name, size=size, action_repeat=action_repeat, camera=camera, background=frames, mask_rule=mask_rule)
+
+
+def usual_settings(task: str) -> dict[str, int]:
+    """Image size and action repeat that a task is played with where nobody says otherwise."""
+    return {"size": 32, "action_repeat": 1} if task.startswith(exbmdp.PREFIX) else {"size": 64, "action_repeat": 2}
+
+
+def behaviours(task: str) -> dict[str, Callable[[Environment], Policy]]:
+    """The behaviour policies that can collect data of a task, name -> builder. Those of the testbed see the true state."""
+    if task.startswith(exbmdp.PREFIX):
+        return {kind: functools.partial(exbmdp.Behaviour, kind) for kind in exbmdp.Behaviour.KINDS}
+    return {"random": lambda environment: RandomPolicy(environment.action_size)}
 
 
 def _require(condition: bool, flag: str, expected: str, received: object) -> None:
@@ -112,7 +135,7 @@ def _suite_name(task: str) -> str:
     for prefix in (PLAIN, MOVING):
         if task.startswith(prefix):
             return task.removeprefix(prefix)
-    names = [*_registry, *(prefix + name for prefix in (PLAIN, MOVING) for name in PAPER_TASKS)]
+    names = [*_registry, *exbmdp.TASKS, *(prefix + name for prefix in (PLAIN, MOVING) for name in PAPER_TASKS)]
     near = difflib.get_close_matches(task, names, cutoff=0.4) or names
     raise ConfigError(f"unknown task {task!r}; expected {PLAIN}<domain>_<task>, {MOVING}<domain>_<task> or a registered name, e.g. {', '.join(near)}")
 
@@ -120,8 +143,9 @@ def _suite_name(task: str) -> str:
 def card_of(settings: dict[str, Any], clips: list[str]) -> dict[str, dict[str, Any]]:
     """The entries of a dataset's card for the keywords of `make` and the background's clips; `settings_of` reads them back."""
     background = {name: settings[f"background_{name}"] for name in ("color", "split", "seed")}
+    options = {"options": dict(settings["options"])} if settings.get("options") else {}
     return {
-        "environment": {name: settings[name] for name in ("size", "action_repeat", "camera")},
+        "environment": {name: settings[name] for name in ("size", "action_repeat", "camera")} | options,
         "background": {"source": settings["background"], **background, "mask_rule": settings["mask_rule"], "clips": clips},
     }
 

@@ -24,16 +24,14 @@ CACHE_VERSION = 1
 CACHE_NAME = ".semopo_cache"
 CARD_NAME = "dataset.json"
 REQUIRED_KEYS = ("image", "action", "reward")
+EPISODE_KEYS = Episode._fields[:-1]  # all but `log`
 ACTION_TOLERANCE = 1e-6
+LOG_PREFIX = "log_"
 
 
-def write_episode(path: Path, episode: Episode, log: dict[str, np.ndarray] | None = None) -> None:
-    """Write one episode as a compressed npz that appears by rename.
-
-    Args:
-      log: extra arrays `[L, ...]` for analysis, stored under `log_<name>`; no learner ever reads them.
-    """
-    arrays = episode._asdict() | {f"log_{name}": array for name, array in (log or {}).items()}
+def write_episode(path: Path, episode: Episode) -> None:
+    """Write one episode as a compressed npz that appears by rename; what is in `log` as `log_<name>`."""
+    arrays: dict[str, Any] = episode.arrays() | {f"{LOG_PREFIX}{name}": array for name, array in episode.log.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_whole(path, buffer.getvalue())
@@ -43,7 +41,7 @@ def read_episode(path: Path) -> Episode:
     """Read and validate one npz episode.
 
     Missing `discount`, `is_terminal`, `is_first` and `is_last` are derived (`is_terminal` is `discount == 0`); `log_*` and other
-    keys are ignored. Lengths come from the arrays, never from the file's name. Rewards keep their own float type.
+    keys are ignored, see `read_log`. Lengths come from the arrays, never from the file's name. Rewards keep their own float type.
 
     Raises:
       DataError: naming the file, what was expected and what it holds.
@@ -60,13 +58,19 @@ def read_episode(path: Path) -> Episode:
                 raise DataError(
                     f"{path}: expected the keys {', '.join(REQUIRED_KEYS)}, missing {', '.join(missing)}, received {', '.join(file.files)}"
                 )
-            known = [key for key in Episode._fields if key in file]
+            known = [key for key in EPISODE_KEYS if key in file]
             arrays = {key: file[key] for key in known}
     except DataError:
         raise
     except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(_unreadable(path)) from error
     return validate_episode(arrays, where=str(path))
+
+
+def read_log(path: Path) -> dict[str, np.ndarray]:
+    """The `log_*` arrays of an episode that `read_episode` accepts, by their name without the prefix; [L, ...] each."""
+    with np.load(path, allow_pickle=False) as file:
+        return {key.removeprefix(LOG_PREFIX): file[key] for key in file.files if key.startswith(LOG_PREFIX)}
 
 
 def _unreadable(path: Path) -> str:
@@ -120,7 +124,7 @@ def validate_episode(arrays: dict[str, np.ndarray], where: str) -> Episode:
             "one file holds one episode"
         )
     discount = arrays.get("discount", 1.0 - flags["is_terminal"]).astype(np.float32)
-    return Episode(image, action.astype(np.float32), reward, discount, **flags)
+    return Episode(image, action.astype(np.float32), reward, discount, flags["is_first"], flags["is_last"], flags["is_terminal"])
 
 
 def _require(condition: bool, where: str, key: str, expected: str, array: np.ndarray) -> None:

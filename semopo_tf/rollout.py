@@ -92,4 +92,5 @@ def _episode(observed: list[Observation], actions: list[np.ndarray]) -> Episode:
         reward=np.array(column["reward"], np.float32),
         discount=1 - flags["is_terminal"].astype(np.float32),
         **flags,
+        log={name: np.stack([record.log[name] for record in observed]) for name in observed[0].log},
     )

@@ -11,6 +11,7 @@ Record `t` of an episode holds the image o_t and the action and reward that *led
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -28,6 +29,11 @@ class Episode(NamedTuple):
     is_first: np.ndarray  # [L] bool, true at row 0 only
     is_last: np.ndarray  # [L] bool, true at the last row only
     is_terminal: np.ndarray  # [L] bool, a real termination, not a time limit
+    log: Mapping[str, np.ndarray] = MappingProxyType({})  # [L, ...] numbers for analysis; no learner ever reads them
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything but `log`, by name."""
+        return {name: array for name, array in self._asdict().items() if name != "log"}
 
 
 class Batch(NamedTuple):
@@ -78,6 +84,7 @@ class Observation(NamedTuple):
     is_first: bool
     is_last: bool
     is_terminal: bool
+    log: Mapping[str, np.ndarray] = MappingProxyType({})  # true states for analysis, if the environment knows them; the same names always
 
 
 class Environment(Protocol):

@@ -92,11 +92,12 @@ def environment_settings(config: Config, card: Mapping[str, Any] | None, overrid
     """
     settings = {key: config.env[key] for key in ("size", "action_repeat", "camera")}
     described = envs.settings_of(card) if card else {}
+    options = {key: described[key] for key in ("options",) if key in described}
     for key, value in settings.items():
         if key in described and described[key] != value:
             raise ConfigError(f"--env.{key}: expected {described[key]} as in the dataset card, received {value}; add --env.{key} {described[key]}")
     if not config.task.startswith(envs.MOVING):
-        return settings
+        return settings | options
     if described.get("background") == "none":
         described = {}
     for key in CARD_KEYS:

@@ -209,7 +209,7 @@ def test_out_that_cannot_be_written(tmp_path, still):
         (["--task", "still", "--out", "x", "--episodes", "0"], "--episodes: expected at least 1, received 0"),
         (["--task", "still", "--out", "x", "--seed", "-1"], "--seed: expected at least 0, received -1"),
         (["--task", "still", "--out", "x", "--mask_rule", "red"], "argument --mask_rule: invalid choice: 'red'"),
-        (["--task", "still", "--out", "x", "--policy", "best"], "argument --policy: invalid choice: 'best'"),
+        (["--task", "still", "--out", "x", "--policy", "best"], "--policy: expected random for still, received 'best'"),
     ],
 )
 def test_wrong_flags(argv, message):

@@ -209,7 +209,7 @@ def test_registered_environment_takes_the_settings():
     environment = envs.make("still", size=4, background_seed=3)
     assert environment.settings["size"] == 4
     assert environment.settings["background_seed"] == 3
-    assert len(environment.settings) == 8
+    assert len(environment.settings) == 9
 
 
 def test_simulator_that_dies_is_reported():
@@ -226,7 +226,7 @@ def test_simulator_that_dies_is_reported():
 
 def test_settings_travel_through_the_card():
     settings = {"size": 32, "action_repeat": 4, "camera": 1, "background": "builtin:driving", "background_color": "rgb"}
-    settings |= {"background_split": "test", "background_seed": 3, "mask_rule": "blue"}
+    settings |= {"background_split": "test", "background_seed": 3, "mask_rule": "blue", "options": {"depth": 2.0}}
     assert envs.settings_of(envs.card_of(settings, clips=["a"])) == settings
 
 

@@ -28,7 +28,7 @@ TABLE = {
         4: ["world_model"],
         5: ["agent"],
     },
-    "acting": {2: ["driving", "rendering", "rollout"], 3: ["simulation", "videos"], 4: ["envs"]},
+    "acting": {2: ["driving", "rendering", "rollout", "exbmdp"], 3: ["simulation", "videos"], 4: ["envs"]},
     "running": {1: ["config"], 2: ["run", "checkpoints"]},
     "entry": {6: ["wiring", "collect", "data", "doctor"], 7: ["trainer", "bench"], 8: ["training", "evaluation"], 9: ["__init__"]},
 }

@@ -55,7 +55,7 @@ def test_records_follow_the_arrival_convention():
     assert episode.is_first.tolist() == [True] + [False] * 5
     assert episode.is_last.tolist() == episode.is_terminal.tolist() == [False] * 5 + [True]
     assert episode.discount.tolist() == [1, 1, 1, 1, 1, 0]
-    assert {name: array.dtype.name for name, array in episode._asdict().items()} == {
+    assert {name: array.dtype.name for name, array in episode.arrays().items()} == {
         "image": "uint8",
         "action": "float32",
         "reward": "float32",
