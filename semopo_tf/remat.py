@@ -3,6 +3,8 @@
     forward     rows 0..n-1 | n..2n-1 | ...    each slice computed, its intermediates dropped
     backward    rows 0..n-1 | n..2n-1 | ...    each slice computed again, then differentiated; weight gradients added up
 
+One slice after the other: TensorFlow's loops would start up to ten at a time, and hold the intermediates of all of them.
+
 One more forward pass for a peak memory that does not grow with the number of rows (Chen et al. 2016, with slices in place of layers).
 """
 
@@ -27,7 +29,7 @@ def by_slices(function: Callable[..., tuple[tf.Tensor, ...]], most: int, *args: 
 
     @tf.custom_gradient
     def run(*split: tf.Tensor) -> tuple:
-        outputs = tf.map_fn(lambda now: function(*now), split, fn_output_signature=signature)
+        outputs = tf.map_fn(lambda now: function(*now), split, fn_output_signature=signature, parallel_iterations=1)
 
         def gradient(*upstream: tf.Tensor, variables: list[tf.Variable] | None = None) -> tuple[list, list]:
             trained = variables or []
@@ -44,7 +46,8 @@ def by_slices(function: Callable[..., tuple[tf.Tensor, ...]], most: int, *args: 
 
             arrays = [tf.TensorArray(split[place].dtype, slices, element_shape=split[place].shape[1:]) for place in floating]
             start = (tf.constant(0), [tf.zeros(variable.shape) for variable in trained], arrays)
-            _, totals, arrays = tf.while_loop(lambda index, *_: index < slices, body, start, maximum_iterations=slices)
+            loop = {"maximum_iterations": slices, "parallel_iterations": 1}
+            _, totals, arrays = tf.while_loop(lambda index, *_: index < slices, body, start, **loop)
             by_place = dict(zip(floating, (array.stack() for array in arrays), strict=True))
             return [by_place.get(place) for place in range(len(split))], totals
 

@@ -48,3 +48,12 @@ def test_the_function_never_sees_more_rows_than_allowed(rng):
 
     by_slices(function, 5, case.whole, case.x, outputs=[(), ()])
     assert set(seen) == {4}
+
+
+def test_slices_come_one_after_the_other(rng):
+    """Otherwise the loops hold the intermediates of ten slices at a time. Forward and backward are a loop each."""
+    case = Case(rng)
+    graph = tf.function(lambda x: case.run(4, x), autograph=False).get_concrete_function(case.x).graph.as_graph_def()
+    nodes = [node for nodes in (graph.node, *(function.node_def for function in graph.library.function)) for node in nodes]
+    loops = [node.attr["parallel_iterations"].i for node in nodes if node.op in ("While", "StatelessWhile")]
+    assert loops == [1, 1]
