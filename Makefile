@@ -1,4 +1,4 @@
-# make demo       collect a small dataset, train for a few seconds, evaluate, write a video
+# make demo       the built-in testbed: collect, train both methods, evaluate, probe, and write a page about it
 # make test       the test suite; test-full adds the longer checks
 # make lint type  what continuous integration checks besides; format rewrites the files
 # make doctor     what this machine can do
@@ -31,16 +31,11 @@ test: $(VENV)/renders
 test-full: $(VENV)/renders
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-demo: $(DEMO)/evaluation.txt
-	@cat $(DEMO)/evaluation.txt
-
-# Each command continues what it finds, so an interrupted demo goes on. To start over: rm -r runs/demo
-$(DEMO)/evaluation.txt: | $(VENV)/renders
-	$(BIN)/python -m semopo_tf.collect --task dmcdrv_walker_walk --policy random \
-	  --episodes 3 --processes 2 --background builtin:driving --out $(DEMO)/data
-	$(BIN)/python train.py --configs semopo walker_walk debug --offline_dir $(DEMO)/data --logdir $(DEMO)/run
-	$(BIN)/python evaluate.py --logdir $(DEMO)/run --episodes 1 --video >$@.part
-	mv $@.part $@
+# Continues what it finds, so an interrupted demo goes on. To start over: rm -r runs/demo. Needs no simulator and no rendering.
+demo: $(VENV)/installed
+	$(BIN)/python -m semopo_tf.sweep --file sweeps/demo.yaml
+	$(BIN)/python -m semopo_tf.report $(DEMO)/semopo/run $(DEMO)/offline_dv2/run \
+	  --data $(DEMO)/data/random $(DEMO)/data/uniform $(DEMO)/data/controller --out $(DEMO)/report --title "The testbed's demo"
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -32,6 +32,7 @@ setup(
         "ruamel.yaml>=0.19,<0.20",
         "imageio>=2.38,<3",
         "imageio-ffmpeg>=0.8,<1",
+        "matplotlib>=3.11,<4",
         "tqdm>=4.67,<5",
     ],
     extras_require={

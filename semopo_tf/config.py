@@ -185,10 +185,13 @@ def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
 def _with_task(names: list[str], flags: Mapping[str, str], tasks: Mapping[str, Any]) -> list[str]:
     """The overlays, with the one of `--task`: `--task dmcdrv_hopper_hop` means the hopper's weights too, whatever the suite.
 
+    An overlay is called as its task or as what follows the suite's prefix.
+
     Raises:
       ConfigError: when the overlay and the flag name different tasks.
     """
-    wanted = [name for name in tasks if flags.get("task", "").partition("_")[2] == name]
+    task = flags.get("task", "")
+    wanted = [name for name in tasks if name in (task, task.partition("_")[2])]
     listed = [name for name in names if name in tasks]
     if wanted and listed and wanted != listed:
         raise ConfigError(f"--task {flags['task']}: expected the task of the overlay {listed[0]}, received another; leave one of them out")

@@ -1,14 +1,18 @@
 """Environments from pixels: DeepMind Control tasks with a moving background, the built-in testbed, and a registry for users' own.
 
 Task names: `dmc_<domain>_<task>` is the plain suite task, `dmcdrv_<domain>_<task>` the same task in front of a moving background,
-`exbmdp_scroll`, `exbmdp_point` and `exbmdp_hard` are the testbed (`exbmdp.py`).
+`exbmdp_scroll`, `exbmdp_point` and `exbmdp_hard` are the testbed (`exbmdp.py`), `<module>:<name>` is a class or function of a user's
+module, found as Python finds modules or in the working directory.
 """
 
 import difflib
 import functools
+import importlib
 import importlib.metadata
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,8 +80,9 @@ def make(
     """
     _require(size >= 1, "size", "at least 1", size)
     _require(action_repeat >= 1, "action_repeat", "at least 1", action_repeat)
-    if task in _registry:
-        return _registry[task](
+    make_own = _registry.get(task) or (_import(task) if ":" in task else None)
+    if make_own:
+        return make_own(
             size=size,
             action_repeat=action_repeat,
             camera=camera,
@@ -101,6 +106,22 @@ def make(
         raise ConfigError(f"task {task!r} needs a moving background; add --background {DRIVING} or --background with a folder of videos")
     frames = None if background == "none" else shared_background(background, size, background_color, background_split, background_seed)
     return SuiteEnvironment(name, size=size, action_repeat=action_repeat, camera=camera, background=frames, mask_rule=mask_rule)
+
+
+def _import(task: str) -> Callable[..., Environment]:
+    """The environment's maker that `<module>:<name>` names; called with the keywords of `make`, as a registered one.
+
+    Raises:
+      ConfigError: when there is no such module or name.
+    """
+    module, _, name = task.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` has it; `python train.py` has the script's folder instead
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(f"--task {task}: expected <module>:<class or function> that can be imported from here ({error})") from error
 
 
 def usual_settings(task: str) -> dict[str, int]:

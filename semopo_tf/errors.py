@@ -70,6 +70,13 @@ class DeviceError(SemopoError, RuntimeError):
     kind = "device"
 
 
+class SweepError(SemopoError, RuntimeError):
+    """Some runs of a sweep failed; all others are done."""
+
+    exit_code = 10
+    kind = "sweep"
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose complaints are `ConfigError`s, and which takes no abbreviated flag."""
 

@@ -93,6 +93,10 @@ class Picture:
         # cos(angle + phase) = cos(angle) cos(phase) - sin(angle) sin(phase): two products with the phases' cosines and sines.
         self._cos, self._sin = scale * np.cos(angle), scale * np.sin(angle)
 
+    def agent_pixels(self, position: np.ndarray) -> np.ndarray:
+        """Where the agent covers more than half of what is behind it; position [2] -> [size, size] bool."""
+        return np.hypot(self._x - position[0], self._y - position[1]) < self._world.sprite
+
     def draw(self, position: np.ndarray, phases: np.ndarray, discs: np.ndarray) -> np.ndarray:
         """position [2], phases [waves], discs [n, 2] -> [size, size, 3] uint8."""
         texture = self._cos @ np.cos(phases) - self._sin @ np.sin(phases)
@@ -190,6 +194,10 @@ class ExBMDP:
         image = self.picture.draw(self.position, self._background.phases, self._background.discs)
         log = {"position": self.position, "velocity": self.velocity, **self._background.log()}
         return Observation(image, received, self._step == 0, self._step == DECISIONS, False, log)
+
+    def agent_pixels(self, position: np.ndarray) -> np.ndarray:
+        """Where the agent at `position` [2] is drawn: [size, size] bool."""
+        return self.picture.agent_pixels(position)
 
     def close(self) -> None:
         """Nothing to end."""

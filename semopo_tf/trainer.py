@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from semopo_tf.sampler import Pool, Sampler
 from semopo_tf.types import Batch, Environment, Episode, Stage
 
 HOST_STACK_BYTES = 1 << 28  # of the images handed to one compiled call, where the host holds them
+LEAST_EXPLAINED = 0.2  # of the reward's variance at the end of the model phase; below it something is said
 REPORTED = ("image_loss", "endo_kl", "exo_kl", "joint_kl", "actor_loss", "imagined_reward", "penalty")
 
 
@@ -200,6 +201,7 @@ class Trainer:
         """Run one stage from `step` to its end. Logs, reports, evaluates and saves on the clock, between compiled calls."""
         if step >= stage.steps:
             return
+        self._timing.append({"phase": stage.name, "step": step, "time": round(time.time(), 3), "start": True})
         loop = self._make_loop(stage)
         if sums:
             loop.sums, loop.count = np.array(sums[0], np.float32), sums[1]
@@ -235,6 +237,11 @@ class Trainer:
         if phase == "model" and not self._train_mask.all():
             row |= {f"valid_{name}": float(value) for name, value in self._validate(step).items()}
         self._write(phase, step, row)
+        if phase == "model" and step == self._config.steps.model and "reward_var" in row and (share := explained_reward(row)) < LEAST_EXPLAINED:
+            print(
+                f"warning: the reward head explains {share:.0%} of the reward's variance: the endogenous stream may have missed the agent "
+                "(are the streams swapped?); look at the videos, or run python -m semopo_tf.probe where the true state is known"
+            )
         self._timing.append({"phase": phase, "step": step, "time": round(time.time(), 3)})
 
     def _write(self, phase: str, step: int, values: dict[str, float]) -> None:
@@ -296,6 +303,12 @@ class Trainer:
             self._write_returns("policy", step, [known[seed] for seed in seeds])
         write_whole(self._logdir / "DONE", b"")
         print(f"done: {self._logdir}")
+
+
+def explained_reward(row: Mapping[str, float]) -> float:
+    """R^2 of the reward head on the batches of a metrics row, from its loss (squared error / 2 and a constant) and the rewards' variance."""
+    error = 2 * (row["reward_loss"] - 0.5 * np.log(2 * np.pi))
+    return 1 - error / row["reward_var"] if row["reward_var"] > 0 else 1.0
 
 
 def due(step: int, every: int, last: int) -> int:

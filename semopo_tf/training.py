@@ -4,7 +4,7 @@ from pathlib import Path
 
 from semopo_tf import config as configuration
 from semopo_tf.config import OPERATIONAL, Config
-from semopo_tf.errors import ConfigError
+from semopo_tf.errors import ConfigError, run_command
 from semopo_tf.files import write_whole
 from semopo_tf.run import open_run
 
@@ -55,3 +55,7 @@ def print_configuration(config: Config) -> None:
     print("configuration, where it differs from the defaults:")
     for key, (_, value) in different.items():
         print(f"  {key}: {value}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -211,6 +211,7 @@ class WorldModel:
             losses[f"{branch.name}_kl"], found = branch.kl(post, key, self._kl)
             posts.append(post)
             metrics |= found
+        metrics["reward_var"] = tf.math.reduce_variance(reward)  # what a head that knew nothing would leave unexplained
         return posts, losses | {"reward": self._reward_loss(self.main.features(posts[0]), reward)}, metrics
 
     def image_losses(self, image: tf.Tensor, *feats: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -225,6 +226,20 @@ class WorldModel:
     def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
         """Rows of the video report, each [B, T, H, W, 1 or 3] in 0..1: `context` filtered frames, then open loop under the true actions."""
         raise NotImplementedError
+
+    def analyse(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        """For analysis alone, and the only door by which exogenous features leave this file.
+
+        Returns:
+          For every branch its filtered features `<name>` [B, T, F] and `<name>_open` [B, T - context, F], rolled out by the prior under
+          the true actions after `context` filtered frames; `reward` [B, T] as the head predicts it; `mask` [B, T, H, W, 1] if there is one.
+        """
+        found = {}
+        for branch in self.branches:
+            action = self._action_for(branch, batch.action)
+            found[branch.name] = branch.features(branch.observe(branch.evidence(batch.image), action, batch.is_first, key))
+            found[f"{branch.name}_open"] = branch.features(_context_then_open_loop(branch, batch, action, key, context))[:, context:]
+        return found | {"reward": self.reward(found[self.main.name])}
 
     def _reward_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
         """[B, T] negative log-likelihood; r_t is predicted from the state at t, on arrival."""
@@ -346,6 +361,10 @@ class SeparatedWorldModel(WorldModel):
 
     def _action_for(self, branch: Branch, action: tf.Tensor) -> tf.Tensor:
         return tf.zeros_like(action) if branch is self.exo and self._exo_action == "zero" else action
+
+    def analyse(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        found = super().analyse(batch, key, context)
+        return found | {"mask": self._decode(found["endo"], found["exo"])["mask"]}
 
     def _decode(self, endo_feat: tf.Tensor, exo_feat: tf.Tensor) -> dict[str, tf.Tensor]:
         """Unmasked means of both streams, the mask, and the blend m * endo + (1 - m) * exo; all [..., H, W, .]."""

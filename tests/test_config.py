@@ -153,8 +153,41 @@ def test_the_table_above_covers_every_key_that_an_overlay_sets():
 
 def test_the_variants_of_the_ablation_are_flags():
     """Se+CS is the method itself, Se+RS the same with uniform sampling; nothing else may differ."""
-    conservative, uniform = (load(["--configs", "semopo", "walker_walk", *flags]) for flags in ([], ["--sampling", "uniform"]))
-    assert configuration.differing(conservative, uniform) == {"sampling": ("conservative", "uniform")}
+    for preset in ([], ["released"]):
+        conservative, uniform = (load(["--configs", *preset, method, "walker_walk"]) for method in ("semopo", "se_rs"))
+        assert configuration.differing(conservative, uniform) == {"method": ("semopo", "se_rs"), "sampling": ("conservative", "uniform")}
+
+
+# Of the built-in testbed, from its measured feasibility: networks for 32 pixels, a likelihood that weighs as much as that of 64.
+TESTBED_TASK = {"env.size": 32, "env.action_repeat": 1, "encoder.kernels": [4, 4, 4], "decoder.kernels": [5, 6, 6], "model.image_scale": 4.0}
+TESTBED_SIZE = {
+    "steps.model": 1000,
+    "steps.policy": 500,
+    "batch.size": 12,
+    "batch.length": 12,
+    "pool.start": 10,
+    "pool.grow_every": 20,
+    "pool.grow_by": 10,  # all 200 episodes after 400 updates
+    "rssm.deter": 64,
+    "rssm.stoch": 16,
+    "rssm.ensemble": 5,
+    "penalty.measure": "mean_norm",
+    "penalty.weight": 0.3,
+    "imagination.discount": 0.95,
+    "actor_critic.entropy_scale": 0.01,
+    "model_opt.lr": 1e-3,
+    "actor_opt.lr": 5e-4,
+    "critic_opt.lr": 5e-4,
+}
+
+
+@pytest.mark.parametrize("method", ["semopo", "se_rs", "offline_dv2"])
+@pytest.mark.parametrize("task", ["exbmdp_scroll", "exbmdp_point", "exbmdp_hard"])
+def test_the_testbed_has_its_own_networks_and_rates(task, method):
+    received = load(["--configs", method, task, "testbed"]).flat()
+    expected = {"task": task, "method": method, "model.exo_only": 1.5, **TESTBED_TASK, **TESTBED_SIZE}
+    assert {key: received[key] for key in expected} == expected
+    assert load(["--configs", method, "testbed", "--task", task]).flat() == received
 
 
 def test_a_task_flag_alone_selects_the_weights_of_that_task():

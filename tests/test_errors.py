@@ -21,6 +21,7 @@ CODES = {
     "StorageError": (7, "storage"),
     "LockedError": (8, "locked"),
     "DeviceError": (9, "device"),
+    "SweepError": (10, "sweep"),
 }
 
 

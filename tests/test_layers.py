@@ -30,7 +30,12 @@ TABLE = {
     },
     "acting": {2: ["driving", "rendering", "rollout", "exbmdp"], 3: ["simulation", "videos"], 4: ["envs"]},
     "running": {1: ["config"], 2: ["run", "checkpoints"]},
-    "entry": {6: ["wiring", "collect", "data", "doctor"], 7: ["trainer", "bench"], 8: ["training", "evaluation"], 9: ["__init__"]},
+    "entry": {
+        6: ["wiring", "collect", "data", "doctor"],
+        7: ["trainer", "bench"],
+        8: ["training", "evaluation"],
+        9: ["probe", "sweep", "report", "__init__"],
+    },
 }
 PLACE = {module: (line, column) for column, lines in TABLE.items() for line, modules in lines.items() for module in modules}
 ENTRY = {module for module, (_, column) in PLACE.items() if column == "entry"}
@@ -46,7 +51,9 @@ ONLY = {
 }
 TENSORFLOW = {"tensorflow", "tensorflow_probability", "keras", "tf_keras"}
 SIMULATORS = {"dm_control", "mujoco", "gym", "gymnasium"}
-WITH_TENSORFLOW = {"random", "sampler", "trainer", "evaluation", "doctor", "bench"} | {m for m, (_, column) in PLACE.items() if column == "learning"}
+WITH_TENSORFLOW = {"random", "sampler", "trainer", "evaluation", "probe", "doctor", "bench"} | {
+    m for m, (_, column) in PLACE.items() if column == "learning"
+}
 
 
 def imports(tree: ast.AST, *, top_level_only: bool = False) -> set[str]:

@@ -1,0 +1,183 @@
+"""`python -m semopo_tf.probe --logdir DIR`: what the latent states know of the true ones. For tasks whose environment tells its state.
+
+Linear probes: ridge regression from the filtered features of each stream to every true quantity, fitted on fresh episodes of the
+behaviour that made the data and scored by R^2 on others of it. The same probes read the states that the prior rolls out under the true
+actions, 5 and 15 steps ahead. The result goes to `analysis/probe.json` in the run directory.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from semopo_tf.errors import CommandParser, ConfigError, run_command
+from semopo_tf.files import FILES, write_whole
+
+if TYPE_CHECKING:
+    from semopo_tf.evaluation import Run
+    from semopo_tf.types import Episode
+
+FIT, TEST, BLOCK = 60, 40, 10  # episodes: to fit the probes, to score them, encoded in one call
+CONTEXT, AHEAD = 10, (5, 15)  # filtered frames before the open loop, steps into it
+RIDGE = 1e-3  # of standardised features, times the number of rows
+
+
+class Probe(NamedTuple):
+    """A linear map from features to one true quantity."""
+
+    mean: np.ndarray  # [F] of the features it was fitted on
+    scale: np.ndarray  # [F]
+    weight: np.ndarray  # [F + 1, D], the last row is the offset
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """features [..., F] -> [..., D]."""
+        return _with_one((features - self.mean) / self.scale) @ self.weight
+
+
+def fit_probe(features: np.ndarray, target: np.ndarray) -> Probe:
+    """Ridge regression in float64: features [N, F], target [N, D]. The offset is not shrunk."""
+    mean, scale = features.mean(0), features.std(0) + 1e-8
+    x = _with_one((features - mean) / scale)
+    shrink = RIDGE * len(x) * np.eye(x.shape[1])
+    shrink[-1, -1] = 0
+    return Probe(mean, scale, np.linalg.solve(x.T @ x + shrink, x.T @ target))
+
+
+def _with_one(x: np.ndarray) -> np.ndarray:
+    return np.concatenate([x, np.ones((*x.shape[:-1], 1))], -1)
+
+
+def r_squared(predicted: np.ndarray, target: np.ndarray) -> float:
+    """1 - squared error / variance of the target, mean over its columns; both [N, D]. At most 1; 0 is no better than the mean."""
+    error, spread = ((predicted - target) ** 2).sum(0), ((target - target.mean(0)) ** 2).sum(0)
+    return float(np.mean(1 - error / np.maximum(spread, 1e-12)))
+
+
+def main(argv: list[str]) -> int:
+    """Probe a run, print the table, write it into the run directory.
+
+    Raises:
+      SemopoError: any of `errors`; ConfigError where the environment knows no true states.
+    """
+    parser = CommandParser(prog="python -m semopo_tf.probe", description=__doc__)
+    parser.add_argument("--logdir", required=True, type=Path, help="a run on a task whose environment tells its true state")
+    parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
+    arguments = parser.parse_args(argv)
+    from semopo_tf.evaluation import load_run
+
+    logdir = arguments.logdir.expanduser()
+    found = probe(load_run(logdir, arguments.checkpoint))
+    FILES.make_directory(logdir / "analysis")
+    write_whole(logdir / "analysis" / "probe.json", json.dumps(found, indent=1).encode())
+    print(table(found))
+    if swapped(found):
+        print("warning: the exogenous features know the agent better than the endogenous ones: the streams are swapped")
+    return 0
+
+
+def probe(run: "Run") -> dict[str, Any]:
+    """All figures of one run.
+
+    Returns:
+      {phase, step, r2: {stream: {quantity: R^2}}, open_loop: {stream: {quantity: {steps ahead: R^2}}}, reward_r2, mask: {on, off} or None}
+    """
+    episodes, agent_pixels = fresh_episodes(run)
+    columns = encode(run, episodes)
+    truth = {name: np.stack([episode.log[name] for episode in episodes]) for name in episodes[0].log}
+    streams = [branch.name for branch in run.agent.world_model.branches]
+    r2: dict[str, dict[str, float]] = {stream: {} for stream in streams}
+    ahead: dict[str, dict[str, dict[str, float]]] = {stream: {} for stream in streams}
+    for stream in streams:
+        for name, values in truth.items():
+            fitted = fit_probe(_rows(columns[stream][:FIT]), _rows(values[:FIT]))
+            r2[stream][name] = r_squared(_rows(fitted(columns[stream][FIT:])), _rows(values[FIT:]))
+            later = fitted(columns[f"{stream}_open"][FIT:])
+            ahead[stream][name] = {str(k): r_squared(later[:, k - 1], values[FIT:, CONTEXT + k - 1]) for k in AHEAD}
+    reward = np.stack([episode.reward for episode in episodes])[FIT:, 1:].reshape(-1, 1)  # record 0 has no reward of its own
+    result: dict[str, Any] = {"phase": run.phase, "step": run.step, "r2": r2, "open_loop": ahead}
+    result["reward_r2"] = r_squared(columns["reward"][FIT:, 1:].reshape(-1, 1), reward)
+    return result | {
+        "mask": mask_figures(columns["mask"][FIT:], truth["position"][FIT:], agent_pixels) if "mask" in columns and agent_pixels else None
+    }
+
+
+def fresh_episodes(run: "Run") -> tuple[list["Episode"], Any]:
+    """FIT + TEST episodes of the data's task and behaviour with seeds of their own, and the function that says where the agent is drawn."""
+    from semopo_tf import envs, wiring
+    from semopo_tf.rollout import play
+
+    if run.card is None:
+        raise ConfigError("probe: expected a dataset with a card, which says how to play more such episodes; this run's data have none")
+    environment = envs.make(run.config.task, **wiring.environment_settings(run.config, run.card))
+    try:
+        seeds = [zlib.crc32(f"probe/{index}".encode()) for index in range(FIT + TEST)]
+        if not environment.reset(seeds[0]).log:
+            raise ConfigError(f"probe: {run.config.task} tells no true state; expected Observation.log, as the tasks exbmdp_* have it")
+        behaviour = envs.behaviours(run.config.task)[run.card["policy"]](environment)
+        episodes = list(play([environment], behaviour, seeds))
+    finally:
+        environment.close()
+    lengths = {len(episode.reward) for episode in episodes}
+    if len(lengths) > 1 or min(lengths) < CONTEXT + max(AHEAD):
+        raise ConfigError(f"probe: expected episodes of one length, at least {CONTEXT + max(AHEAD)} records, received {sorted(lengths)}")
+    return episodes, getattr(environment, "agent_pixels", None)
+
+
+def encode(run: "Run", episodes: Sequence["Episode"]) -> dict[str, np.ndarray]:
+    """`WorldModel.analyse` of all episodes, in blocks; arrays [E, T, ...] float64."""
+    import tensorflow as tf
+
+    from semopo_tf import engine
+    from semopo_tf.random import Key
+    from semopo_tf.types import Batch
+
+    key = Key(run.config.eval.seed, "probe", tf.constant(0, tf.int64))
+    analyse = engine.compiled(lambda batch: run.agent.world_model.analyse(batch, key, CONTEXT), jit=False)
+    blocks = []
+    for first in range(0, len(episodes), BLOCK):
+        columns = {name: np.stack([getattr(episode, name) for episode in episodes[first : first + BLOCK]]) for name in Batch._fields}
+        blocks.append({name: array.numpy() for name, array in analyse(Batch(**{k: tf.constant(v) for k, v in columns.items()})).items()})
+    return {name: np.concatenate([block[name] for block in blocks]).astype(np.float64) for name in blocks[0]}
+
+
+def mask_figures(mask: np.ndarray, position: np.ndarray, agent_pixels: Any) -> dict[str, float]:
+    """Mean mask where the agent is drawn and elsewhere; mask [E, T, H, W, 1], position [E, T, 2]."""
+    where = np.stack([agent_pixels(place) for place in position.reshape(-1, 2)]).reshape(mask.shape[:-1])
+    return {"on": float(mask[..., 0][where].mean()), "off": float(mask[..., 0][~where].mean())}
+
+
+def swapped(found: Mapping[str, Any]) -> bool:
+    """Whether the stream that the policy sees knows the agent's place less well than the other."""
+    places = [quantities.get("position", 0.0) for quantities in found["r2"].values()]
+    return len(places) == 2 and places[0] < places[1]
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The figures as text, a true quantity a line."""
+    streams = list(found["r2"])
+    heading = ["R^2", *(f"{stream}{when}" for stream in streams for when in ("", *(f" +{k}" for k in AHEAD)))]
+    lines = [heading]
+    for name in found["r2"][streams[0]]:
+        cells = [f"{value:.2f}" for stream in streams for value in (found["r2"][stream][name], *found["open_loop"][stream][name].values())]
+        lines.append([name, *cells])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+    text = [
+        "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+    text.append(f"reward head R^2 {found['reward_r2']:.2f}")
+    if found["mask"]:
+        text.append(f"mask {found['mask']['on']:.2f} on the agent, {found['mask']['off']:.2f} elsewhere")
+    return "\n".join(text)
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    """[E, T, D] -> [E*T, D]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,207 @@
+"""`python -m semopo_tf.sweep --file sweep.yaml`: many runs from one page, in local processes, each resumable, with a live table.
+
+    out: runs/point                       every run goes to <out>/<name>/<values of the grid>
+    processes: 2                          runs at the same time; the cores are shared out among them
+    data:
+      random: [--task, exbmdp_point, --policy, random, --episodes, 200]      collected into <out>/data/random where missing
+    runs:
+      - name: semopo
+        data: random                      a name from above, or a directory
+        flags: [--configs, semopo, exbmdp_point, testbed]
+        grid: {seed: [1, 2, 3], penalty.weight: [0.0, 0.3]}                  one run for each combination
+        probe: true                       python -m semopo_tf.probe afterwards
+
+The same command continues what is unfinished and runs again what failed. Every run's output is in its directory, `log.txt`; the minutes
+that it took, over all its starts, in `minutes.json`.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semopo_tf import collect
+from semopo_tf import config as configuration
+from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command
+from semopo_tf.files import locked, write_whole
+from semopo_tf.run import read_records
+
+KEYS, RUN_KEYS = {"out", "processes", "data", "runs"}, {"name", "data", "flags", "grid", "probe"}
+REFRESH_SECONDS, REPORT_SECONDS = 1.0, 60.0
+THREAD_SETTINGS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
+
+
+class Row(NamedTuple):
+    """One run: what to call, and where its results are."""
+
+    name: str  # <name>/<key=value,...>
+    logdir: Path
+    commands: tuple[tuple[str, ...], ...]  # each a module of the package and its arguments, one after the other
+
+    @property
+    def done(self) -> bool:
+        return (self.logdir / "DONE").exists() and (len(self.commands) == 1 or (self.logdir / "analysis" / "probe.json").exists())
+
+    @property
+    def minutes(self) -> float:
+        """Measured wall-clock minutes of all starts so far."""
+        path = self.logdir / "minutes.json"
+        return json.loads(path.read_text()) if path.exists() else 0.0
+
+
+def main(argv: list[str]) -> int:
+    """Run what is left of a sweep.
+
+    Raises:
+      ConfigError: for a wrong file or flag, before anything is started.
+      SweepError: after all others are done, when some runs failed.
+    """
+    parser = CommandParser(prog="python -m semopo_tf.sweep", description=__doc__.splitlines()[0])
+    parser.add_argument("--file", required=True, type=Path, help="the sweep, a YAML page")
+    parser.add_argument("--processes", type=int, help="runs at the same time (default: as the file says)")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="runs whose name begins so")
+    parser.add_argument("--list", action="store_true", help="print the table and start nothing")
+    arguments = parser.parse_args(argv)
+    sweep = read_sweep(arguments.file)
+    rows = [row for row in sweep["rows"] if not arguments.only or row.name.startswith(tuple(arguments.only))]
+    processes = arguments.processes or sweep["processes"]
+    if arguments.list:
+        print(table(rows, {}))
+        return 0
+    out = Path(sweep["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".sweep.lock", wait=False, what=f"the sweep {out}"):
+        for flags in sweep["collections"]:
+            collect.main(flags)
+        failed = run_rows(rows, processes)
+    print(table(rows, dict.fromkeys(failed, "failed")))
+    if failed:
+        raise SweepError(f"{len(failed)} of {len(rows)} runs failed, e.g. {failed[0]}: see its log.txt; the same command tries again")
+    return 0
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """The page, checked: {out, processes, collections: [flags of collect], rows}. Every run's flags are resolved once, so that a mistake shows here.
+
+    Raises:
+      ConfigError: naming the key or run that is wrong.
+    """
+    page = configuration.read_yaml(path)
+    _known(set(page), KEYS, str(path))
+    if not isinstance(page.get("out"), str) or not isinstance(page.get("runs"), list):
+        raise ConfigError(f"{path}: expected `out` (a directory) and `runs` (a list)")
+    out, data = Path(page["out"]).expanduser(), page.get("data", {})
+    collections = [[*map(str, flags), "--out", str(out / "data" / name)] for name, flags in data.items()]
+    rows = [row for entry in page["runs"] for row in expand(entry, out, data, str(path))]
+    names = [row.name for row in rows]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{path}: two runs are called {twice[0]}; give them different names")
+    return {"out": str(out), "processes": int(page.get("processes", 1)), "collections": collections, "rows": rows}
+
+
+def expand(entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], where: str) -> list[Row]:
+    """One row for each combination of an entry's grid."""
+    _known(set(entry), RUN_KEYS, f"{where}: run {entry.get('name')}")
+    if "name" not in entry or "flags" not in entry or "data" not in entry:
+        raise ConfigError(f"{where}: expected name, data and flags in every run, received {', '.join(entry)}")
+    source = str(out / "data" / entry["data"]) if entry["data"] in data else str(entry["data"])
+    grid, rows = entry.get("grid", {}), []
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        logdir = out / entry["name"] / (",".join(f"{key}={value}" for key, value in chosen.items()) or "run")
+        flags = [*map(str, entry["flags"]), *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))]
+        train = ("training", *flags, "--offline_dir", source, "--logdir", str(logdir))
+        configuration.load(list(train[1:]))
+        after = (("probe", "--logdir", str(logdir)),) if entry.get("probe") else ()
+        rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, (train, *after)))
+    return rows
+
+
+def _known(keys: set[str], allowed: set[str], where: str) -> None:
+    if keys - allowed:
+        raise ConfigError(f"{where}: unknown key {sorted(keys - allowed)[0]!r}; expected some of {', '.join(sorted(allowed))}")
+
+
+class Job:
+    """The processes of one row, one after the other."""
+
+    def __init__(self, row: Row, threads: int):
+        row.logdir.mkdir(parents=True, exist_ok=True)
+        self.row, self._left = row, list(row.commands)
+        self._before, self._started = row.minutes, time.monotonic()
+        self._environment = os.environ | dict.fromkeys(THREAD_SETTINGS, str(threads))
+        self._next()
+
+    def _next(self) -> None:
+        module, *arguments = self._left.pop(0)
+        command = [sys.executable, "-m", f"semopo_tf.{module}", *arguments]
+        with open(self.row.logdir / "log.txt", "ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment)
+
+    def poll(self) -> int | None:
+        """The exit code once all is done or one process has failed; writes the minutes."""
+        code = self._process.poll()
+        if code == 0 and self._left:
+            self._next()
+            return None
+        if code is not None:
+            self.stop()
+        return code
+
+    def stop(self) -> None:
+        """End what runs; the run continues from its last checkpoint another time."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+        minutes = self._before + (time.monotonic() - self._started) / 60
+        write_whole(self.row.logdir / "minutes.json", json.dumps(round(minutes, 2)).encode())
+
+
+def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
+    """Run the rows that are not done, `processes` at a time, and keep the table up to date. Returns the names of those that failed."""
+    waiting, failed = [row for row in rows if not row.done], list[str]()
+    running: list[Job] = []
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    printed = 0.0
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                running.append(Job(waiting.pop(0), threads))
+            time.sleep(REFRESH_SECONDS)
+            for job in list(running):
+                code = job.poll()
+                if code is not None:
+                    running.remove(job)
+                    failed += [job.row.name] if code else []
+                    printed = 0.0
+            if time.monotonic() - printed > REPORT_SECONDS:
+                printed = time.monotonic()
+                states = dict.fromkeys(failed, "failed") | {job.row.name: "running" for job in running}
+                print(("\033[H\033[J" if sys.stdout.isatty() else "") + table(rows, states), flush=True)
+    finally:
+        for job in running:
+            job.stop()
+    return failed
+
+
+def table(rows: Sequence[Row], states: Mapping[str, str]) -> str:
+    """A line for each run: state, where it is, its last evaluation, its minutes."""
+    lines = [("run", "state", "at", "return", "minutes")]
+    for row in rows:
+        records = read_records(row.logdir / "metrics.jsonl")
+        returns = [record["eval_return"] for record in records if "eval_return" in record]
+        at = f"{records[-1]['phase']} {records[-1]['step']}" if records else "-"
+        state = states.get(row.name, "done" if row.done else "waiting")
+        lines.append((row.name, state, at, f"{returns[-1]:.1f}" if returns else "-", f"{row.minutes:.1f}" if row.minutes else "-"))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,77 @@
+"""Sweeps: what a page means, what is refused, and a real sweep of two runs that fails once, goes on, and is then left alone."""
+
+import json
+
+import pytest
+
+from semopo_tf import sweep
+from semopo_tf.errors import ConfigError, SweepError
+
+PAGE = """
+out: {out}
+processes: 2
+data:
+  random: [--task, exbmdp_point, --policy, random, --episodes, 3]
+runs:
+  - name: semopo
+    data: random
+    flags: [--configs, semopo, exbmdp_point, debug, --eval.final_episodes, 2]
+    grid: {{seed: [1, 2]}}
+    probe: true
+"""
+
+
+def write(tmp_path, text=PAGE):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text.format(out=tmp_path / "out"))
+    return path
+
+
+def test_a_page_is_one_run_for_each_combination(tmp_path):
+    text = PAGE.replace("seed: [1, 2]", "seed: [1, 2], penalty.weight: [0.0, 0.3, 1.0]")
+    found = sweep.read_sweep(write(tmp_path, text))
+    assert found["collections"] == [["--task", "exbmdp_point", "--policy", "random", "--episodes", "3", "--out", str(tmp_path / "out/data/random")]]
+    assert [row.name for row in found["rows"]][:2] == ["semopo/seed=1,penalty.weight=0.0", "semopo/seed=1,penalty.weight=0.3"]
+    assert len(found["rows"]) == 6
+    train, probe = found["rows"][5].commands
+    assert train[0] == "training" and probe[0] == "probe"
+    assert train[train.index("--penalty.weight") + 1] == "1.0" and train[train.index("--seed") + 1] == "2"
+    assert train[train.index("--offline_dir") + 1] == str(tmp_path / "out/data/random")
+    assert train[train.index("--logdir") + 1] == str(found["rows"][5].logdir)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("processes: 2", "proceses: 2"), "unknown key 'proceses'"),
+        (("probe: true", "probes: true"), "run semopo: unknown key 'probes'"),
+        (("    data: random\n", ""), "expected name, data and flags in every run"),
+        (("seed: [1, 2]", "seed: [1, 1]"), "two runs are called semopo/seed=1"),
+        (("seed: [1, 2]", "sed: [1, 2]"), "sed"),
+        (("out: {out}\n", ""), "expected `out`"),
+    ],
+)
+def test_a_wrong_page_is_refused_before_anything_is_started(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep.main(["--file", str(write(tmp_path, PAGE.replace(*change)))])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
+    path, out = write(tmp_path), tmp_path / "out"
+    broken = out / "semopo" / "seed=2"
+    broken.mkdir(parents=True)
+    (broken / "config.yaml").write_text("no: configuration\n")  # a stranger's file: this run must fail and the other must not
+    with pytest.raises(SweepError, match=r"1 of 2 runs failed, .* semopo/seed=2"):
+        sweep.main(["--file", str(path)])
+    assert (out / "semopo/seed=1/DONE").exists() and (out / "semopo/seed=1/analysis/probe.json").exists()
+    assert "configuration" in (broken / "log.txt").read_text()
+    (broken / "config.yaml").unlink()
+    before = (out / "semopo/seed=1/log.txt").read_bytes()
+    assert sweep.main(["--file", str(path)]) == 0
+    assert (out / "semopo/seed=1/log.txt").read_bytes() == before
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].split()[:4] == ["semopo/seed=2", "done", "policy", "12"]
+    assert json.loads((broken / "minutes.json").read_text()) > 0
+    assert sweep.main(["--file", str(path), "--list"]) == 0
+    assert capsys.readouterr().out.count(" done ") == 2
