@@ -102,6 +102,24 @@ def test_a_model_update_steps_every_optimiser_on_gradients_of_the_same_weights(o
         tiny.close(case.model.trained[name], value, 3e-5)
 
 
+def test_one_backward_pass_gives_the_gradients_of_two():
+    """The released code differentiates the loss of each model apart and steps the group of each; the gradient of the total is both."""
+    case = Case(tiny.RELEASED)
+    weight = case.config.model.exo_only**case.config.model.exo_only_power
+    with tf.GradientTape(persistent=True) as tape:
+        losses = case.model.losses(case.batch, tiny.key())
+        part = losses.metrics
+        apart = {
+            "endo": part["endo_kl_loss"] + part["reward_loss"] + part["image_loss"],
+            "exo": part["exo_kl_loss"] + part["image_loss"] + weight * part["exo_image_loss"],
+        }
+    for name, group in case.model.groups(True).items():
+        variables = list(group.values())
+        for one, other in zip(tape.gradient(losses.total, variables), tape.gradient(apart[name], variables), strict=True):
+            tiny.close(one, other, 1e-5)
+            assert np.abs(other).max() > 0
+
+
 @pytest.fixture(scope="module", params=[tiny.RELEASED, tiny.OFFLINE_DV2], ids=["released", "offline_dv2"])
 def case(request):
     return Case(request.param)
