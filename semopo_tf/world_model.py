@@ -48,6 +48,13 @@ class Kl(NamedTuple):
     strict_elbo: bool
 
 
+class Draws(NamedTuple):
+    """The random numbers of one branch for windows [B, T]."""
+
+    noise: tf.Tensor  # [B, T, S] of the posterior states
+    member: tf.Tensor  # [T] int64, the ensemble member of each step
+
+
 class Losses(NamedTuple):
     """What one batch gives."""
 
@@ -98,14 +105,17 @@ class Branch:
     def features(self, latent: Latent) -> tf.Tensor:
         return self.rssm.features(latent)
 
-    def kl(self, post: Latent, key: Key, settings: Kl) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """The KL loss (a scalar) and its metrics, under one ensemble member drawn for each time step.
+    def draw(self, key: Key, shape: tuple[int, int]) -> Draws:
+        """What `observe` and `kl` need for windows [B, T]."""
+        return Draws(self.rssm.draw(key, f"{self.name}_posterior", shape), self.rssm.draw_members(key, f"{self.name}_member", shape[1]))
+
+    def kl(self, post: Latent, member: tf.Tensor, settings: Kl) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """The KL loss (a scalar) and its metrics, under the ensemble member drawn for each time step, [T].
 
         post    q_0  q_1  ...  q_{T-1}      of deter_t and image_t
         prior   p_0  p_1  ...  p_{T-1}      of deter_t alone, member k_t
         """
         dist = self.rssm.dist
-        member = self.rssm.draw_members(key, f"{self.name}_member", post.deter.shape[1])
         prior = self.rssm.prior(post.deter, member)
         stopped_post, stopped_prior = tf.nest.map_structure(tf.stop_gradient, (post.stats, prior))
         value = dist.kl(post.stats, prior)
@@ -188,7 +198,9 @@ class WorldModel:
         """
         shape = tuple(batch.reward.shape)
         evidence = [branch.evidence(batch.image) for branch in self.branches]
-        posts, losses, metrics = self._infer(evidence, batch.action, batch.is_first, batch.reward, key)
+        # Drawn out here: the names of streams are part of a compiled function, and training and validation have different ones.
+        draws = [branch.draw(key, (shape[0], shape[1])) for branch in self.branches]
+        posts, losses, metrics = self._infer(evidence, batch.action, batch.is_first, batch.reward, draws)
         feats = [branch.features(post) for branch, post in zip(self.branches, posts, strict=True)]
         rows = [tf.reshape(x, [shape[0] * shape[1], *x.shape[2:]]) for x in (batch.image, *feats)]
         outputs = len(self._image_terms) + len(self.image_metrics)
@@ -200,15 +212,15 @@ class WorldModel:
         return Losses(total, metrics, posts[0])
 
     def infer(
-        self, evidence: list[tf.Tensor], action: tf.Tensor, is_first: tf.Tensor, reward: tf.Tensor, key: Key
+        self, evidence: list[tf.Tensor], action: tf.Tensor, is_first: tf.Tensor, reward: tf.Tensor, draws: list[Draws]
     ) -> tuple[list[Latent], dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """The posterior states of every branch, the losses that need no image, and metrics; no convolution in it."""
         posts: list[Latent] = []
         losses: dict[str, tf.Tensor] = {}
         metrics: dict[str, tf.Tensor] = {}
-        for branch, seen in zip(self.branches, evidence, strict=True):
-            post = branch.observe(seen, self._action_for(branch, action), is_first, key)
-            losses[f"{branch.name}_kl"], found = branch.kl(post, key, self._kl)
+        for branch, seen, drawn in zip(self.branches, evidence, draws, strict=True):
+            post = branch.rssm.observe(seen, self._action_for(branch, action), is_first, drawn.noise)
+            losses[f"{branch.name}_kl"], found = branch.kl(post, drawn.member, self._kl)
             posts.append(post)
             metrics |= found
         metrics["reward_var"] = tf.math.reduce_variance(reward)  # what a head that knew nothing would leave unexplained
