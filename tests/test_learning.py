@@ -9,7 +9,7 @@ from semopo_tf import collect, probe, training
 from semopo_tf.episodes import read_card
 from semopo_tf.run import read_records
 
-AMOUNT = ("--steps.model", "400", "--steps.policy", "300", "--video.every", "0", "--eval.every", "0", "--eval.final_episodes", "20")
+AMOUNT = ("--steps.model", "700", "--steps.policy", "400", "--video.every", "0", "--eval.every", "0", "--eval.final_episodes", "20")
 
 
 @pytest.fixture(scope="module")
