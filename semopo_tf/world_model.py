@@ -15,7 +15,7 @@ Who learns from what (`reward_gradient: False`):
     reward head                     reward
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -99,15 +99,14 @@ class Branch:
 
     def observe(self, evidence: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key) -> Latent:
         """Posterior states [B, T, ...] from evidence [B, T, hidden]."""
-        noise = self.rssm.draw(key, f"{self.name}_posterior", tuple(evidence.shape[:2]))
-        return self.rssm.observe(evidence, action, is_first, noise)
+        return self.rssm.observe(evidence, action, is_first, self.draw(key, evidence.shape[:2]).noise)
 
     def features(self, latent: Latent) -> tf.Tensor:
         return self.rssm.features(latent)
 
-    def draw(self, key: Key, shape: tuple[int, int]) -> Draws:
+    def draw(self, key: Key, shape: Sequence[int]) -> Draws:
         """What `observe` and `kl` need for windows [B, T]."""
-        return Draws(self.rssm.draw(key, f"{self.name}_posterior", shape), self.rssm.draw_members(key, f"{self.name}_member", shape[1]))
+        return Draws(self.rssm.draw(key, f"{self.name}_posterior", tuple(shape)), self.rssm.draw_members(key, f"{self.name}_member", shape[1]))
 
     def kl(self, post: Latent, member: tf.Tensor, settings: Kl) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """The KL loss (a scalar) and its metrics, under the ensemble member drawn for each time step, [T].
@@ -199,7 +198,7 @@ class WorldModel:
         shape = tuple(batch.reward.shape)
         evidence = [branch.evidence(batch.image) for branch in self.branches]
         # Drawn out here: the names of streams are part of a compiled function, and training and validation have different ones.
-        draws = [branch.draw(key, (shape[0], shape[1])) for branch in self.branches]
+        draws = [branch.draw(key, shape) for branch in self.branches]
         posts, losses, metrics = self._infer(evidence, batch.action, batch.is_first, batch.reward, draws)
         feats = [branch.features(post) for branch, post in zip(self.branches, posts, strict=True)]
         rows = [tf.reshape(x, [shape[0] * shape[1], *x.shape[2:]]) for x in (batch.image, *feats)]
