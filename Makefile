@@ -1,4 +1,5 @@
 # make demo       the built-in testbed: collect, train both methods, evaluate, probe, and write a page about it
+# make science    every number of RESULTS.md, hours; continues what it finds; SCIENCE=core for the first two hours of it
 # make test       the test suite; test-full adds the longer checks
 # make lint type  what continuous integration checks besides; format rewrites the files
 # make doctor     what this machine can do
@@ -11,6 +12,7 @@ VENV ?= .venv
 # Two processes, a test file in one of them: half the time on two cores.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 DEMO := runs/demo
+SCIENCE ?= core rest
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RENDER := $(BIN)/python -c "from semopo_tf.rendering import choose_backend; print('images are rendered with', choose_backend())"
@@ -22,7 +24,7 @@ define system
 { echo "missing system packages; run this and then make again: sudo apt-get install $(1)"; exit 1; }
 endef
 
-.PHONY: demo test test-full format lint type doctor clean
+.PHONY: demo science test test-full format lint type doctor clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/renders
@@ -36,6 +38,10 @@ demo: $(VENV)/installed
 	$(BIN)/python -m semopo_tf.sweep --file sweeps/demo.yaml
 	$(BIN)/python -m semopo_tf.report $(DEMO)/semopo/run $(DEMO)/offline_dv2/run \
 	  --data $(DEMO)/data/random $(DEMO)/data/uniform $(DEMO)/data/controller --out $(DEMO)/report --title "The testbed's demo"
+
+science: $(VENV)/installed
+	$(BIN)/python -m semopo_tf.sweep --file sweeps/science.yaml --only $(SCIENCE)
+	$(BIN)/python -m semopo_tf.summary --file sweeps/science.yaml --page RESULTS.md
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

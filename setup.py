@@ -33,6 +33,7 @@ setup(
         "imageio>=2.38,<3",
         "imageio-ffmpeg>=0.8,<1",
         "matplotlib>=3.11,<4",
+        "scipy>=1.17,<2",
         "tqdm>=4.67,<5",
     ],
     extras_require={
@@ -44,7 +45,6 @@ setup(
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
-            "scipy>=1.17,<2",
             "setuptools>=77",
         ],
     },

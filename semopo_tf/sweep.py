@@ -4,6 +4,7 @@
     processes: 2                          runs at the same time; the cores are shared out among them
     data:
       random: [--task, exbmdp_point, --policy, random, --episodes, 200]      collected into <out>/data/random where missing
+    flags: [--eval.every, 0]              of every run, beside its own
     runs:
       - name: semopo
         data: random                      a name from above, or a directory
@@ -31,7 +32,7 @@ from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command
 from semopo_tf.files import locked, write_whole
 from semopo_tf.run import read_records
 
-KEYS, RUN_KEYS = {"out", "processes", "data", "runs"}, {"name", "data", "flags", "grid", "probe"}
+KEYS, RUN_KEYS = {"out", "processes", "data", "flags", "runs"}, {"name", "data", "flags", "grid", "probe"}
 REFRESH_SECONDS, REPORT_SECONDS = 1.0, 60.0
 THREAD_SETTINGS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
 
@@ -41,6 +42,7 @@ class Row(NamedTuple):
 
     name: str  # <name>/<key=value,...>
     logdir: Path
+    data: Path
     commands: tuple[tuple[str, ...], ...]  # each a module of the package and its arguments, one after the other
 
     @property
@@ -76,8 +78,10 @@ def main(argv: list[str]) -> int:
     out = Path(sweep["out"])
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".sweep.lock", wait=False, what=f"the sweep {out}"):
-        for flags in sweep["collections"]:
-            collect.main(flags)
+        needed = {row.data for row in rows if not row.done}
+        for place, flags in sweep["collections"].items():
+            if place in needed:
+                collect.main([*flags, "--out", str(place)])
         failed = run_rows(rows, processes)
     print(table(rows, dict.fromkeys(failed, "failed")))
     if failed:
@@ -86,7 +90,9 @@ def main(argv: list[str]) -> int:
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
-    """The page, checked: {out, processes, collections: [flags of collect], rows}. Every run's flags are resolved once, so that a mistake shows here.
+    """The page, checked: {out, processes, collections: {directory: flags of collect}, rows}.
+
+    Every run's flags are resolved once, so that a mistake shows here.
 
     Raises:
       ConfigError: naming the key or run that is wrong.
@@ -96,8 +102,8 @@ def read_sweep(path: Path) -> dict[str, Any]:
     if not isinstance(page.get("out"), str) or not isinstance(page.get("runs"), list):
         raise ConfigError(f"{path}: expected `out` (a directory) and `runs` (a list)")
     out, data = Path(page["out"]).expanduser(), page.get("data", {})
-    collections = [[*map(str, flags), "--out", str(out / "data" / name)] for name, flags in data.items()]
-    rows = [row for entry in page["runs"] for row in expand(entry, out, data, str(path))]
+    collections = {out / "data" / name: [*map(str, flags)] for name, flags in data.items()}
+    rows = [row for entry in page["runs"] for row in expand(entry, out, data, page.get("flags", []), str(path))]
     names = [row.name for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -105,21 +111,21 @@ def read_sweep(path: Path) -> dict[str, Any]:
     return {"out": str(out), "processes": int(page.get("processes", 1)), "collections": collections, "rows": rows}
 
 
-def expand(entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], where: str) -> list[Row]:
-    """One row for each combination of an entry's grid."""
+def expand(entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common: Sequence[Any], where: str) -> list[Row]:
+    """One row for each combination of an entry's grid; `common` are the flags of every run."""
     _known(set(entry), RUN_KEYS, f"{where}: run {entry.get('name')}")
     if "name" not in entry or "flags" not in entry or "data" not in entry:
         raise ConfigError(f"{where}: expected name, data and flags in every run, received {', '.join(entry)}")
-    source = str(out / "data" / entry["data"]) if entry["data"] in data else str(entry["data"])
+    source = out / "data" / entry["data"] if entry["data"] in data else Path(entry["data"])
     grid, rows = entry.get("grid", {}), []
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         logdir = out / entry["name"] / (",".join(f"{key}={value}" for key, value in chosen.items()) or "run")
-        flags = [*map(str, entry["flags"]), *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))]
-        train = ("training", *flags, "--offline_dir", source, "--logdir", str(logdir))
+        flags = [*map(str, [*common, *entry["flags"]]), *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))]
+        train = ("training", *flags, "--offline_dir", str(source), "--logdir", str(logdir))
         configuration.load(list(train[1:]))
         after = (("probe", "--logdir", str(logdir)),) if entry.get("probe") else ()
-        rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, (train, *after)))
+        rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, (train, *after)))
     return rows
 
 

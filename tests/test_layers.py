@@ -35,6 +35,7 @@ TABLE = {
         7: ["trainer", "bench"],
         8: ["training", "evaluation"],
         9: ["probe", "sweep", "report", "__init__"],
+        10: ["summary"],
     },
 }
 PLACE = {module: (line, column) for column, lines in TABLE.items() for line, modules in lines.items() for module in modules}

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from semopo_tf import sweep
+from semopo_tf import summary, sweep
 from semopo_tf.errors import ConfigError, SweepError
+from semopo_tf.run import read_records
 
 PAGE = """
 out: {out}
@@ -30,7 +32,7 @@ def write(tmp_path, text=PAGE):
 def test_a_page_is_one_run_for_each_combination(tmp_path):
     text = PAGE.replace("seed: [1, 2]", "seed: [1, 2], penalty.weight: [0.0, 0.3, 1.0]")
     found = sweep.read_sweep(write(tmp_path, text))
-    assert found["collections"] == [["--task", "exbmdp_point", "--policy", "random", "--episodes", "3", "--out", str(tmp_path / "out/data/random")]]
+    assert found["collections"] == {tmp_path / "out/data/random": ["--task", "exbmdp_point", "--policy", "random", "--episodes", "3"]}
     assert [row.name for row in found["rows"]][:2] == ["semopo/seed=1,penalty.weight=0.0", "semopo/seed=1,penalty.weight=0.3"]
     assert len(found["rows"]) == 6
     train, probe = found["rows"][5].commands
@@ -57,6 +59,12 @@ def test_a_wrong_page_is_refused_before_anything_is_started(tmp_path, change, me
     assert not (tmp_path / "out").exists()
 
 
+def test_the_pages_flags_are_every_runs(tmp_path):
+    found = sweep.read_sweep(write(tmp_path, "flags: [--eval.every, 7]\n" + PAGE))
+    train = found["rows"][0].commands[0]
+    assert train[1:4] == ("--eval.every", "7", "--configs")
+
+
 def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
     path, out = write(tmp_path), tmp_path / "out"
     broken = out / "semopo" / "seed=2"
@@ -75,3 +83,26 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
     assert json.loads((broken / "minutes.json").read_text()) > 0
     assert sweep.main(["--file", str(path), "--list"]) == 0
     assert capsys.readouterr().out.count(" done ") == 2
+
+    page = tmp_path / "page.md"
+    page.write_text("Before\n<!-- table semopo -->\nold\n<!-- end -->\nafter\n")
+    assert summary.main(["--file", str(path), "--page", str(page)]) == 0
+    written = page.read_text()
+    returns = [np.mean([row["return"] for row in read_records(out / f"semopo/seed={seed}/scores.jsonl")]) for seed in (1, 2)]
+    half = 12.7062 * np.std(returns, ddof=1) / np.sqrt(2)  # Student's t of one degree of freedom, 97.5 %
+    line = f"| semopo | 2 | {np.mean(returns):.1f} ± {half:.1f} | {returns[0]:.1f}, {returns[1]:.1f} |"
+    assert line in written and "old" not in written
+    assert written.startswith("Before\n<!-- table semopo -->\n| run |") and written.endswith("<!-- end -->\nafter\n")
+    assert "Data `random`: random behaviour, 3 episodes" in written
+    assert summary.main(["--file", str(path), "--page", str(page)]) == 0
+    assert page.read_text() == written
+    page.write_text(written.replace("table semopo", "table semop"))
+    with pytest.raises(ConfigError, match="<!-- table semop -->: expected the beginning of a run's name"):
+        summary.main(["--file", str(path), "--page", str(page)])
+
+
+def test_intervals_are_students_and_welchs():
+    assert summary.interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((3.0, 2.7764 * np.sqrt(2.5 / 5)), rel=1e-4)
+    assert summary.interval([4.0])[0] == 4.0 and np.isnan(summary.interval([4.0])[1]) and np.isnan(summary.interval([])[0])
+    # Variances 2.5 and 10, five each: 5.882 degrees of freedom, t = 2.459.
+    assert summary.difference([1.0, 2, 3, 4, 5], [2.0, 4, 6, 8, 10]) == pytest.approx((-3.0, 2.4590 * np.sqrt(2.5)), rel=1e-3)
