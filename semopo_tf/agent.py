@@ -150,7 +150,7 @@ def build(
     shared["compile_part"] = partial(compiled, jit=True) if jit.parts else lambda function: function
     shared |= {key: model[key] for key in ("reward_gradient", "image_scale")}
     if model["kind"] == "separated":
-        shared |= {"exo_action": model["exo_action"], "exo_weight": model["exo_only"] ** model["exo_only_power"]}
+        shared |= {"exo_action": model["exo_action"], "exo_weight": model["exo_only"] ** model["exo_only_power"], "exo_stoch": model["exo_stoch"]}
     world_model = WORLD_MODELS[model["kind"]](
         image_size=image_size,
         action_size=action_size,

@@ -66,11 +66,11 @@ def encoder(config: Config, image_size: int) -> list[Layer]:
     return layers
 
 
-def decoder(config: Config, image_channels: int) -> list[Layer]:
-    """One decoder's dense layer and transposed convolutions."""
+def decoder(config: Config, image_channels: int, features: int) -> list[Layer]:
+    """One decoder's dense layer and transposed convolutions; features: size of its input."""
     depth, kernels = config["decoder"]["depth"], config["decoder"]["kernels"]
     channels, size = depth * 2 ** (len(kernels) + 1), 1
-    layers = [dense(feature_size(config), channels)]
+    layers = [dense(features, channels)]
     for place, kernel in enumerate(kernels):
         width = depth * 2 ** (len(kernels) - 2 - place) if place < len(kernels) - 1 else image_channels
         weights, positions = kernel * kernel * channels * width, size * size
@@ -80,21 +80,19 @@ def decoder(config: Config, image_channels: int) -> list[Layer]:
     return layers
 
 
-def latent_sizes(config: Config) -> tuple[int, int]:
+def latent_sizes(rssm: Mapping[str, Any]) -> tuple[int, int]:
     """Numbers of a flattened stochastic state and of its raw statistics."""
-    rssm = config["rssm"]
     flat = rssm["stoch"] * rssm["classes"] if rssm["latent"] == "categorical" else rssm["stoch"]
     return flat, flat if rssm["latent"] == "categorical" else 2 * flat
 
 
-def feature_size(config: Config) -> int:
-    return latent_sizes(config)[0] + config["rssm"]["deter"]
+def feature_size(rssm: Mapping[str, Any]) -> int:
+    return latent_sizes(rssm)[0] + rssm["deter"]
 
 
-def recurrent(config: Config, action_size: int, embed_size: int) -> dict[str, list[Layer]]:
+def recurrent(rssm: Mapping[str, Any], action_size: int, embed_size: int) -> dict[str, list[Layer]]:
     """The recurrent model's layers: `step` needs no image, `evidence` only the image, `member` is one prior head."""
-    rssm = config["rssm"]
-    (flat, raw), deter, hidden, wide = latent_sizes(config), rssm["deter"], rssm["hidden"], rssm["ensemble_hidden"]
+    (flat, raw), deter, hidden, wide = latent_sizes(rssm), rssm["deter"], rssm["hidden"], rssm["ensemble_hidden"]
     gru = dense(hidden + deter, 3 * deter)
     return {
         "step": [dense(flat + action_size, hidden), gru._replace(parameters=gru.parameters + 6 * deter)],  # scale and offset of the normalisation
@@ -114,19 +112,29 @@ def work(layers: list[Layer]) -> int:
     return sum(layer.multiplications for layer in layers)
 
 
-def streams(config: Config, action_size: int) -> list[int]:
-    """The action input's size of each recurrent model."""
+class Stream(NamedTuple):
+    """One recurrent model."""
+
+    rssm: Mapping[str, Any]
+    action_size: int
+
+
+def streams(config: Config, action_size: int) -> list[Stream]:
+    """The recurrent models: the main one, and the exogenous one if there is one."""
+    main = Stream(config["rssm"], action_size)
     if config["model"]["kind"] == "joint":
-        return [action_size]
-    return [action_size, 0 if config["model"]["exo_action"] == "absent" else action_size]
+        return [main]
+    exo_stoch = config["model"]["exo_stoch"] or config["rssm"]["stoch"]
+    return [main, Stream({**config["rssm"], "stoch": exo_stoch}, 0 if config["model"]["exo_action"] == "absent" else action_size)]
 
 
 def decoders(config: Config) -> list[list[Layer]]:
+    sizes = [feature_size(stream.rssm) for stream in streams(config, 0)]
     if config["model"]["kind"] == "joint":
-        return [decoder(config, COLORS)]
-    found = [decoder(config, 2 * COLORS), decoder(config, 2 * COLORS)]
+        return [decoder(config, COLORS, sizes[0])]
+    found = [decoder(config, 2 * COLORS, size) for size in sizes]
     if config["model"]["exo_only"] and not config["kl"]["strict_elbo"]:
-        found.append(decoder(config, COLORS))
+        found.append(decoder(config, COLORS, sizes[1]))
     return found
 
 
@@ -142,8 +150,8 @@ def model_update_flops(config: Config, *, image_size: int, action_size: int) -> 
     embed = convolutions[-1].outputs
     encoders = 3 * work(convolutions) - convolutions[0].multiplications
     pixels = sum(work(layers) for layers in decoders(config)) + work(mask(config, image_size))
-    inner = sum(work(layers) for actions in streams(config, action_size) for layers in recurrent(config, actions, embed).values())
-    reward = mlp(config["reward_head"], feature_size(config), 1)
+    inner = sum(work(layers) for stream in streams(config, action_size) for layers in recurrent(*stream, embed).values())
+    reward = mlp(config["reward_head"], feature_size(config["rssm"]), 1)
     heads = 3 * work(reward) - (0 if config["model"]["reward_gradient"] else reward[0].multiplications)
     count = 2 * frames
     return Flops(count * encoders * len(streams(config, action_size)), count * 3 * pixels, count * 3 * inner, count * heads)
@@ -152,7 +160,7 @@ def model_update_flops(config: Config, *, image_size: int, action_size: int) -> 
 def policy_update_flops(config: Config, *, action_size: int) -> Flops:
     """Of one actor-critic update: filtering B*T records from their evidence, then H imagined steps from each, with all K members' penalty."""
     rows, horizon = config["batch"]["size"] * config["batch"]["length"], config["imagination"]["horizon"]
-    parts, feat = recurrent(config, action_size, 0), feature_size(config)
+    parts, feat = recurrent(config["rssm"], action_size, 0), feature_size(config["rssm"])
     filtering = work(parts["step"]) + work(parts["posterior"])
     imagined = 2 * horizon * (work(parts["step"]) + work(parts["member"])) + 2 * (horizon + 1) * config["rssm"]["ensemble"] * work(parts["member"])
     actor, critic = mlp(config["actor"], feat, 2 * action_size), mlp(config["critic"], feat, 1)
@@ -170,14 +178,14 @@ def parameters(config: Config, *, image_size: int, action_size: int) -> int:
 def _parameters(config: Config, image_size: int, action_size: int) -> dict[str, int]:
     convolutions, members = encoder(config, image_size), config["rssm"]["ensemble"]
     found = {"encoders": 0, "recurrent": 0}
-    for actions in streams(config, action_size):
+    for stream in streams(config, action_size):
         found["encoders"] += sum(layer.parameters for layer in convolutions)
-        for name, layers in recurrent(config, actions, convolutions[-1].outputs).items():
+        for name, layers in recurrent(*stream, convolutions[-1].outputs).items():
             found["recurrent"] += (members if name == "member" else 1) * sum(layer.parameters for layer in layers)
     shared = [*decoders(config)[:2], mask(config, image_size)]
     found["joint"] = sum(layer.parameters for layers in shared for layer in layers)
     found["exo_only"] = sum(layer.parameters for layers in decoders(config)[2:] for layer in layers)
-    return found | {"reward": sum(layer.parameters for layer in mlp(config["reward_head"], feature_size(config), 1))}
+    return found | {"reward": sum(layer.parameters for layer in mlp(config["reward_head"], feature_size(config["rssm"]), 1))}
 
 
 def memory(

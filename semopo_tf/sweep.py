@@ -19,6 +19,7 @@ that it took, over all its starts, in `minutes.json`.
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from semopo_tf.run import read_records
 
 KEYS, RUN_KEYS = {"out", "processes", "data", "flags", "runs"}, {"name", "data", "flags", "grid", "probe"}
 REFRESH_SECONDS, REPORT_SECONDS = 1.0, 60.0
+TERMINATED = 128 + signal.SIGTERM
 THREAD_SETTINGS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
 
 
@@ -77,6 +79,7 @@ def main(argv: list[str]) -> int:
         return 0
     out = Path(sweep["out"])
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that no run outlives the sweep
     with locked(out / ".sweep.lock", wait=False, what=f"the sweep {out}"):
         needed = {row.data for row in rows if not row.done}
         for place, flags in sweep["collections"].items():
@@ -203,7 +206,7 @@ def table(rows: Sequence[Row], states: Mapping[str, str]) -> str:
         records = read_records(row.logdir / "metrics.jsonl")
         returns = [record["eval_return"] for record in records if "eval_return" in record]
         at = f"{records[-1]['phase']} {records[-1]['step']}" if records else "-"
-        state = states.get(row.name, "done" if row.done else "waiting")
+        state = states.get(row.name, "done" if row.done else "begun" if records else "waiting")
         lines.append((row.name, state, at, f"{returns[-1]:.1f}" if returns else "-", f"{row.minutes:.1f}" if row.minutes else "-"))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -316,6 +316,7 @@ class SeparatedWorldModel(WorldModel):
       exo_action: what the exogenous model gets as action: `absent` (no such input: the paper), `zero` (an input that is always zero:
         the released commands) or `taken` (the true action: TIA).
       exo_weight: weight w of the exogenous-only reconstruction; 0 builds no such decoder.
+      exo_stoch: size of the exogenous stochastic state; 0 for the endogenous one's.
     """
 
     def __init__(
@@ -328,11 +329,13 @@ class SeparatedWorldModel(WorldModel):
         rssm: Mapping[str, Any],
         exo_action: str,
         exo_weight: float,
+        exo_stoch: int,
         **shared: Any,
     ):
         super().__init__(Branch("endo", image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm), **shared)
         exo_action_size = 0 if exo_action == "absent" else action_size
-        self.exo = Branch("exo", image_size=image_size, action_size=exo_action_size, encoder=encoder, rssm=rssm)
+        exo_rssm = {**rssm, "stoch": exo_stoch or rssm["stoch"]}
+        self.exo = Branch("exo", image_size=image_size, action_size=exo_action_size, encoder=encoder, rssm=exo_rssm)
         self.branches.append(self.exo)
         self._exo_action = exo_action
         self._exo_weight = 0.0 if self._kl.strict_elbo else exo_weight
@@ -347,7 +350,8 @@ class SeparatedWorldModel(WorldModel):
             self._image_terms["exo_image"] = self._image_scale * self._exo_weight
         for name in self.layers:
             if name.endswith("_decoder"):
-                self.layers[name].build((None, self.main.rssm.feat_size))
+                branch = self.main if name == "endo_decoder" else self.exo
+                self.layers[name].build((None, branch.rssm.feat_size))
         self._finish(image_size, decoder)
 
     def groups(self, split: bool) -> dict[str, dict[str, tf.Variable]]:

@@ -107,6 +107,7 @@ ALWAYS = {
     "kl.free": 1.0,
     "kl.strict_elbo": False,
     "model.image_scale": 1.0,
+    "model.exo_stoch": 0,
     "imagination.horizon": 5,
     "imagination.discount": 0.99,
     "actor_critic.lambda_": 0.95,

@@ -28,7 +28,7 @@ def numbers(variables):
     return sum(int(np.prod(variable.shape)) for variable in variables)
 
 
-@pytest.mark.parametrize("names", [*NAMES, PLAIN], ids=" ".join)
+@pytest.mark.parametrize("names", [*NAMES, PLAIN, (*PLAIN, "--model.exo_stoch", "8")], ids=" ".join)
 def test_parameters_and_the_memory_of_weights_are_those_of_the_agent(names):
     config = load(names)
     agent = wiring.make_agent(config, **FULL)
@@ -52,7 +52,7 @@ def test_an_encoder_and_a_reward_head_count_what_their_graphs_hold():
     encoder.build((None, 64, 64, 3))
     assert counted(encoder, (frames, 64, 64, 3)) == 2 * frames * cost.work(cost.encoder(config, 64))
     head = nets.MLP(**config.reward_head, outputs={"reward": 1}, name="reward")
-    size = cost.feature_size(config)
+    size = cost.feature_size(config.rssm)
     head.build((None, size))
     assert counted(lambda x: head(x)["reward"], (frames, size)) == 2 * frames * cost.work(cost.mlp(config.reward_head, size, 1))
 
@@ -60,7 +60,7 @@ def test_an_encoder_and_a_reward_head_count_what_their_graphs_hold():
 def test_a_decoder_counts_every_weight_at_every_input_position():
     config = load(NAMES[0])
     by_hand = (32 + 200) * 1024 + 25 * 1024 * 128 + 5**2 * 25 * 128 * 64 + 13**2 * 36 * 64 * 32 + 30**2 * 36 * 32 * 6
-    assert cost.work(cost.decoder(config, 6)) == by_hand
+    assert cost.work(cost.decoder(config, 6, 32 + 200)) == by_hand
 
 
 def test_the_released_configuration_has_the_work_of_the_design():

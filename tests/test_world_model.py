@@ -20,6 +20,7 @@ SEPARATED = {
     "released": (tiny.RELEASED, {}, 2.25),  # 1.5 squared: the released code multiplies twice
     "released hopper": (tiny.RELEASED, {"model.exo_only": 2.0}, 4.0),
     "paper": (tiny.PAPER, {}, 1.5),
+    "larger exogenous state": (tiny.PAPER, {"model.exo_stoch": 6}, 1.5),
     "true action": (tiny.PAPER, {"model.exo_action": "taken", "model.image_scale": 4.0}, 1.5),
 }
 

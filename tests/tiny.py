@@ -162,4 +162,4 @@ class Weights:
         """One stream with the noise that the package draws for it at this key."""
         noise = rssm.draw(draw, f"{name}_posterior", tuple(shape)).numpy()
         members = rssm.draw_members(draw, f"{name}_member", shape[1]).numpy()
-        return reference.Stream(self.encoder(f"{name}_encoder"), self.rssm(f"{name}_rssm", classes=classes), noise, members)
+        return reference.Stream(self.encoder(f"{name}_encoder"), self.rssm(f"{name}_rssm", noise.shape[2], classes), noise, members)
