@@ -79,7 +79,6 @@ def main(argv: list[str]) -> int:
         return 0
     out = Path(sweep["out"])
     out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that no run outlives the sweep
     with locked(out / ".sweep.lock", wait=False, what=f"the sweep {out}"):
         needed = {row.data for row in rows if not row.done}
         for place, flags in sweep["collections"].items():
@@ -213,4 +212,5 @@ def table(rows: Sequence[Row], states: Mapping[str, str]) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that no run outlives the sweep
     run_command(main)
