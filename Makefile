@@ -40,7 +40,7 @@ demo: $(VENV)/installed
 	  --data $(DEMO)/data/random $(DEMO)/data/uniform $(DEMO)/data/controller --out $(DEMO)/report --title "The testbed's demo"
 
 science: $(VENV)/installed
-	$(BIN)/python -m semopo_tf.sweep --file sweeps/science.yaml --only $(SCIENCE)
+	for part in $(SCIENCE); do $(BIN)/python -m semopo_tf.sweep --file sweeps/science.yaml --only $$part || exit $$?; done
 	$(BIN)/python -m semopo_tf.summary --file sweeps/science.yaml --page RESULTS.md
 
 format: $(VENV)/installed

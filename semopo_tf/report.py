@@ -10,7 +10,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +31,23 @@ CURVES = {
     "imagined_reward": ("imagined reward less penalty, a step", "policy"),
 }
 STRIP_FRAMES = 8  # of a reconstruction video
+ROWS = {
+    # the video's rows, top to bottom
+    "separated": ("truth", "both streams", "endogenous", "exogenous", "mask", "error"),
+    "joint": ("truth", "model", "error"),
+}
 NOTE = """A small exact task, small networks, and one run a method: it shows how the method works and checks that it does. It is no
 reproduction of the paper and no ranking of methods: one seed decides nothing. The minutes of both phases stand beside the returns."""
+PROBED = """Linear probes of the true states on unseen episodes: 1 is perfect, 0 is no better than the mean, below 0 is worse.
+<code>endo</code> is the endogenous stream: the policy sees it (or the joint one) and nothing else. A separated model that works has the
+agent's position in <code>endo</code> and the background's phase in <code>exo</code>. The mask is the share of a pixel that the endogenous
+stream paints."""
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}img{max-width:100%;image-rendering:pixelated}figure{margin:1rem 0}figcaption{color:#555}"""
+td:first-child,th:first-child{text-align:left}figure{margin:1rem 0}figcaption{color:#555}
+.strip{display:flex}.strip div{display:flex;flex-direction:column;padding-right:.8rem;text-align:right;font-size:.8rem}
+.strip span{flex:1;display:flex;align-items:center;justify-content:end}.strip img{width:100%;min-width:0;image-rendering:pixelated}"""
+BEHAVIOURS = {"iid": "uniform random actions", "expert": "analytic controller"}  # others by their name
 
 
 class Finished(NamedTuple):
@@ -63,7 +75,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--title", default="semopo_tf: report")
     arguments = parser.parse_args(argv)
     runs = [read_run(logdir.expanduser()) for logdir in arguments.logdirs]
-    references = [read_reference(directory.expanduser()) for directory in arguments.data]
+    used = {Path(run.config.offline_dir).expanduser().resolve() for run in runs}
+    references = [read_reference(directory.expanduser(), used) for directory in arguments.data]
     FILES.make_directory(arguments.out)
     target = arguments.out / "index.html"
     write_whole(target, page(arguments.title, runs, references).encode())
@@ -97,8 +110,8 @@ def phase_minutes(logdir: Path) -> dict[str, float]:
     return found
 
 
-def read_reference(directory: Path) -> tuple[str, dict[str, Any]]:
-    """(behaviour, its statistics) of a dataset.
+def read_reference(directory: Path, used: Collection[Path]) -> tuple[str, dict[str, Any]]:
+    """(behaviour, its statistics) of a dataset, which is one of those `used` by the runs or not.
 
     Raises:
       DataError: for a dataset without a complete card.
@@ -106,7 +119,9 @@ def read_reference(directory: Path) -> tuple[str, dict[str, Any]]:
     card = read_card(directory)
     if not card or "returns" not in card:
         raise DataError(f"{directory}: expected a dataset with a complete card; collect it with python -m semopo_tf.collect")
-    return f"{card['policy']} behaviour ({card['episodes']} episodes)", card["returns"]
+    behaviour = BEHAVIOURS.get(card["policy"], f"{card['policy']} behaviour")
+    said = f"the data: {behaviour}" if directory.resolve() in used else behaviour
+    return f"{said} ({card['episodes']} episodes)", card["returns"]
 
 
 def page(title: str, runs: Sequence[Finished], references: Sequence[tuple[str, dict[str, Any]]]) -> str:
@@ -153,22 +168,24 @@ def probe_table(runs: Sequence[Finished]) -> str:
     for where in ("on", "off"):
         values = (found["mask"][where] if found["mask"] and stream == "endo" else None for _, stream, found in columns)
         rows.append((f"mask {where} the agent", *("-" if value is None else f"{value:.2f}" for value in values)))
-    return cells(rows) + "<p>Linear probes of the true states; the policy sees the endogenous (or joint) features alone.</p>"
+    return cells(rows) + f"<p>{PROBED}</p>"
 
 
 def strip(run: Finished) -> str:
-    """Frames of the last reconstruction video beside each other: its first sequence, rows as in the video."""
+    """Frames of the last reconstruction video side by side: its first sequence."""
     videos = sorted((run.logdir / "videos").glob("model-*.mp4"))
     if not videos:
         return f"<p>{html.escape(run.name)}: no reconstruction video.</p>"
     frames = imageio.imread(videos[-1], plugin="FFMPEG")
-    chosen = frames[np.linspace(0, len(frames) - 1, STRIP_FRAMES).astype(int)]
-    width = chosen.shape[2] // run.config.video.episodes
-    image = np.concatenate(list(chosen[:, :, :width]), 1)
-    named = "truth, joint, endogenous mean, exogenous mean, mask, error" if run.config.model.kind == "separated" else "truth, reconstruction, error"
-    context = run.config.video.context
-    caption = f"{run.name}: {named}, top to bottom; {context} filtered frames, then open loop under the true actions."
-    return f"<figure><img src='{embedded(image)}' alt='{html.escape(caption)}'><figcaption>{html.escape(caption)}</figcaption></figure>"
+    places = np.linspace(0, len(frames) - 1, STRIP_FRAMES).astype(int)
+    width, context = frames.shape[2] // run.config.video.episodes, run.config.video.context
+    image = np.concatenate(list(frames[places][:, :, :width]), 1)
+    labels = "".join(f"<span>{label}</span>" for label in ROWS[run.config.model.kind])
+    caption = (
+        f"{run.name}: frames {', '.join(map(str, places + 1))}; the first {context} are filtered, the rest rolled out under the true actions, unseen."
+    )
+    picture = f"<img src='{embedded(image)}' alt='{html.escape(caption)}'>"
+    return f"<figure><div class='strip'><div>{labels}</div>{picture}</div><figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def embedded(image: np.ndarray) -> str:

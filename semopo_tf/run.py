@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ from semopo_tf.files import FILES, locked, write_whole
 
 VIDEO_FPS = 15
 PRINT_SECONDS = 20.0
+LOG_TAIL_BYTES = 4096
+PROGRESS_LINE = re.compile(r"^\w+ \d+/\d+, \S+ updates/s, \S+ min left", re.MULTILINE)
 
 
 @contextlib.contextmanager
@@ -182,3 +185,14 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
+
+
+def last_progress(log: Path) -> str:
+    """From the newest of the plain lines in a run's output where it is, how fast, and the time left; empty where there is none."""
+    if not log.exists():
+        return ""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        tail = file.read().decode(errors="replace")
+    found = PROGRESS_LINE.findall(tail)
+    return found[-1] if found else ""

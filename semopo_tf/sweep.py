@@ -8,7 +8,7 @@
     runs:
       - name: semopo
         data: random                      a name from above, or a directory
-        flags: [--configs, semopo, exbmdp_point, testbed]
+        flags: [--configs, semopo, exbmdp_point, testbed]                    `{seed}` in a flag stands for the grid's value
         grid: {seed: [1, 2, 3], penalty.weight: [0.0, 0.3]}                  one run for each combination
         probe: true                       python -m semopo_tf.probe afterwards
 
@@ -31,10 +31,10 @@ from semopo_tf import collect
 from semopo_tf import config as configuration
 from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command
 from semopo_tf.files import locked, write_whole
-from semopo_tf.run import read_records
+from semopo_tf.run import last_progress, read_records
 
 KEYS, RUN_KEYS = {"out", "processes", "data", "flags", "runs"}, {"name", "data", "flags", "grid", "probe"}
-REFRESH_SECONDS, REPORT_SECONDS = 1.0, 60.0
+REFRESH_SECONDS, REPORT_SECONDS = 1.0, 20.0
 TERMINATED = 128 + signal.SIGTERM
 THREAD_SETTINGS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
 
@@ -45,6 +45,7 @@ class Row(NamedTuple):
     name: str  # <name>/<key=value,...>
     logdir: Path
     data: Path
+    place: int  # in its entry's grid
     commands: tuple[tuple[str, ...], ...]  # each a module of the package and its arguments, one after the other
 
     @property
@@ -120,15 +121,22 @@ def expand(entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common:
         raise ConfigError(f"{where}: expected name, data and flags in every run, received {', '.join(entry)}")
     source = out / "data" / entry["data"] if entry["data"] in data else Path(entry["data"])
     grid, rows = entry.get("grid", {}), []
-    for values in itertools.product(*grid.values()):
+    for place, values in enumerate(itertools.product(*grid.values())):
         chosen = dict(zip(grid, values, strict=True))
         logdir = out / entry["name"] / (",".join(f"{key}={value}" for key, value in chosen.items()) or "run")
-        flags = [*map(str, [*common, *entry["flags"]]), *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))]
+        own = [_filled(str(word), chosen) for word in entry["flags"]]
+        flags = [*map(str, common), *own, *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))]
         train = ("training", *flags, "--offline_dir", str(source), "--logdir", str(logdir))
         configuration.load(list(train[1:]))
         after = (("probe", "--logdir", str(logdir)),) if entry.get("probe") else ()
-        rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, (train, *after)))
+        rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, place, (train, *after)))
     return rows
+
+
+def _filled(word: str, chosen: Mapping[str, Any]) -> str:
+    for key, value in chosen.items():
+        word = word.replace(f"{{{key}}}", str(value))
+    return word
 
 
 def _known(keys: set[str], allowed: set[str], where: str) -> None:
@@ -172,8 +180,12 @@ class Job:
 
 
 def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
-    """Run the rows that are not done, `processes` at a time, and keep the table up to date. Returns the names of those that failed."""
-    waiting, failed = [row for row in rows if not row.done], list[str]()
+    """Run the rows that are not done, `processes` at a time, the first of every grid, then the second ones; show what runs.
+
+    Returns:
+      The names of those that failed.
+    """
+    waiting, failed = sorted((row for row in rows if not row.done), key=lambda row: row.place), list[str]()
     running: list[Job] = []
     threads = max(1, (os.cpu_count() or 1) // processes)
     printed = 0.0
@@ -191,7 +203,9 @@ def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
             if time.monotonic() - printed > REPORT_SECONDS:
                 printed = time.monotonic()
                 states = dict.fromkeys(failed, "failed") | {job.row.name: "running" for job in running}
-                print(("\033[H\033[J" if sys.stdout.isatty() else "") + table(rows, states), flush=True)
+                shown = table([row for row in rows if row.name in states], states)
+                done = f"{sum(row.done for row in rows)} of {len(rows)} runs done"
+                print(("\033[H\033[J" if sys.stdout.isatty() else "") + f"{shown}\n{done}", flush=True)
     finally:
         for job in running:
             job.stop()
@@ -199,13 +213,14 @@ def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
 
 
 def table(rows: Sequence[Row], states: Mapping[str, str]) -> str:
-    """A line for each run: state, where it is, its last evaluation, its minutes."""
+    """A line for each run: state, where it is and how long its phase still takes, its last evaluation, its minutes."""
     lines = [("run", "state", "at", "return", "minutes")]
     for row in rows:
         records = read_records(row.logdir / "metrics.jsonl")
         returns = [record["eval_return"] for record in records if "eval_return" in record]
         at = f"{records[-1]['phase']} {records[-1]['step']}" if records else "-"
         state = states.get(row.name, "done" if row.done else "begun" if records else "waiting")
+        at = (last_progress(row.logdir / "log.txt") or "starting") if state == "running" else at
         lines.append((row.name, state, at, f"{returns[-1]:.1f}" if returns else "-", f"{row.minutes:.1f}" if row.minutes else "-"))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -32,7 +32,7 @@ def test_tables_hold_the_numbers_of_the_files(made):
     returns = [row["return"] for row in read_records(logdir / "scores.jsonl")]
     assert f"<td>semopo (2 episodes)</td><td>{np.mean(returns):.1f}</td><td>{np.std(returns):.1f}</td>" in page
     card = read_card(data)
-    assert f"<td>random behaviour (3 episodes)</td><td>{card['returns']['mean']:.1f}</td>" in page
+    assert f"<td>the data: random behaviour (3 episodes)</td><td>{card['returns']['mean']:.1f}</td>" in page
     found = json.loads((logdir / "analysis" / "probe.json").read_text())
     first = f"<td>position</td><td>{found['r2']['endo']['position']:.2f}</td><td>{found['r2']['exo']['position']:.2f}</td>"
     assert first in page and f"<td>mask on the agent</td><td>{found['mask']['on']:.2f}</td><td>-</td>" in page

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALA
 import semopo_tf
 from semopo_tf.config import OPERATIONAL, load, load_saved
 from semopo_tf.errors import ConfigError, LockedError, StorageError
-from semopo_tf.run import Progress, Records, TensorBoard, encode_gif, open_run, read_records, video_grid, write_video
+from semopo_tf.run import Progress, Records, TensorBoard, encode_gif, last_progress, open_run, read_records, video_grid, write_video
 from semopo_tf.training import claim
 
 ROOT = Path(semopo_tf.__file__).parents[1]
@@ -276,7 +276,7 @@ def test_a_grid_enlarges_each_pixel_in_place():
     np.testing.assert_array_equal(grid, [[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5], [3, 3, 4, 4, 5, 5]])
 
 
-def test_progress_into_a_file_prints_its_last_line(capsys):
+def test_progress_into_a_file_prints_its_last_line(capsys, tmp_path):
     progress = Progress("model", 0, 20)
     progress.update(10, "loss 3")
     progress.update(20, "loss 2")
@@ -284,6 +284,10 @@ def test_progress_into_a_file_prints_its_last_line(capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("model 20/20, ")
     assert line.endswith(", loss 2")
+    log = tmp_path / "log.txt"
+    assert last_progress(log) == ""
+    log.write_text(f"device\npolicy 1/2, 3.00 updates/s, 9.9 min left, loss 1\n{line}\ndone: model 1/2\n")
+    assert last_progress(log) == line.removesuffix(", loss 2")
 
 
 def test_records_hold_what_python_floats_hold(tmp_path):

@@ -59,8 +59,11 @@ def test_a_wrong_page_is_refused_before_anything_is_started(tmp_path, change, me
     assert not (tmp_path / "out").exists()
 
 
-def test_the_pages_flags_are_every_runs(tmp_path):
-    found = sweep.read_sweep(write(tmp_path, "flags: [--eval.every, 7]\n" + PAGE))
+def test_the_pages_flags_are_every_runs_and_a_flag_may_name_a_value_of_the_grid(tmp_path):
+    text = "flags: [--eval.every, 7]\n" + PAGE.replace("debug,", 'debug, --world_model, "other/seed={{seed}}",')
+    found = sweep.read_sweep(write(tmp_path, text))
+    words = found["rows"][1].commands[0]
+    assert words[words.index("--world_model") + 1] == "other/seed=2"
     train = found["rows"][0].commands[0]
     assert train[1:4] == ("--eval.every", "7", "--configs")
 
