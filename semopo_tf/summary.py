@@ -120,13 +120,18 @@ COLUMNS: dict[str, tuple[str, Callable[[Finished], float | None]]] = {
     "phase, exo": (".2f", _probed("r2", "exo", "phase")),
     "position, exo": (".2f", _probed("r2", "exo", "position")),
     "reward": (".2f", _probed("reward_r2")),
+    "penalty": (".2f", lambda run: next((row["penalty"] for row in reversed(run.metrics) if "penalty" in row), None)),
     "model min": (".1f", lambda run: run.minutes.get("model")),
     "policy min": (".1f", lambda run: run.minutes.get("policy")),
 }
 
 
 def markdown(found: Sequence[Group]) -> str:
-    """The table: returns first, then what the features that the policy sees know, then minutes. A line says the data's mean return."""
+    """The table: returns first, then what the features that the policy sees know, then minutes. Below it what did not run, and the data."""
+    missing = [group.name for group in found if not group.runs]
+    found = [group for group in found if group.runs]
+    if not found:
+        return "Not run: " + ", ".join(missing) + "."
     first = [mean_return(run) for run in found[0].runs]
     lines = [["run", "seeds", "return", "of each seed", f"{found[0].name} less this", *COLUMNS]]
     for group in found:
@@ -138,7 +143,8 @@ def markdown(found: Sequence[Group]) -> str:
         lines.append([group.name, count, _cell(interval(returns), ".1f"), each, less, *figures])
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return table + "\n\n" + "; ".join(_data(place) for place in dict.fromkeys(group.data for group in found)) + "."
+    notes = [f"Not run: {', '.join(missing)}."] if missing else []
+    return table + "\n\n" + " ".join([*notes, *(_data(place) for place in dict.fromkeys(group.data for group in found))])
 
 
 def _known(read: Callable[[Finished], float | None], runs: Sequence[Finished]) -> list[float]:
@@ -153,9 +159,9 @@ def _cell(figure: tuple[float, float], form: str) -> str:
 def _data(directory: Path) -> str:
     card = read_card(directory)
     if not card or "returns" not in card:
-        return f"data {directory.name}: not there"
+        return f"Data `{directory.name}`: not there."
     options = "".join(f" {name}={value:g}" for name, value in (card["environment"].get("options") or {}).items())
-    return f"Data `{directory.name}`: {card['policy']} behaviour{options}, {card['episodes']} episodes, mean return {card['returns']['mean']:.1f}"
+    return f"Data `{directory.name}`: {card['policy']} behaviour{options}, {card['episodes']} episodes, mean return {card['returns']['mean']:.1f}."
 
 
 if __name__ == "__main__":
