@@ -6,6 +6,8 @@ all its seeds together:
     <!-- table core/point -->
     <!-- end -->
 
+A table none of whose runs is here stays as it is: runs of one page may lie on several machines.
+
 A cell is the mean over the seeds with the half-width of its 95 % interval (Student's t over seeds; episodes of one seed are not independent).
 """
 
@@ -24,7 +26,7 @@ from semopo_tf.report import Finished, read_run
 from semopo_tf.sweep import Row, read_sweep
 
 CONFIDENCE = 0.95
-MARKED = re.compile(r"(?P<open><!-- table (?P<name>\S+) -->\n).*?(?P<close><!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(?P<open><!-- table (?P<name>\S+) -->\n)(?P<table>.*?)(?P<close><!-- end -->)", re.DOTALL)
 UNSEEDED = re.compile(r"(^|,)seed=\d+(?=,|$)")
 
 
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> int:
     if not MARKED.search(text):
         raise ConfigError(f"--page {arguments.page}: expected a table between <!-- table NAME --> and <!-- end -->, found none")
     rows = read_sweep(arguments.file)["rows"]
-    written = MARKED.sub(lambda found: found["open"] + markdown(groups(rows, found["name"])) + "\n" + found["close"], text)
+    written = MARKED.sub(lambda found: found["open"] + _table(groups(rows, found["name"]), found["table"]) + found["close"], text)
     write_whole(arguments.page, written.encode())
     print(f"summary: {arguments.page}, {sum(row.done for row in rows)} of {len(rows)} runs")
     return 0
@@ -124,6 +126,10 @@ COLUMNS: dict[str, tuple[str, Callable[[Finished], float | None]]] = {
     "model min": (".1f", lambda run: run.minutes.get("model")),
     "policy min": (".1f", lambda run: run.minutes.get("policy")),
 }
+
+
+def _table(found: Sequence[Group], before: str) -> str:
+    return markdown(found) + "\n" if any(group.runs for group in found) or not before else before
 
 
 def markdown(found: Sequence[Group]) -> str:

@@ -1,6 +1,7 @@
 """Sweeps: what a page means, what is refused, and a real sweep of two runs that fails once, goes on, and is then left alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -99,6 +100,12 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
     assert "Data `random`: random behaviour, 3 episodes" in written
     assert summary.main(["--file", str(path), "--page", str(page)]) == 0
     assert page.read_text() == written
+    shutil.move(out / "semopo", tmp_path / "elsewhere")
+    assert summary.main(["--file", str(path), "--page", str(page)]) == 0
+    assert page.read_text() == written
+    page.write_text("<!-- table semopo -->\n<!-- end -->\n")
+    assert summary.main(["--file", str(path), "--page", str(page)]) == 0
+    assert "Not run: semopo." in page.read_text()
     page.write_text(written.replace("table semopo", "table semop"))
     with pytest.raises(ConfigError, match="<!-- table semop -->: expected the beginning of a run's name"):
         summary.main(["--file", str(path), "--page", str(page)])
