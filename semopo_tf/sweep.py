@@ -3,7 +3,8 @@
     out: runs/point                       every run goes to <out>/<name>/<values of the grid>
     processes: 2                          runs at the same time; the cores are shared out among them
     data:
-      random: [--task, exbmdp_point, --policy, random, --episodes, 200]      collected into <out>/data/random where missing
+      random: [--task, exbmdp_point, --policy, random, --episodes, 200]      collected into <out>/data/random where missing;
+                                        with --only, what the chosen runs need
     flags: [--eval.every, 0]              of every run, beside its own
     runs:
       - name: semopo
@@ -82,6 +83,8 @@ def main(argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".sweep.lock", wait=False, what=f"the sweep {out}"):
         needed = {row.data for row in rows if not row.done}
+        if not arguments.only:  # what no run learns from is there for the reader of the runs
+            needed |= sweep["collections"].keys() - {row.data for row in sweep["rows"]}
         for place, flags in sweep["collections"].items():
             if place in needed:
                 collect.main([*flags, "--out", str(place)])

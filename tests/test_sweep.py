@@ -70,7 +70,8 @@ def test_the_pages_flags_are_every_runs_and_a_flag_may_name_a_value_of_the_grid(
 
 
 def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
-    path, out = write(tmp_path), tmp_path / "out"
+    spare = "  spare: [--task, exbmdp_point, --policy, expert, --episodes, 1]\nruns:"
+    path, out = write(tmp_path, PAGE.replace("runs:", spare)), tmp_path / "out"
     broken = out / "semopo" / "seed=2"
     broken.mkdir(parents=True)
     (broken / "config.yaml").write_text("no: configuration\n")  # a stranger's file: this run must fail and the other must not
@@ -78,6 +79,7 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
         sweep.main(["--file", str(path)])
     assert (out / "semopo/seed=1/DONE").exists() and (out / "semopo/seed=1/analysis/probe.json").exists()
     assert "configuration" in (broken / "log.txt").read_text()
+    assert len(list((out / "data/spare").glob("*.npz"))) == 1  # though no run learns from it
     (broken / "config.yaml").unlink()
     before = (out / "semopo/seed=1/log.txt").read_bytes()
     assert sweep.main(["--file", str(path)]) == 0
