@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import numpy as np
+
 from semopo_tf.errors import Stopped
 from semopo_tf.types import Policy
 
@@ -130,8 +132,8 @@ class Interruptible:
         self._policy, self._stop = policy, stop
         self.initial = policy.initial
 
-    def __call__(self, *arguments: Any) -> tuple[Any, Any]:
+    def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
         """See `types.Policy`. Raises Interrupted."""
         if self._stop.signal:
             raise Interrupted
-        return self._policy(*arguments)
+        return self._policy(image, state, seeds, step)

@@ -36,7 +36,7 @@ class Place(NamedTuple):
     phase: str
     step: int = 0
     sums: Sequence[float] = ()  # of the metrics since their last row
-    count: int = 0
+    summed: int = 0  # updates in the sums
     pending: Sequence[str] = ()  # what was due at this step and is still to be done
 
 
@@ -254,7 +254,7 @@ class Trainer:
         clock = self._clock(stage)
         with contextlib.closing(self._make_loop(stage)) as loop, contextlib.closing(progress):
             if place.sums:
-                loop.sums, loop.count = np.array(place.sums, np.float32), place.count
+                loop.sums, loop.count = np.array(place.sums, np.float32), place.summed
             self._attend(stage.name, step, loop, list(place.pending))
             while step < stage.steps:
                 left = min(due(step, every, stage.steps) for every in clock.values())

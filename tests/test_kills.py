@@ -19,10 +19,12 @@ from semopo_tf.run import read_records
 
 PHASES = ("model", "policy")
 STEPS = 60  # of each phase of the toy
-TOY = ["--task", "slow", "--env.size", "16", "--steps.model", str(STEPS), "--steps.policy", str(STEPS), "--updates_per_call", "1"]
-TOY += ["--save_every", "4", "--log_every", "3", "--valid_fraction", "0.25"]
-TOY += ["--eval.every", "40", "--eval.episodes", "1", "--eval.final_episodes", "2", "--video.every", str(STEPS)]
-REAL = ["--steps.model", "24", "--steps.policy", "24", "--save_every", "6", "--video.every", "0", "--updates_per_call", "1"]
+TOY = {"task": "slow", "env.size": 16, "steps.model": STEPS, "steps.policy": STEPS, "updates_per_call": 1, "save_every": 4, "log_every": 3}
+TOY |= {"valid_fraction": 0.25, "eval.every": 40, "eval.episodes": 1, "eval.final_episodes": 2, "video.every": STEPS}
+REAL = {"steps.model": 24, "steps.policy": 24, "save_every": 6, "video.every": 0, "updates_per_call": 1}
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
+SAVED = re.compile(r"semopo_tf: stopped by (\w+) at (\w+) update (\d+), which is saved; the same command goes on$", re.MULTILINE)
+ENDED = re.compile(r"semopo_tf: ended by (\w+); the same command goes on from what is saved$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +42,17 @@ class Run:
     """One run and all its starts."""
 
     server: victims.Server
+    data: Path
     logdir: Path
-    flags: list[str]
+    flags: dict
     how: dict
     starts: int = 0
 
-    def start(self, **how):
+    def start(self, logdir: str = "", **how):
+        """logdir: as it is written in the command line."""
         self.starts += 1
-        return self.server.start(self.flags, self.log, **self.how | how)
+        words = [word for key, value in self.flags.items() for word in (f"--{key}", str(value))]
+        return self.server.start(synthetic.train_flags(self.data, logdir or self.logdir, *words), self.log, **self.how | how)
 
     def finish(self, **how) -> None:
         assert victims.ended(self.start(**how)) == 0, self.said()
@@ -74,16 +79,12 @@ class Run:
         return last.name, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files), str(scores)
 
 
-def source(run: Run) -> Path:
-    return Path(run.flags[run.flags.index("--offline_dir") + 1])
+def toy_run(server, data, logdir, **flags) -> Run:
+    return Run(server, data, logdir, TOY | {key.replace("__", "."): value for key, value in flags.items()}, {})
 
 
-def toy_run(server, data, logdir, *more) -> Run:
-    return Run(server, logdir, synthetic.train_flags(data, logdir, *TOY, *more), {})
-
-
-def real_run(server, data, logdir, *more) -> Run:
-    return Run(server, logdir, synthetic.train_flags(data, logdir, *REAL, *more), {"toy": False})
+def real_run(server, data, logdir) -> Run:
+    return Run(server, data, logdir, REAL, {"toy": False})
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def kill_on(run: Run, total: int, kills: int, rng: np.random.Generator, *, delay
             break
         counts["kills"] += 1
         counts["of them while a checkpoint was written"] += bool(writing(run.logdir))
-        counts["in the policy phase"] += (run.logdir / f"ckpt-model-{int(run.flags[run.flags.index('--steps.model') + 1]):09d}").exists()
+        counts["in the policy phase"] += (run.logdir / f"ckpt-model-{run.flags['steps.model']:09d}").exists()
     run.finish()
     assert not writing(run.logdir)
     return counts
@@ -152,20 +153,40 @@ def killed(runs: list[tuple[Run, Run, int]], rng: np.random.Generator) -> dict[s
     return counts
 
 
-def test_R01_R02_twenty_kills_in_both_phases_and_in_writes_change_no_byte(server, toy, real, tmp_path, rng):
-    runs = [(toy_run(server, source(toy), tmp_path / f"toy-{number}"), toy, kills) for number, kills in enumerate((9, 9))]
-    counts = killed([*runs, (real_run(server, source(real), tmp_path / "real"), real, 3)], rng)
+def stop_in_start_up(run: Run, data: Path) -> None:
+    """SIGTERM before the directory is claimed, when it is, while the data are read, and in the tracing of the real agent."""
+    moments = [lambda: run.log.exists(), lambda: (run.logdir / "config.yaml").exists(), lambda: list(data.glob(".tmp-*"))]
+    moments += [lambda: (run.logdir / "timing.jsonl").exists()]
+    for moment, delay in zip(moments, (0.0, 0.0, 0.0, 0.5), strict=True):
+        victim = run.start()
+        assert victims.wait_for(moment, victim), run.said()
+        time.sleep(delay)
+        started = time.monotonic()
+        victims.kill(victim, signal.SIGTERM)
+        assert victims.ended(victim) in (143, -signal.SIGTERM), run.said()  # before there is a handler, the system's own end
+        assert time.monotonic() - started < 5
+    assert ENDED.search(run.said())
+
+
+def test_R01_R02_R09_twenty_kills_in_both_phases_and_in_writes_and_four_stops_in_start_up_change_no_byte(server, toy, real, tmp_path, rng):
+    data = tmp_path / "data"
+    shutil.copytree(real.data, data, ignore=shutil.ignore_patterns(".*"))
+    started = real_run(server, data, tmp_path / "real")
+    stop_in_start_up(started, data)
+    toys = [(toy_run(server, toy.data, tmp_path / f"toy-{number}"), toy, 9) for number in range(2)]
+    counts = killed([*toys, (started, real, 2)], rng)
     assert counts["kills"] >= 20
+    assert counts["of them while a checkpoint was written"] >= 5
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_R01_R02_R04_two_hundred_kills_over_three_seeds_and_chains_of_twenty_change_no_byte(server, small_data, real, tmp_path, seed):
     """The toy's sixty are three chains of twenty kills in one run."""
-    undisturbed = toy_run(server, small_data, tmp_path / "undisturbed", "--seed", str(seed))
+    undisturbed = toy_run(server, small_data, tmp_path / "undisturbed", seed=seed)
     undisturbed.finish()
-    toys = [(toy_run(server, small_data, tmp_path / f"toy-{number}", "--seed", str(seed)), undisturbed, 20) for number in range(3)]
-    counts = killed([*toys, (real_run(server, source(real), tmp_path / "real"), real, 7)], np.random.default_rng(seed))
+    toys = [(toy_run(server, small_data, tmp_path / f"toy-{number}", seed=seed), undisturbed, 20) for number in range(3)]
+    counts = killed([*toys, (real_run(server, real.data, tmp_path / "real"), real, 7)], np.random.default_rng(seed))
     assert counts["kills"] >= 67
 
 
@@ -209,10 +230,11 @@ def test_R06_kills_in_evaluations_in_a_video_and_in_a_row_change_no_byte(server,
     kill_when(run, lambda: list((run.logdir / "videos").glob(".tmp-*")))
     with open(run.logdir / "metrics.jsonl", "ab") as file:
         file.write(b'{"phase": "mod')
-    kill_when(run, lambda: reached(run, "policy", 39), 0.1)
+    kill_when(run, lambda: "playing" in run.said(), 0.05)
+    assert reached(run, "policy", 39) and not reached(run, "policy", 42)
     with open(run.logdir / "timing.jsonl", "ab") as file:
         file.write(b'{"pha')
-    kill_when(run, lambda: len(rows(run, "scores")) == 1, 0.05)
+    kill_when(run, lambda: len(rows(run, "scores")) == 1)
     run.finish()
     assert run.fingerprint() == toy.fingerprint()
     assert len(rows(run, "scores")) == 2
@@ -221,10 +243,6 @@ def test_R06_kills_in_evaluations_in_a_video_and_in_a_row_change_no_byte(server,
 
 
 # --- stopped --------------------------------------------------------------------------------------------------------------------------------
-
-CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
-SAVED = re.compile(r"semopo_tf: stopped by (\w+) at (\w+) update (\d+), which is saved; the same command goes on$", re.MULTILINE)
-ENDED = re.compile(r"semopo_tf: ended by (\w+); the same command goes on from what is saved$", re.MULTILINE)
 
 
 def stop_at(run: Run, number: signal.Signals, size: float, delay: float, **how) -> bool:
@@ -272,19 +290,17 @@ def test_R07_fifty_stops_in_five_runs(server, small_data, toy, tmp_path, rng):
 def test_R07_a_stop_in_an_evaluation_plays_it_again(server, small_data, toy, tmp_path):
     run = toy_run(server, small_data, tmp_path / "run")
     victim = run.start()
-    assert victims.wait_for(lambda: any(row["step"] == 39 and row["phase"] == "policy" for row in rows(run)), victim)
-    newest = run.logdir / "ckpt-policy-000000040"
-    time.sleep(0.12)
+    assert victims.wait_for(lambda: "playing" in run.said(), victim)
     victims.kill(victim, signal.SIGTERM)
     assert victims.ended(victim) == 143
-    assert checkpoints.load(newest).state["pending"] == ["evaluate"]
+    assert checkpoints.load(run.logdir / "ckpt-policy-000000040").state["pending"] == ["evaluate"]
     assert not any("eval_return" in row for row in rows(run))
     run.finish()
     assert run.fingerprint() == toy.fingerprint()
 
 
 def test_R08_usr1_saves_and_goes_on(server, small_data, toy, tmp_path):
-    run = toy_run(server, small_data, tmp_path / "run", "--save_every", "1000")
+    run = toy_run(server, small_data, tmp_path / "run", save_every=1000)
     victim = run.start()
     assert victims.wait_for(lambda: reached(run, "model", 6), victim)
     victims.kill(victim, signal.SIGUSR1)
@@ -296,7 +312,7 @@ def test_R08_usr1_saves_and_goes_on(server, small_data, toy, tmp_path):
 
 def test_R08_a_second_signal_ends_the_run_inside_a_call_and_damages_nothing(server, small_data, tmp_path):
     """A call of this run takes many seconds; what comes within a second of the first signal is the same request."""
-    run = toy_run(server, small_data, tmp_path / "run", "--kl.free", "400", "--steps.model", "4", "--log_every", "1", "--save_every", "1")
+    run = toy_run(server, small_data, tmp_path / "run", kl__free=400, steps__model=4, log_every=1, save_every=1)
     victim = run.start()
     assert victims.wait_for(lambda: checkpoints.listed(run.logdir, PHASES), victim)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -309,26 +325,6 @@ def test_R08_a_second_signal_ends_the_run_inside_a_call_and_damages_nothing(serv
     assert time.monotonic() - started < 1
     assert ENDED.search(run.said())
     assert checkpoints.load_newest(run.logdir, PHASES)[0].step == 1
-
-
-def test_R09_a_signal_during_start_up_ends_it_at_once_and_blocks_no_start(server, real, tmp_path):
-    """Before the directory is claimed, when it is, while the data are read, and in the tracing of the real agent."""
-    data = tmp_path / "data"
-    shutil.copytree(source(real), data, ignore=shutil.ignore_patterns(".*"))
-    run = real_run(server, data, tmp_path / "run")
-    moments = [lambda: run.log.exists(), lambda: (run.logdir / "config.yaml").exists(), lambda: list(data.glob(".tmp-*"))]
-    moments += [lambda: (run.logdir / "timing.jsonl").exists()]
-    for moment, delay in zip(moments, (0.0, 0.0, 0.0, 0.5), strict=True):
-        victim = run.start()
-        assert victims.wait_for(moment, victim), run.said()
-        time.sleep(delay)
-        started = time.monotonic()
-        victims.kill(victim, signal.SIGTERM)
-        assert victims.ended(victim) in (143, -signal.SIGTERM), run.said()  # before there is a handler, the system's own end
-        assert time.monotonic() - started < 5
-    assert ENDED.search(run.said())
-    run.finish()
-    assert run.fingerprint() == real.fingerprint()
 
 
 # --- other disturbances ---------------------------------------------------------------------------------------------------------------------
@@ -347,9 +343,9 @@ def test_R10_a_pause_changes_nothing(server, small_data, toy, tmp_path):
     assert 0.1 < float(rate) < 10_000
 
 
-@pytest.mark.parametrize("every", [1, 7, 1000])
+@pytest.mark.parametrize("every", [1, 1000])
 def test_R11_how_often_a_run_saves_changes_nothing(server, small_data, toy, tmp_path, every):
-    run = toy_run(server, small_data, tmp_path / "run", "--save_every", str(every))
+    run = toy_run(server, small_data, tmp_path / "run", save_every=every)
     run.finish()
     assert run.fingerprint() == toy.fingerprint()
 
@@ -363,6 +359,7 @@ def test_R12_disturbed_global_generators_change_nothing(server, small_data, toy,
 def test_R16_R17_a_run_goes_on_wherever_it_is_and_however_it_is_reached_and_says_when_the_versions_changed(server, small_data, toy, tmp_path):
     total = toy.metrics_size
     first, second = tmp_path / "first" / "run", tmp_path / "second" / "moved"
+    first.parent.mkdir()
     run = toy_run(server, small_data, first)
     stop_at(run, signal.SIGTERM, 0.15 * total, 0)
     second.parent.mkdir()
@@ -371,15 +368,16 @@ def test_R16_R17_a_run_goes_on_wherever_it_is_and_however_it_is_reached_and_says
     ways = [str(second), os.path.relpath(second, tmp_path), "~/second/moved", "link"]
     (tmp_path / "link").symlink_to(second)
     for number, way in enumerate(ways, start=2):
-        run.flags[run.flags.index("--logdir") + 1] = way
         if number == 3:
             forge_versions(second)
         if number < 5:
-            stop_at(run, signal.SIGTERM, number * 0.15 * total, 0, home=tmp_path)
+            stop_at(run, signal.SIGTERM, number * 0.15 * total, 0, logdir=way, home=tmp_path)
         else:
-            run.finish(home=tmp_path)
+            run.finish(logdir=way, home=tmp_path)
         assert "continuing from ckpt-" in run.said()
-        warned = re.findall(r"warning: .* was computed with tensorflow 1\.0 \(now \S+\): the run goes on, but no longer to the same bytes", run.said())
+        warned = re.findall(
+            r"warning: .* was computed with tensorflow 1\.0 \(now \S+\): the run goes on, but no longer to the same bytes", run.said()
+        )
         assert len(warned) == (number == 3)
     assert run.fingerprint() == toy.fingerprint()
     newest = checkpoints.listed(second, PHASES)[-1]

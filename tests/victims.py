@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 import semopo_tf
-from semopo_tf import trainer as trainer  # noqa: F401  (imported before the fork, so that no victim waits for it)
+from semopo_tf import trainer as trainer  # imported before the fork, so that no victim waits for it
 from semopo_tf import training
 from semopo_tf.errors import run_command
 from semopo_tf.random import normal
@@ -104,6 +104,7 @@ class Slow:
 
     def reset(self, seed):
         self._seed, self._step = seed, 0
+        print("playing", flush=True)
         return self._observe(0.0)
 
     def step(self, action):
@@ -125,7 +126,7 @@ semopo_tf.register("slow", Slow)
 def disturb() -> None:
     """Seed every global generator again and again, beside the run."""
     for number in itertools.count():
-        np.random.seed(number % 1000)
+        np.random.seed(number % 1000)  # noqa: NPY002
         random.seed(number)
         if number % 100 == 0:
             tf.random.set_seed(number)
