@@ -255,7 +255,7 @@ class Trainer:
         with contextlib.closing(self._make_loop(stage)) as loop, contextlib.closing(progress):
             if place.sums:
                 loop.sums, loop.count = np.array(place.sums, np.float32), place.summed
-            self._attend(stage.name, step, loop, list(place.pending))
+            self._attend(stage.name, step, loop, [name for name in clock if name in place.pending])
             while step < stage.steps:
                 left = min(due(step, every, stage.steps) for every in clock.values())
                 started = time.monotonic()
