@@ -312,13 +312,13 @@ def test_R08_usr1_saves_and_goes_on(server, small_data, toy, tmp_path):
 
 def test_R08_a_second_signal_ends_the_run_inside_a_call_and_damages_nothing(server, small_data, tmp_path):
     """A call of this run takes many seconds; what comes within a second of the first signal is the same request."""
-    run = toy_run(server, small_data, tmp_path / "run", kl__free=800, steps__model=4, log_every=1, save_every=1)
+    run = toy_run(server, small_data, tmp_path / "run", kl__free=500, steps__model=4, log_every=1, save_every=1)
     victim = run.start()
     assert victims.wait_for(lambda: checkpoints.listed(run.logdir, PHASES), victim)
-    time.sleep(0.5)  # it is in its second call by then
+    time.sleep(0.2)  # it is in its second call by then
     for number in (signal.SIGINT, signal.SIGTERM):
         victims.kill(victim, number)
-    time.sleep(1.2)
+    time.sleep(1.1)
     assert victim.exitcode is None
     started = time.monotonic()
     victims.kill(victim, signal.SIGINT)
