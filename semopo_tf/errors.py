@@ -77,6 +77,14 @@ class SweepError(SemopoError, RuntimeError):
     kind = "sweep"
 
 
+class Stopped(Exception):
+    """A run that a signal ended once it was saved. No error: `run_command` prints the line and leaves with `exit_code`, 128 and the signal."""
+
+    def __init__(self, line: str, exit_code: int):
+        super().__init__(line)
+        self.exit_code = exit_code
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose complaints are `ConfigError`s, and which takes no abbreviated flag."""
 
@@ -109,6 +117,9 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
             raise
         print(one_line(error), file=sys.stderr)
         code = error.exit_code
+    except Stopped as stopped:
+        print(f"semopo_tf: {stopped}", file=sys.stderr)
+        code = stopped.exit_code
     except KeyboardInterrupt:
         print("semopo_tf: interrupted; the same command goes on from what is saved", file=sys.stderr)
         code = 130

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,44 @@ def open_run(logdir: Path) -> Iterator[None]:
         raise StorageError(f"{logdir}: the run directory cannot be written ({error.strerror}); choose another --logdir") from error
     with locked(logdir / ".lock", wait=False, what=f"the run directory {logdir}"):
         yield
+
+
+@contextlib.contextmanager
+def steady_output() -> Iterator[None]:
+    """Let a run outlive the reader of its output, or the disk that takes it: what can no longer be printed is dropped."""
+    # Files opened later must not get the numbers of closed standard streams: TensorFlow writes its warnings to number 2.
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(spare)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and SteadyStream(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class SteadyStream:
+    """A text stream that turns to /dev/null at the first error of its own."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        self._try(self._stream.flush, None)
+
+    def _try(self, act: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return act()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return otherwise
 
 
 class Records:
@@ -169,7 +207,7 @@ class Progress:
 
     def __init__(self, name: str, step: int, total: int):
         self._name, self._first, self._total = name, step, total
-        self._bar = tqdm(total=total, initial=step, desc=name, unit="update", disable=not sys.stderr.isatty())
+        self._bar = tqdm(total=total, initial=step, desc=name, unit="update", disable=not (sys.stderr and sys.stderr.isatty()))
         self._start = self._printed = time.monotonic()
 
     def update(self, step: int, note: str) -> None:

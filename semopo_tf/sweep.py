@@ -173,11 +173,14 @@ class Job:
             self.stop()
         return code
 
-    def stop(self) -> None:
-        """End what runs; the run continues from its last checkpoint another time."""
+    def terminate(self) -> None:
+        """Ask what runs to save and end; the run continues from there another time."""
         if self._process.poll() is None:
             self._process.terminate()
-            self._process.wait()
+
+    def stop(self) -> None:
+        """Wait for the end of what runs; writes the minutes."""
+        self._process.wait()
         minutes = self._before + (time.monotonic() - self._started) / 60
         write_whole(self.row.logdir / "minutes.json", json.dumps(round(minutes, 2)).encode())
 
@@ -210,6 +213,8 @@ def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
                 done = f"{sum(row.done for row in rows)} of {len(rows)} runs done"
                 print(("\033[H\033[J" if sys.stdout.isatty() else "") + f"{shown}\n{done}", flush=True)
     finally:
+        for job in running:
+            job.terminate()
         for job in running:
             job.stop()
     return failed

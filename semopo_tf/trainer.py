@@ -1,15 +1,18 @@
 """One run: makes the parts, continues from the newest checkpoint, runs the stages, evaluates. Wiring only; no method is named here."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+import semopo_tf
 from semopo_tf import checkpoints, cost, engine, envs, wiring
-from semopo_tf.agent import FilterPolicy
+from semopo_tf.agent import Agent, FilterPolicy
 from semopo_tf.config import Config
 from semopo_tf.engine import HostImages, Pace, StageLoop
 from semopo_tf.episodes import cache_place, held_out, open_dataset, read_card
@@ -19,24 +22,49 @@ from semopo_tf.random import Key
 from semopo_tf.rollout import play
 from semopo_tf.run import Progress, Records, TensorBoard, read_records, video_grid, write_video
 from semopo_tf.sampler import Pool, Sampler
-from semopo_tf.types import Batch, Environment, Episode, Stage
+from semopo_tf.stopping import Interrupted, Interruptible, Stop
+from semopo_tf.types import Batch, Environment, Episode, Policy, Stage
 
 HOST_STACK_BYTES = 1 << 28  # of the images handed to one compiled call, where the host holds them
 LEAST_EXPLAINED = 0.2  # of the reward's variance at the end of the model phase; below it something is said
 REPORTED = ("image_loss", "endo_kl", "exo_kl", "joint_kl", "actor_loss", "imagined_reward", "penalty")
 
 
+class Place(NamedTuple):
+    """Where a run goes on."""
+
+    phase: str
+    step: int = 0
+    sums: Sequence[float] = ()  # of the metrics since their last row
+    summed: int = 0  # updates in the sums
+    pending: Sequence[str] = ()  # what was due at this step and is still to be done
+
+
 class Trainer:
     """The parts of one run and the loop over its stages.
 
     Making it opens and checks dataset and simulator; `run` does all that is left of the run and leaves `DONE`.
+
+    Args:
+      stop: what signals ask for; by default nothing stops the run.
+      make_agent, make_policy: what learns, and what acts with it in evaluations.
     """
 
-    def __init__(self, config: Config, logdir: Path):
+    def __init__(
+        self,
+        config: Config,
+        logdir: Path,
+        stop: Stop | None = None,
+        *,
+        make_agent: Callable[..., Agent] = wiring.make_agent,
+        make_policy: Callable[..., Policy] = FilterPolicy,
+    ):
         self._config, self._logdir = config, logdir
-        self._device, description = engine.choose_device(config.device)
+        self._stop, self._saved = stop or Stop(), ("", 0)
+        self._make_agent, self._make_policy = make_agent, make_policy
+        self._device, self._device_name = engine.choose_device(config.device)
         self._jit = engine.choose_jit(config.jit, self._device)
-        print(f"device: {description}; XLA compiles {self._jit.describe()}; {config.precision}")
+        print(f"device: {self._device_name}; XLA compiles {self._jit.describe()}; {config.precision}")
         directory = Path(config.offline_dir).expanduser()
         self._card = read_card(directory)
         self._dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
@@ -60,18 +88,17 @@ class Trainer:
         height, width = dataset.frames.shape[1:3]
         if height != width:
             raise DataError(f"{dataset.directory}: expected square images, received {height} x {width}; resize them with data convert")
-        now = {"image_size": height, "action_size": dataset.action.shape[1], "card": self._card, **dataset.manifest}
+        columns = zip(dataset.manifest["files"], dataset.length.tolist(), dataset.returns.tolist(), dataset.native_returns.tolist(), strict=True)
+        files = [file | {"length": length, "return": own, "native_return": native} for file, length, own, native in columns]
         if not path.exists():
-            write_whole(path, json.dumps(now, indent=1).encode())
+            facts = {"image_size": height, "action_size": dataset.action.shape[1], "card": self._card, "files": files}
+            write_whole(path, json.dumps(facts, indent=1).encode())
             return
-        then = json.loads(path.read_text())
-        if len(then["files"]) != len(now["files"]):
-            raise DataError(f"{dataset.directory}: expected {len(then['files'])} files as at the start of this run, received {len(now['files'])}")
-        for old, new in zip(then["files"], now["files"], strict=True):
-            if old != new:
-                raise DataError(
-                    f"{dataset.directory / new['name']}: differs from {old['name']} as this run first read it; restore it or start another run"
-                )
+        then, now = ({file["name"]: file["sha256"] for file in listed} for listed in (json.loads(path.read_text())["files"], files))
+        for name in sorted(then.keys() | now.keys()):
+            if then.get(name) != now.get(name):
+                what = "added" if name not in then else "removed" if name not in now else "changed"
+                raise DataError(f"{dataset.directory / name}: {what} since this run began; restore the dataset as it was, or start another run")
 
     def _check_environment(self) -> None:
         """Fail now rather than at the first evaluation, hours from here."""
@@ -98,8 +125,9 @@ class Trainer:
             total_steps=config.steps.model,
             images_on_device=self._on_device,
         )
-        self._agent = wiring.make_agent(config, image_size=image_size, action_size=action_size, jit=self._jit)
-        self._policy = FilterPolicy(self._agent, image_size=image_size, action_size=action_size, jit=self._jit.pixels)
+        self._agent = self._make_agent(config, image_size=image_size, action_size=action_size, jit=self._jit)
+        policy = self._make_policy(self._agent, image_size=image_size, action_size=action_size, jit=self._jit.pixels)
+        self._policy = Interruptible(policy, self._stop)
         self._validation = engine.compiled(self._agent.validate, jit=self._jit.pixels)
 
     def _place_replay(self, image_size: int, action_size: int) -> bool:
@@ -160,76 +188,113 @@ class Trainer:
         return StageLoop(stage, sample, seed=config.seed, jit=jit, host_images=host_images)
 
     def run(self) -> None:
-        """All that is left to do: from the newest checkpoint to `DONE`."""
-        with tf.device(self._device):
-            phase, step, sums = self._restore()
-            self._tensorboard = TensorBoard(self._logdir, self._axis(phase, step))
-            for stage in self._agent.stages[wiring.PHASES.index(phase) :]:
-                self._run_stage(stage, *((step, sums) if stage.name == phase else (0, None)))
-            self._finish()
-            self._tensorboard.close()
+        """All that is left to do: from the newest checkpoint to `DONE`.
 
-    def _restore(self) -> tuple[str, int, tuple[list[float], int] | None]:
-        """Phase, step and running sums to go on from, with all variables and records as they were there."""
+        Raises:
+          Stopped: when a signal asked for the end and everything is saved.
+        """
+        with tf.device(self._device):
+            place = self._restore()
+            with contextlib.closing(TensorBoard(self._logdir, self._axis(place.phase, place.step))) as self._tensorboard:
+                for stage in self._agent.stages[wiring.PHASES.index(place.phase) :]:
+                    self._run_stage(stage, place if stage.name == place.phase else Place(stage.name))
+                self._finish()
+
+    def _restore(self) -> Place:
+        """Where to go on, with all variables and records as they were there."""
         found, faults = checkpoints.load_newest(self._logdir, wiring.PHASES)
         for fault in faults:
             print(f"warning: {fault}")
         self._scores.drop_half_line()
+        self._versions = self._trace(found)
         if found:
+            state = found.state
             wiring.restore(self._agent.variables(), found.tensors, found.path)
-            self._metrics.cut(found.state["metrics_size"])
-            self._timing.cut(found.state["timing_size"])
+            self._metrics.cut(state["metrics_size"])
+            self._timing.cut(state["timing_size"])
             print(f"continuing from {found.path.name}")
-            return found.phase, found.step, (found.state["sums"], found.state["count"])
+            self._saved = found.phase, found.step
+            return Place(found.phase, found.step, state["sums"], state["count"], state.get("pending", []))
         self._metrics.cut(0)
         self._timing.cut(0)
         if not self._config.world_model:
-            return "model", 0, None
+            return Place("model")
         other = Path(self._config.world_model).expanduser()
         donor, _ = checkpoints.load_newest(other, wiring.PHASES)
         if donor is None:
             raise CheckpointError(f"--world_model {other}: no checkpoint there; expected the logdir of a run")
         wiring.restore_world_model(self._agent, donor.tensors, donor.path)
         print(f"world model from {donor.path}; the model phase is skipped")
-        return "policy", 0, None
+        return Place("policy")
+
+    def _trace(self, found: checkpoints.Checkpoint | None) -> list[dict[str, Any]]:
+        """The versions and devices that the run was computed with, and from where on; warns when this start adds one."""
+        now = {"semopo_tf": semopo_tf.__version__, "tensorflow": tf.__version__, "numpy": np.__version__, "device": self._device_name}
+        trace = list(found.state.get("versions", [])) if found else []
+        if found and trace:
+            last = trace[-1]["versions"]
+            different = [f"{name} {last.get(name, 'none')} (now {now[name]})" for name in now if last.get(name) != now[name]]
+            if not different:
+                return trace
+            print(f"warning: {found.path.name} was computed with {', '.join(different)}: the run goes on, but no longer to the same bytes")
+        place = {"phase": found.phase, "step": found.step} if found else {"phase": "model", "step": 0}
+        return [*trace, place | {"versions": now}]
 
     def _axis(self, phase: str, step: int) -> int:
         """TensorBoard's single axis: updates of both phases, one after the other."""
         return step if phase == "model" else self._config.steps.model + step
 
-    def _run_stage(self, stage: Stage, step: int, sums: tuple[list[float], int] | None) -> None:
-        """Run one stage from `step` to its end. Logs, reports, evaluates and saves on the clock, between compiled calls."""
-        if step >= stage.steps:
+    def _run_stage(self, stage: Stage, place: Place) -> None:
+        """Run one stage from `place` to its end. Logs, reports, evaluates and saves on the clock, between compiled calls."""
+        step = place.step
+        if step >= stage.steps and not place.pending:
             return
         self._timing.append({"phase": stage.name, "step": step, "time": round(time.time(), 3), "start": True})
-        loop = self._make_loop(stage)
-        if sums:
-            loop.sums, loop.count = np.array(sums[0], np.float32), sums[1]
         pace, progress = Pace(self._config.updates_per_call, self._config.pool.grow_every), Progress(stage.name, step, stage.steps)
         clock = self._clock(stage)
-        while step < stage.steps:
-            left = min(due(step, every, stage.steps) for every, _ in clock)
-            started = time.monotonic()
-            chunk = loop.run(step, pace.next(min(left, loop.capacity)))
-            seconds = time.monotonic() - started
-            step += chunk.done
-            if not chunk.finite:
-                raise NumericalError(not_finite(stage.name, step, chunk.last))
-            pace.took(chunk.done, seconds)
-            progress.update(step, ", ".join(f"{name} {chunk.last[name]:.4g}" for name in REPORTED if name in chunk.last))
-            for every, act in clock:
-                if due(step - 1, every, stage.steps) == 1:
-                    act(stage.name, step, loop)
-        progress.close()
-        loop.close()
+        with contextlib.closing(self._make_loop(stage)) as loop, contextlib.closing(progress):
+            if place.sums:
+                loop.sums, loop.count = np.array(place.sums, np.float32), place.summed
+            self._attend(stage.name, step, loop, [name for name in clock if name in place.pending])
+            while step < stage.steps:
+                left = min(due(step, every, stage.steps) for every in clock.values())
+                started = time.monotonic()
+                chunk = loop.run(step, pace.next(min(left, loop.capacity)))
+                seconds = time.monotonic() - started
+                step += chunk.done
+                if not chunk.finite:
+                    raise NumericalError(not_finite(stage.name, step, chunk.last))
+                self._stop.unsaved()
+                pace.took(chunk.done, seconds)
+                progress.update(step, ", ".join(f"{name} {chunk.last[name]:.4g}" for name in REPORTED if name in chunk.last))
+                self._attend(stage.name, step, loop, [name for name, every in clock.items() if due(step - 1, every, stage.steps) == 1])
+        self._stop.settled(f"the end of the {stage.name} phase")
 
-    def _clock(self, stage: Stage) -> list[tuple[int, Callable[[str, int, StageLoop], None]]]:
-        """(every how many updates, what): in this order where several are due. 0: never; all others also at the stage's end."""
+    def _clock(self, stage: Stage) -> dict[str, int]:
+        """What is done every how many updates, in this order where several are due; all at the stage's end too. Saving is the last."""
         config = self._config
         video = config.video.every if stage.name == "model" else 0
         evaluate = config.eval.every if stage.name == "policy" else 0
-        clock = [(config.log_every, self._log), (video, self._report_video), (evaluate, self._evaluate), (config.save_every, self._save)]
-        return [(every, act) for every, act in clock if every]
+        clock = {"log": config.log_every, "video": video, "evaluate": evaluate, "save": config.save_every}
+        return {name: every for name, every in clock.items() if every}
+
+    def _attend(self, phase: str, step: int, loop: StageLoop, pending: list[str]) -> None:
+        """Do what is pending at a step. A signal's save comes first, and knows what is still pending then.
+
+        Raises:
+          Stopped: when a signal asked for the end; all is saved.
+        """
+        acts = {"log": self._log, "video": self._report_video, "evaluate": self._evaluate, "save": self._save}
+        with contextlib.suppress(Interrupted):
+            while pending and not self._stop.signal:
+                if self._stop.take_save():
+                    self._save(phase, step, loop, pending)
+                acts[pending[0]](phase, step, loop)
+                pending.pop(0)
+        if self._stop.take_save() or self._stop.signal:
+            self._save(phase, step, loop, pending)
+        if self._stop.signal:
+            self._stop.settled(f"{phase} update {step}")
 
     def _log(self, phase: str, step: int, loop: StageLoop) -> None:
         """One metrics row: means since the last row, and held-out metrics if there is held-out data."""
@@ -283,11 +348,16 @@ class Trainer:
             for environment in environments:
                 environment.close()
 
-    def _save(self, phase: str, step: int, loop: StageLoop) -> None:
+    def _save(self, phase: str, step: int, loop: StageLoop, pending: Sequence[str] = ()) -> None:
+        """Save this step, unless it is saved already: what was pending then is done again by a run that goes on from there."""
+        if self._saved == (phase, step):
+            return
         tensors = {name: variable.numpy() for name, variable in self._agent.variables().items()}
         state = {"metrics_size": self._metrics.size, "timing_size": self._timing.size, "sums": loop.sums.tolist(), "count": loop.count}
+        state |= {"pending": [name for name in pending if name != "save"], "versions": self._versions}
         checkpoints.save(self._logdir, phase, step, tensors, state)
         checkpoints.prune(self._logdir, wiring.PHASES, keep=self._config.keep_checkpoints)
+        self._saved = phase, step
 
     def _finish(self) -> None:
         """Final evaluation: a row per episode in scores.jsonl and their mean in metrics.jsonl; then the mark that the run is complete."""

@@ -1,12 +1,14 @@
 """`train.py`: the command line, the run directory's claim, and then the `Trainer`. Needs no TensorFlow to refuse a wrong flag."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from semopo_tf import config as configuration
 from semopo_tf.config import OPERATIONAL, Config
 from semopo_tf.errors import ConfigError, run_command
 from semopo_tf.files import write_whole
-from semopo_tf.run import open_run
+from semopo_tf.run import open_run, steady_output
+from semopo_tf.stopping import Stop, listening
 
 
 def main(argv: list[str]) -> int:
@@ -14,6 +16,17 @@ def main(argv: list[str]) -> int:
 
     Raises:
       SemopoError: any of `errors`, each with its exit code.
+      Stopped: by a signal, after saving.
+    """
+    with steady_output(), listening() as stop:
+        return train(argv, stop)
+
+
+def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
+    """`main` under a given `Stop`.
+
+    Args:
+      parts: what `Trainer` takes to learn something else.
     """
     config = configuration.load(argv)
     for key in ("logdir", "offline_dir", "task"):
@@ -29,7 +42,7 @@ def main(argv: list[str]) -> int:
         # Imports TensorFlow, which takes seconds: only once the command line and the directory are known to be right.
         from semopo_tf.trainer import Trainer
 
-        Trainer(config, logdir).run()
+        Trainer(config, logdir, stop, **parts).run()
     return 0
 
 

@@ -29,7 +29,7 @@ TABLE = {
         5: ["agent"],
     },
     "acting": {2: ["driving", "rendering", "rollout", "exbmdp"], 3: ["simulation", "videos"], 4: ["envs"]},
-    "running": {1: ["config"], 2: ["run", "checkpoints"]},
+    "running": {1: ["config"], 2: ["run", "checkpoints", "stopping"]},
     "entry": {
         6: ["wiring", "collect", "data", "doctor"],
         7: ["trainer", "bench"],

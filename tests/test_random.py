@@ -231,7 +231,7 @@ def faults(tree: ast.AST) -> list[str]:
 
 
 @pytest.mark.parametrize("module", sorted(set(SOURCES) - {"random.py"}))
-def test_no_module_draws_from_a_global_or_unseeded_generator(module):
+def test_R12_no_module_draws_from_a_global_or_unseeded_generator(module):
     assert faults(SOURCES[module]) == []
 
 

@@ -1,9 +1,11 @@
 """The run directory: records that survive a kill, the lock, the claim of a configuration, and views that others can read."""
 
+import copy
 import functools
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +17,20 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
 import semopo_tf
-from semopo_tf.config import OPERATIONAL, load, load_saved
+from semopo_tf.config import OPERATIONAL, Config, load, load_saved
 from semopo_tf.errors import ConfigError, LockedError, StorageError
-from semopo_tf.run import Progress, Records, TensorBoard, encode_gif, last_progress, open_run, read_records, video_grid, write_video
+from semopo_tf.run import (
+    Progress,
+    Records,
+    TensorBoard,
+    encode_gif,
+    last_progress,
+    open_run,
+    read_records,
+    steady_output,
+    video_grid,
+    write_video,
+)
 from semopo_tf.training import claim
 
 ROOT = Path(semopo_tf.__file__).parents[1]
@@ -164,7 +177,7 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
     assert load_saved(tmp_path / "config.yaml").seed == 1
 
 
-def test_keys_that_say_where_and_how_fast_may_differ(tmp_path):
+def test_R14_keys_that_say_where_and_how_fast_may_differ(tmp_path):
     claim(configured(), tmp_path)
     other = {
         "logdir": "ELSEWHERE",
@@ -179,14 +192,26 @@ def test_keys_that_say_where_and_how_fast_may_differ(tmp_path):
     claim(load(["--configs", "semopo", "walker_walk", "debug", *[f"--{key}={value}" for key, value in other.items()]]), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "key", ["seed", "task", "method", "jit", "log_every", "save_every", "eval.every", "valid_fraction", "video.every", "pool.order"]
-)
-def test_keys_that_change_what_a_run_writes_may_not_differ(tmp_path, key):
+def other_value(value):
+    """Another value of the same type."""
+    if isinstance(value, list | tuple):
+        return [*value, 1]
+    return not value if isinstance(value, bool) else f"{value}x" if isinstance(value, str) else value + 1
+
+
+@pytest.mark.parametrize("key", sorted(set(configured().flat()) - OPERATIONAL))
+def test_R14_every_other_key_may_not_differ_and_is_named_with_both_values(tmp_path, key):
     claim(configured(), tmp_path)
-    value = {"seed": "5", "task": "dmc_walker_walk", "method": "x", "jit": "off", "valid_fraction": "0.5", "pool.order": "return"}.get(key, "77")
-    with pytest.raises(ConfigError, match=rf"{key} \(there"):
-        claim(configured(f"--{key}={value}"), tmp_path)
+    tree, (*sections, leaf) = copy.deepcopy(configured()._tree), key.split(".")
+    section = functools.reduce(lambda part, name: part[name], sections, tree)
+    old = section[leaf]
+    section[leaf] = other_value(old)
+    with pytest.raises(
+        ConfigError, match=re.escape(f"configuration: {key} (there {old!r}, now {section[leaf]!r}); choose another --logdir")
+    ) as caught:
+        claim(Config(tree), tmp_path)
+    assert caught.value.exit_code == 2
+    assert load_saved(tmp_path / "config.yaml").flat() == configured().flat()
 
 
 # --- views ----------------------------------------------------------------------------------------------------------------------------------
@@ -295,3 +320,36 @@ def test_records_hold_what_python_floats_hold(tmp_path):
     records, value = Records(tmp_path / "metrics.jsonl"), 0.1 + 0.2
     records.append({"value": value})
     assert json.loads(records.path.read_text())["value"] == value
+
+
+# --- the output -----------------------------------------------------------------------------------------------------------------------------
+
+STEADY = """
+import os, sys
+from semopo_tf.run import Progress, steady_output
+with steady_output():
+    opened = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+    for number in range(3):
+        print("x" * 10_000, flush=True)
+        print("y", file=sys.stderr, flush=True)
+    progress = Progress("model", 0, 1)
+    progress.update(1, "")
+    progress.close()
+    os.write(opened, str(opened).encode())
+"""
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>&1", "| true"])
+def test_R20_what_nobody_takes_is_dropped_and_no_file_gets_the_number_of_a_standard_stream(tmp_path, redirection):
+    command = f'set -o pipefail; "$0" -c "$1" "$2" {redirection}'
+    done = subprocess.run(["bash", "-c", command, sys.executable, STEADY, str(tmp_path / "file")], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_the_streams_are_given_back():
+    before = sys.stdout, sys.stderr
+    with steady_output():
+        assert sys.stdout is not before[0]
+        assert sys.stdout.isatty() == before[0].isatty()
+    assert (sys.stdout, sys.stderr) == before

@@ -1,14 +1,20 @@
 """Windows of self-describing episodes, the growth of the pool against the tables of the method, and a slow twin, index for index."""
 
+import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import philox
 import pytest
+import synthetic
 import tensorflow as tf
 
 from semopo_tf import config
-from semopo_tf.episodes import Dataset, held_out
+from semopo_tf.engine import HostImages
+from semopo_tf.episodes import Dataset, held_out, open_dataset
 from semopo_tf.errors import DataError
 from semopo_tf.random import Key
 from semopo_tf.sampler import Pool, Sampler
@@ -364,3 +370,43 @@ def test_a_table_is_gathered_in_place_of_the_images():
     record = data.offset[images.image.numpy()[..., 0, 0, 0]] + images.image.numpy()[..., 0, 0, 1]
     np.testing.assert_array_equal(rows.image[..., 0], record)
     np.testing.assert_array_equal(rows.action, images.action)
+
+
+# --- what must not matter -------------------------------------------------------------------------------------------------------------------
+
+
+def two_hundred_batches(directory: Path) -> str:
+    """A digest of 100 batches of each phase."""
+    source, digest = sampler(open_dataset(directory), pool=PAPER._replace(grow_every=10)), hashlib.sha256()
+    sample = tf.function(lambda view, step: source.sample(view, key(step), batch=3, length=8), autograph=False)
+    for view in ("model", "policy"):
+        for step in range(100):
+            for field in sample(view, tf.constant(step, tf.int64)):
+                digest.update(field.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_R13_hash_seed_threads_and_the_order_of_the_directory_change_no_batch(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    names = [path.name for path in sorted(synthetic.dataset(here, episodes=8, size=8).iterdir())]
+    there.mkdir()
+    for name in reversed(names):
+        (there / name).write_bytes((here / name).read_bytes())
+    script = "import sys; from pathlib import Path; import test_sampler; print(test_sampler.two_hundred_batches(Path(sys.argv[1])))"
+    settings = {"PYTHONHASHSEED": "7", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script, str(there)], env=os.environ | settings, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == two_hundred_batches(here)
+
+
+@pytest.mark.parametrize("calls", [[1] * 12, [12], [5, 5, 2], [3, 1, 4, 1, 3]], ids=str)
+def test_R13_how_many_batches_are_gathered_ahead_changes_none(calls):
+    source = sampler(dataset([20, 9, 33, 14, 9]))
+
+    def gather(step):
+        return source.host_images("model", key(step), batch=3, length=5)
+
+    ahead, step = HostImages(gather, (3, 5, 2, 2, 3), max(calls)), 0
+    for updates in calls:
+        np.testing.assert_array_equal(ahead.stack(step, updates)[:updates], [gather(step + place) for place in range(updates)])
+        step += updates
+    ahead.close()

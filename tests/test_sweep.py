@@ -1,7 +1,13 @@
 """Sweeps: what a page means, what is refused, and a real sweep of two runs that fails once, goes on, and is then left alone."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +117,26 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
     page.write_text(written.replace("table semopo", "table semop"))
     with pytest.raises(ConfigError, match="<!-- table semop -->: expected the beginning of a run's name"):
         summary.main(["--file", str(path), "--page", str(page)])
+
+
+@pytest.mark.full
+def test_R07_a_terminated_sweep_ends_its_runs_saved_and_counts_them_as_begun(tmp_path, capsys):
+    text = PAGE.replace("debug,", "debug, --steps.model, 100000, --save_every, 100000,")
+    path, out = write(tmp_path, text), tmp_path / "out"
+    root = Path(sweep.__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-m", "semopo_tf.sweep", "--file", str(path)], cwd=root, stdout=subprocess.DEVNULL)
+    runs = [out / "semopo" / f"seed={seed}" for seed in (1, 2)]
+    deadline = time.monotonic() + 300
+    while not all((run / "metrics.jsonl").exists() for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    for run in runs:
+        assert "semopo_tf: stopped by SIGTERM at model update" in (run / "log.txt").read_text()
+        assert list(run.glob("ckpt-model-*"))
+        assert not (run / "DONE").exists()
+    assert sweep.main(["--file", str(path), "--list"]) == 0
+    assert capsys.readouterr().out.count(" begun ") == 2
 
 
 def test_intervals_are_students_and_welchs():

@@ -1,11 +1,14 @@
-"""Where the frames of a run go, and a run that would not fit."""
+"""Where the frames of a run go, a run that would not fit, and a dataset that has changed."""
+
+import re
 
 import pytest
 import synthetic
+import victims
 
 from semopo_tf import config as configuration
 from semopo_tf import engine
-from semopo_tf.errors import DeviceError
+from semopo_tf.errors import DataError, DeviceError
 from semopo_tf.trainer import Trainer, explained_reward
 
 
@@ -48,3 +51,32 @@ def test_the_share_of_the_reward_that_the_head_explains():
     assert explained_reward({"reward_loss": 0.918939 + 0.01, "reward_var": 0.1}) == pytest.approx(0.8, abs=1e-4)
     assert explained_reward({"reward_loss": 0.918939 + 0.05, "reward_var": 0.1}) == pytest.approx(0.0, abs=1e-4)
     assert explained_reward({"reward_loss": 0.918939, "reward_var": 0.0}) == 1  # a constant reward leaves nothing to explain
+
+
+def add(directory):
+    synthetic.dataset(directory, episodes=5)
+    return "000004-00000004-19.npz", "added"
+
+
+def remove(directory):
+    (directory / "000001-00000001-19.npz").unlink()
+    return "000001-00000001-19.npz", "removed"
+
+
+def edit(directory):
+    synthetic.write_episode(directory / "000002-00000002-19.npz", synthetic.episode(9))
+    return "000002-00000002-19.npz", "changed"
+
+
+@pytest.mark.parametrize("change", [add, remove, edit])
+def test_R15_a_changed_dataset_is_refused_with_its_first_file_that_differs(tmp_path, change):
+    data = synthetic.dataset(tmp_path / "data")
+    config = configuration.load(synthetic.train_flags(data, tmp_path))
+    for _ in range(2):
+        Trainer(config, tmp_path, make_agent=victims.Toy, make_policy=victims.ToyPolicy)
+    before = (tmp_path / "dataset_manifest.json").read_bytes()
+    name, what = change(data)
+    with pytest.raises(DataError, match=re.escape(f"{data / name}: {what} since this run began; restore the dataset")) as caught:
+        Trainer(config, tmp_path, make_agent=victims.Toy, make_policy=victims.ToyPolicy)
+    assert caught.value.exit_code == 3
+    assert (tmp_path / "dataset_manifest.json").read_bytes() == before
