@@ -5,8 +5,9 @@ import synthetic
 
 from semopo_tf import config as configuration
 from semopo_tf import engine
+from semopo_tf.alarms import explained_reward
 from semopo_tf.errors import DeviceError
-from semopo_tf.trainer import Trainer, explained_reward
+from semopo_tf.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
