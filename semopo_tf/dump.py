@@ -8,6 +8,8 @@ dump-<phase>-<step>/   dump.json     phase, step (updates taken before), seed, s
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,7 +114,7 @@ def read(path: Path) -> Dump:
             raise DataError(f"{path / 'dump.json'}: expected the field {wrong[0]}; it was written by another version")
         batch, state = _load(path / "batch.npz"), _load(path / "state.npz")
         return Dump(facts, Batch(**batch), state)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         reason = type(error).__name__

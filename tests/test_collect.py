@@ -15,7 +15,7 @@ from test_videos import write_grey
 
 from semopo_tf import collect, envs
 from semopo_tf.episodes import read_card
-from semopo_tf.errors import ConfigError, LockedError, SimulatorError, StorageError, one_line
+from semopo_tf.errors import ConfigError, LockedError, SemopoError, SimulatorError, StorageError, one_line
 from semopo_tf.files import Files, locked, sha256
 from semopo_tf.rollout import retry_seed
 from semopo_tf.types import Observation
@@ -444,3 +444,12 @@ def test_L01_twenty_kills_at_any_point_lose_nothing_and_change_nothing(tmp_path,
         process.join()
         assert process.exitcode == 0
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_errors_of_a_worker_come_through():
+    # They travel to the parent by pickling, so every class has to survive it.
+    import multiprocessing.reduction as reduction
+
+    for kind in SemopoError.__subclasses__():
+        copy = reduction.ForkingPickler.loads(reduction.ForkingPickler.dumps(kind("what; remedy")))
+        assert (type(copy), str(copy)) == (kind, "what; remedy")
