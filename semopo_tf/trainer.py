@@ -78,6 +78,9 @@ class Trainer:
         """Fail now rather than at the first evaluation, hours from here."""
         environment = self._make_environment()
         environment.close()
+        seen, shown = self._dataset.frames.shape[1:], tuple(environment.image_shape)
+        if seen != shown:
+            raise DataError(f"{self._dataset.directory}: images of {list(seen)}, but {self._config.task} shows {list(shown)}; correct --env.size")
         expected, received = self._dataset.action.shape[1], environment.action_size
         if expected != received:
             raise DataError(f"{self._dataset.directory}: actions of size {expected}, but {self._config.task} takes {received}; correct --task")
