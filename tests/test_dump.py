@@ -131,13 +131,15 @@ def test_N03_a_healthy_update_has_nothing_to_name(case):
 
 def test_N03_a_weight_that_an_update_makes_infinite_is_traced_to_that_update(data, tmp_path):
     """The largest learning rate: the loss and the gradients of the first update are finite, its weights are not. Found when it is saved."""
-    flags = synthetic.train_flags(data, tmp_path / "run", *QUIET, *STEPS, "--model_opt.lr", "1e38", "--model_opt.eps", "1e-5", "--save_every", "1")
+    flags = synthetic.train_flags(
+        data, tmp_path / "run", *QUIET, *STEPS, "--model_opt.lr", "3e38", "--model_opt.weight_decay", "3e38", "--save_every", "1"
+    )
     message = stopped([*flags, "--updates_per_call", "1"])
     facts = json.loads((dump_of(tmp_path / "run") / "dump.json").read_text())
     assert not list((tmp_path / "run").glob("ckpt-*"))
     assert "last good checkpoint: none" in message
     assert replay_dump.main([str(dump_of(tmp_path / "run"))]) == 0
-    assert facts["step"] < 3
+    assert facts["step"] == 0 and facts["not_finite"][0].startswith("updated/model/")
 
 
 def test_N03_N04_a_weight_that_no_update_made_wrong_is_named_as_it_is(data, tmp_path, capsys):
