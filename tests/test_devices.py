@@ -37,7 +37,7 @@ def test_N06_memory_that_runs_out_is_one_line_whatever_it_is_called(error):
 
 
 def test_N06_a_real_allocation_that_fails():
-    with pytest.raises(DeviceError, match="main memory is exhausted|out of memory"), devices.using("/CPU:0"):
+    with pytest.raises(DeviceError, match=r"main memory is exhausted|out of memory"), devices.using("/CPU:0"):
         tf.zeros([1 << 24, 1 << 24])
 
 
