@@ -16,7 +16,6 @@ import semopo_tf
 from semopo_tf import checkpoints, dump, replay_dump, training, wiring
 from semopo_tf.errors import CheckpointError, DataError, NumericalError, StorageError, run_command
 from semopo_tf.files import Files
-from semopo_tf.optim import LossScale
 from semopo_tf.run import read_records
 from semopo_tf.trainer import Trainer
 
@@ -231,11 +230,6 @@ def test_N02_overflows_are_skipped_and_counted_until_the_scale_is_one(data, tmp_
     rows = read_records(logdir / "metrics.jsonl")
     assert rows[0]["skipped"] == 1.0
     assert rows[0]["loss_scale"] == pytest.approx(np.mean([2.0 ** (60 - step) for step in range(12)]))
-
-
-def test_N02_skips_in_a_row_are_bounded_by_the_scale_itself():
-    """The scale starts at 2^15 and is halved by every skip: the sixteenth in a row is at scale 1, where an overflow is a fault."""
-    assert LossScale.START == 2.0**15
 
 
 class SmallStill(Still):
