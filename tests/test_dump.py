@@ -141,6 +141,7 @@ def test_N03_a_weight_that_an_update_makes_infinite_is_traced_to_that_update(dat
     assert facts["step"] == 0 and facts["not_finite"][0].startswith("updated/model/")
 
 
+@pytest.mark.full
 def test_N03_N04_a_weight_that_no_update_made_wrong_is_named_as_it_is(data, tmp_path, capsys):
     """As by a fault of the memory. The dump holds it, so it is found again."""
     from semopo_tf import config as configuration
