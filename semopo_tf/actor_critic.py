@@ -109,6 +109,15 @@ class ActorCritic:
           rollouts: imagines with the current actor; called once, under the tape.
           step: number of updates before this one, scalar integer tensor.
         """
+        metrics, gradients = self.gradients(rollouts)
+        losses = [metrics["actor_loss"], metrics["critic_loss"]]
+        metrics |= step_if_finite([self._actor_opt, self._critic_opt], gradients, losses, self._loss_scale)
+        copy = tf.logical_and(step % self._slow_every == 0, metrics["finite"] > 0)
+        tf.cond(copy, self._copy_critic, lambda: tf.constant(0))
+        return metrics
+
+    def gradients(self, rollouts: Callable[[], Imagined]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """Losses and other metrics, and the gradient of every variable, scaled where there is a loss scale. Changes nothing."""
         trained = self.actor_variables | self.critic_variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(trained.values()))
@@ -119,13 +128,9 @@ class ActorCritic:
             # The actor's loss reaches no critic weight and the critic's no actor weight: the gradient of the sum is both gradients.
             loss = actor_loss + critic_loss
             scaled = loss * self._loss_scale.scale if self._loss_scale else loss
-        optimizers, gradients = [self._actor_opt, self._critic_opt], gradients_of(scaled, trained, tape)
-        metrics = step_if_finite(optimizers, gradients, [actor_loss, critic_loss], self._loss_scale)
-        copy = tf.logical_and(step % self._slow_every == 0, metrics["finite"] > 0)
-        tf.cond(copy, self._copy_critic, lambda: tf.constant(0))
-        metrics |= {"actor_loss": actor_loss, "critic_loss": critic_loss, "target": tf.reduce_mean(target)}
+        metrics = {"actor_loss": actor_loss, "critic_loss": critic_loss, "target": tf.reduce_mean(target)}
         metrics |= {"imagined_reward": tf.reduce_mean(imagined.reward), "penalty": tf.reduce_mean(imagined.penalty)}
-        return metrics | actor_metrics | critic_metrics
+        return metrics | actor_metrics | critic_metrics, gradients_of(scaled, trained, tape)
 
     def _copy_critic(self) -> tf.Tensor:
         for slow, fast in zip(self._slow_variables.values(), self.critic_variables.values(), strict=True):

@@ -3,7 +3,7 @@
 One class serves both; which world model it holds is configuration. Two strictly sequential stages (Algorithm 1).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from semopo_tf.nets import compute_type
 from semopo_tf.optim import LossScale, Optimizer, gradients_of, step_if_finite
 from semopo_tf.random import Key
 from semopo_tf.types import Batch, Imagined, Latent, Stage
-from semopo_tf.world_model import JointWorldModel, SeparatedWorldModel, WorldModel
+from semopo_tf.world_model import JointWorldModel, Losses, SeparatedWorldModel, WorldModel
 
 EVIDENCE_ROWS = 512  # frames encoded in one call
 WORLD_MODELS = {"separated": SeparatedWorldModel, "joint": JointWorldModel}
@@ -59,12 +59,24 @@ class Agent:
 
     def update_model(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
         """One world-model update: one forward, one backward for all optimisers, one step of each (facts of the gradient table)."""
+        losses, gradients = self._model_gradients(batch, key)
+        return losses.metrics | step_if_finite(self._model_opts, gradients, [losses.total], self._loss_scale)
+
+    def gradients(self, phase: str, batch: Batch, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """Losses and other metrics of a phase's update, and its gradients by variable, scaled where there is a loss scale. Changes nothing."""
+        if phase == "model":
+            losses, gradients = self._model_gradients(batch, key)
+            return losses.metrics, {f"model/{name}": gradient for name, gradient in gradients.items()}
+        metrics, gradients = self.actor_critic.gradients(self._rollouts(batch, key))
+        return metrics, {f"policy/{name}": gradient for name, gradient in gradients.items()}
+
+    def _model_gradients(self, batch: Batch, key: Key) -> tuple[Losses, dict[str, tf.Tensor]]:
         trained = self.world_model.trained
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(trained.values()))
             losses = self.world_model.losses(batch, key)
             scaled = losses.total * self._loss_scale.scale if self._loss_scale else losses.total
-        return losses.metrics | step_if_finite(self._model_opts, gradients_of(scaled, trained, tape), [losses.total], self._loss_scale)
+        return losses, gradients_of(scaled, trained, tape)
 
     def update_policy(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
         """One actor-critic update from the posterior states of all B*T records; the world model is frozen.
@@ -72,6 +84,10 @@ class Agent:
         Args:
           batch: of images, or with what `evidence` made of them in place of the images.
         """
+        return self.actor_critic.learn(self._rollouts(batch, key), key.step)
+
+    def _rollouts(self, batch: Batch, key: Key) -> Callable[[], Imagined]:
+        """Imagines from the posterior states of the batch when it is called."""
         start = tf.nest.map_structure(lambda x: tf.stop_gradient(_flatten_batch_and_time(x)), self.world_model.posterior(batch, key))
 
         def rollouts() -> Imagined:
@@ -85,7 +101,7 @@ class Agent:
                 penalty_weight=self._penalty_weight,
             )
 
-        return self.actor_critic.learn(rollouts, key.step)
+        return rollouts
 
     def evidence(self, frames: np.ndarray, *, jit: bool) -> tf.Tensor:
         """What the policy phase needs of every frame, [N, H, W, 3] uint8 -> [N, hidden]: the frozen encoder run once over the dataset.

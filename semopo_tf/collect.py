@@ -3,7 +3,7 @@
     python -m semopo_tf.collect --task dmcdrv_walker_walk --policy random --episodes 20 --background builtin:driving --out DIR
 
 Episode i depends on (recipe, seed, i) alone, and appears by rename. Killed at any point, the same command goes on with what is
-missing and ends with the same files.
+missing and ends with the same files. An episode that its environment spoils is played with the next seed (`rollout.retry_seed`).
 """
 
 import argparse
@@ -30,10 +30,11 @@ from semopo_tf import envs
 from semopo_tf.episodes import CARD_NAME, read_card, read_episode, write_episode
 from semopo_tf.errors import CommandParser, ConfigError, DataError, SimulatorError, StorageError, run_command
 from semopo_tf.files import FILES, locked, sha256, write_whole
-from semopo_tf.rollout import play
+from semopo_tf.rollout import ATTEMPTS, Discarded, play, require_few, retry_seed
 from semopo_tf.types import Environment, Policy
 
 LOCK_NAME = ".collect.lock"
+RESTARTS = 3  # of the worker processes in one collection
 FILE_NAME = re.compile(r"(\d{6})-([0-9a-f]{8})-\d+\.npz")
 
 
@@ -59,9 +60,10 @@ class Written(NamedTuple):
 
     number: int
     file: str
-    seed: int
+    seed: int  # that was played
     score: float  # sum of the stored rewards in float64
     records: int
+    discarded: int = 0  # attempts before it that its environment spoiled
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -137,13 +139,16 @@ def main(argv: list[str]) -> int:
         if kept:
             print(f"{out}: {len(kept)} of {len(seeds)} episodes are there, collecting {len(jobs)}")
         with contextlib.closing(collect(jobs, args.processes)) as results:
-            kept |= {written.number: written for written in _progress(results, len(jobs))}
+            for written in _progress(results, len(jobs)):
+                kept[written.number] = written
+                require_few(sum(episode.discarded > 0 for episode in kept.values()), len(seeds), "see the warnings above")
         statistics = describe(out, [kept[index] for index in range(len(seeds))])
         _write_card(out, {"status": "complete", **card, **statistics})
     _player(recipe)[0].close()
     _player.cache_clear()
     returns = statistics["returns"]
-    print(f"{out}: {args.episodes} episodes, {statistics['records']} records, return {returns['mean']:.2f} +- {returns['std']:.2f}")
+    again = f", {statistics['discarded']} attempts discarded and played again with another seed" if statistics["discarded"] else ""
+    print(f"{out}: {args.episodes} episodes, {statistics['records']} records, return {returns['mean']:.2f} +- {returns['std']:.2f}{again}")
     return 0
 
 
@@ -211,22 +216,29 @@ def existing_episodes(out: Path, seeds: list[int]) -> dict[int, Written]:
     Raises:
       ConfigError: when a file belongs to no episode of this collection.
     """
-    for leftover in out.glob(".tmp-*"):
-        leftover.unlink()
+    _remove_leftovers(out)
     kept: dict[int, Written] = {}
     for path in sorted(out.glob("*.npz")):
         match = FILE_NAME.fullmatch(path.name)
         index = int(match[1]) if match else -1
         if match and index >= len(seeds):
             raise ConfigError(f"{out}: holds episode {index}, but --episodes asks for {len(seeds)}; raise --episodes or choose another --out")
-        if not match or int(match[2], 16) != seeds[index]:
+        possible = [retry_seed(seeds[index], attempt) for attempt in range(ATTEMPTS)] if match else []
+        if not match or int(match[2], 16) not in possible or index in kept:
             raise ConfigError(f"{path}: belongs to no episode of this collection; move it away or choose another --out")
+        seed = int(match[2], 16)
         try:
-            kept[index] = _written(index, seeds[index], path)
+            kept[index] = _written(index, seed, path)._replace(discarded=possible.index(seed))
         except DataError as error:
             print(f"semopo_tf: warning: {error}; collecting it again", file=sys.stderr)
             path.unlink()
     return kept
+
+
+def _remove_leftovers(out: Path) -> None:
+    """What a killed process was writing."""
+    for leftover in out.glob(".tmp-*"):
+        leftover.unlink()
 
 
 def _written(index: int, seed: int, path: Path) -> Written:
@@ -237,12 +249,34 @@ def _written(index: int, seed: int, path: Path) -> Written:
 def collect(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
     """Play the jobs, in this process or in several spawned ones, and yield each as it is finished.
 
+    A worker process that dies costs the episodes in work, which new workers play again with the same seeds.
+
     Raises:
-      SimulatorError: when a worker process dies. Errors inside a worker come through as they are.
+      SimulatorError: when workers die more than `RESTARTS` times. Errors inside a worker come through as they are.
     """
     if processes == 1 or len(jobs) <= 1:
         yield from map(collect_episode, jobs)
         return
+    missing = {job.number: job for job in jobs}
+    for restarts in range(RESTARTS + 1):
+        try:
+            with contextlib.closing(_in_workers(list(missing.values()), processes)) as results:
+                for written in results:
+                    del missing[written.number]
+                    yield written
+            return
+        except BrokenProcessPool as error:
+            if restarts == RESTARTS:
+                raise SimulatorError(
+                    f"collecting processes died {RESTARTS + 1} times (out of memory, a crash of the renderer, or a script without"
+                    " `if __name__ == '__main__'`); try --processes 1, or run the same command again to continue"
+                ) from error
+            print(f"semopo_tf: warning: a collecting process died, starting again with {len(missing)} episodes left", file=sys.stderr, flush=True)
+            _remove_leftovers(Path(jobs[0].out))
+
+
+def _in_workers(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
+    """Raises BrokenProcessPool when one of the processes dies."""
     # Spawned, not forked: a forked OpenGL context or thread pool does not work in the child.
     context = multiprocessing.get_context("spawn")
     watched, held = context.Pipe(duplex=False)
@@ -250,11 +284,6 @@ def collect(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
     try:
         for future in as_completed([pool.submit(collect_episode, job) for job in jobs]):
             yield future.result()
-    except BrokenProcessPool as error:
-        raise SimulatorError(
-            "a collecting process died (out of memory, a crash of the renderer, or a script without `if __name__ == '__main__'`);"
-            " try --processes 1, or run the same command again to continue"
-        ) from error
     finally:
         held.close()
         pool.shutdown(wait=True, cancel_futures=True)
@@ -285,10 +314,12 @@ def _player(recipe: Recipe) -> tuple[Environment, Policy]:
 def collect_episode(job: Job) -> Written:
     """Play one episode and write it as `<index>-<seed>-<decisions>.npz`."""
     environment, policy = _player(job.recipe)
-    (episode,) = play([environment], policy, [job.seed])
-    path = Path(job.out) / f"{job.number:06d}-{job.seed:08x}-{len(episode.image) - 1}.npz"
+    discarded: list[Discarded] = []
+    (episode,) = play([environment], policy, [job.seed], discarded)
+    seed = retry_seed(job.seed, len(discarded))
+    path = Path(job.out) / f"{job.number:06d}-{seed:08x}-{len(episode.image) - 1}.npz"
     write_episode(path, episode)
-    return Written(job.number, path.name, job.seed, float(episode.reward.sum(dtype=np.float64)), len(episode.image))
+    return Written(job.number, path.name, seed, float(episode.reward.sum(dtype=np.float64)), len(episode.image), len(discarded))
 
 
 def _progress(results: Iterator[Written], total: int) -> Iterator[Written]:
@@ -308,6 +339,7 @@ def describe(out: Path, episodes: list[Written]) -> dict[str, Any]:
     return {
         "episodes": len(episodes),
         "records": sum(episode.records for episode in episodes),
+        "discarded": sum(episode.discarded for episode in episodes),
         "returns": {name: float(value) for name, value in values.items()},
         "files": [
             {"file": episode.file, "seed": episode.seed, "return": episode.score, "sha256": sha256(out / episode.file)} for episode in episodes

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.client import device_lib
 
+from semopo_tf.devices import describe, gpu_memory, why_no_gpu
 from semopo_tf.errors import DeviceError
 from semopo_tf.files import free_memory
 from semopo_tf.random import Key
@@ -67,20 +68,20 @@ class HostImages:
     """
 
     def __init__(self, gather: Callable[[int], np.ndarray], shape: Sequence[int], capacity: int):
-        self._gather, self.shape, self.capacity = gather, tuple(shape), capacity
+        self.gather, self.shape, self.capacity = gather, tuple(shape), capacity
         self._thread = ThreadPoolExecutor(1, "replay")
         self._coming: dict[int, Future] = {}
 
     def stack(self, step: int, updates: int) -> np.ndarray:
         """[capacity, B, T, H, W, 3], the first `updates` of them filled, from `step` on. Starts on as many that follow."""
         images = [self._take(step + place) for place in range(updates)]
-        self._coming = {coming: self._thread.submit(self._gather, coming) for coming in range(step + updates, step + 2 * updates)}
+        self._coming = {coming: self._thread.submit(self.gather, coming) for coming in range(step + updates, step + 2 * updates)}
         stack = np.zeros((self.capacity, *self.shape), np.uint8)
         np.stack(images, out=stack[:updates])
         return stack
 
     def _take(self, step: int) -> np.ndarray:
-        return self._coming.pop(step).result() if step in self._coming else self._gather(step)
+        return self._coming.pop(step).result() if step in self._coming else self.gather(step)
 
     def close(self) -> None:
         """Drop what nobody waits for."""
@@ -107,7 +108,7 @@ class StageLoop:
         jit: bool,
         host_images: HostImages | None = None,
     ):
-        self.stage, self._host_images = stage, host_images
+        self.stage, self._sample, self._seed, self._host_images = stage, sample, seed, host_images
 
         def update(step: tf.Tensor, *image: tf.Tensor) -> Mapping[str, tf.Tensor]:
             key = Key(seed, stage.name, step)
@@ -129,6 +130,12 @@ class StageLoop:
 
         start = (tf.constant(0, tf.int64), sums, tf.zeros_like(sums), tf.constant(True))
         return tf.while_loop(lambda done, _, __, finite: tf.logical_and(done < updates, finite), body, start)
+
+    def batch(self, step: int) -> tuple[Batch, Key]:
+        """The batch and the key of one update, the same as inside a chunk to the bit."""
+        key = Key(self._seed, self.stage.name, tf.constant(step, tf.int64))
+        images = (tf.constant(self._host_images.gather(step)),) if self._host_images else ()
+        return self._sample(self.stage.view, key, *images), key
 
     def run(self, step: int, updates: int) -> Chunk:
         """Take `updates` updates from `step` on, or stop before the first that is not finite."""
@@ -227,5 +234,8 @@ def choose_device(wanted: str) -> tuple[str, str]:
     if wanted not in ("auto", "gpu", f"gpu:{index}"):
         raise DeviceError(f"--device {wanted}: expected auto, cpu, gpu or gpu:N")
     if index >= len(gpus):
-        raise DeviceError(f"--device {wanted}: TensorFlow sees {len(gpus)} GPUs; run python -m semopo_tf.doctor, or use --device cpu")
-    return f"/GPU:{index}", tf.config.experimental.get_device_details(gpus[index]).get("device_name", "GPU")
+        reason = "" if gpus else f": {why_no_gpu()}"
+        raise DeviceError(f"--device {wanted}: TensorFlow sees {len(gpus)} GPUs{reason}; or use --device cpu")
+    memory = gpu_memory(index)
+    name = tf.config.experimental.get_device_details(gpus[index]).get("device_name", "GPU")
+    return f"/GPU:{index}", f"{name}, {describe(memory)}" if memory else name

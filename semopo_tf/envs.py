@@ -19,7 +19,7 @@ import numpy as np
 
 from semopo_tf import exbmdp
 from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
-from semopo_tf.rollout import RandomPolicy
+from semopo_tf.rollout import ACTION_TOLERANCE, RandomPolicy
 from semopo_tf.simulation import Simulator
 from semopo_tf.types import Environment, Observation, Policy
 from semopo_tf.videos import DRIVING, Background, blue_mask, composite, load_background
@@ -29,7 +29,6 @@ MASK_RULES = ("sky", "blue")
 PAPER_TASKS = ("walker_walk", "cheetah_run", "hopper_hop", "humanoid_walk")
 BACKGROUND_FRAMES = 1000
 BACKGROUND_STREAM = 0xBAC6  # keeps the background's start independent of the initial state drawn from the same seed
-ACTION_TOLERANCE = 1e-6
 UNLIMITED = 1e9  # the suite reports +-1e10 for an actuator without limits
 
 _registry: dict[str, Callable[..., Environment]] = {}

@@ -123,6 +123,10 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     except KeyboardInterrupt:
         print("semopo_tf: interrupted; the same command goes on from what is saved", file=sys.stderr)
         code = 130
+    except MemoryError as error:
+        wanted = " ".join(str(error).split()) or "no size given"
+        print(f"semopo_tf: main memory is exhausted ({wanted}); end other programs, or lower what is held at once (--help)", file=sys.stderr)
+        code = DeviceError.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (`| head`). Point stdout elsewhere so that the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

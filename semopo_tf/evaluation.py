@@ -9,7 +9,7 @@ import numpy as np
 
 from semopo_tf import config as configuration
 from semopo_tf.errors import CheckpointError, CommandParser, ConfigError
-from semopo_tf.rollout import play
+from semopo_tf.rollout import Discarded, play
 from semopo_tf.run import Records, video_grid, write_video
 
 if TYPE_CHECKING:
@@ -37,18 +37,20 @@ def main(argv: list[str]) -> int:
     count = arguments.episodes or config.eval.final_episodes
     seeds = wiring.episode_seeds(config.eval.seed, count)
     environments = [envs.make(config.task, **settings) for _ in range(min(arguments.environments, count))]
+    scores, episodes, discarded = Records(logdir / "scores.jsonl"), [], list[Discarded]()
     try:
-        episodes = list(play(environments, run.policy, seeds))
+        for seed, episode in zip(seeds, play(environments, run.policy, seeds, discarded), strict=True):
+            again = sum(entry.seed == seed for entry in discarded)
+            row = wiring.score_row(config, settings, phase=run.phase, step=run.step, seed=seed, episode=episode, discarded=again, source="evaluate")
+            scores.append(row)
+            episodes.append(episode)
+            print(f"episode {seed}: return {row['return']:.1f}, {row['length']} decisions", flush=True)
     finally:
         for environment in environments:
             environment.close()
-    scores = Records(logdir / "scores.jsonl")
-    for seed, episode in zip(seeds, episodes, strict=True):
-        row = wiring.score_row(config, settings, phase=run.phase, step=run.step, seed=seed, episode=episode, source="evaluate")
-        scores.append(row)
-        print(f"episode {seed}: return {row['return']:.1f}, {row['length']} decisions")
     returns = [wiring.episode_return(episode) for episode in episodes]
-    print(f"{run.phase} {run.step}: return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {count} episodes (standard deviation of episodes)")
+    spread = f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {count} episodes (standard deviation of episodes)"
+    print(f"{run.phase} {run.step}: {spread}{wiring.replayed(len(discarded))}")
     if arguments.video:
         for path in write_videos(logdir / "videos", run, episodes):
             print(f"video: {path}")

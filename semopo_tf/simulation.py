@@ -24,12 +24,13 @@ import numpy as np
 
 from semopo_tf.errors import ConfigError, SemopoError, SimulatorError
 from semopo_tf.rendering import choose_backend, simulator_errors
+from semopo_tf.rollout import ANSWER_SECONDS
 
 DEFAULT_CAMERA = {"quadruped": 2}  # every other domain: 0
 # Where the usual camera looks down, the floor fills the image and there is no sky. It counts as sky there, as in the published
 # environments, whose humanoid stands on a floor that the background replaces.
 FLOOR_IS_SKY = frozenset(("humanoid", "humanoid_CMU", "dog", "fish", "point_mass", "reacher", "swimmer"))
-ANSWER_SECONDS = 300.0  # longer than any step, reset or start takes on a busy machine
+RESTARTS = 3  # of a child that died or hung, in the life of a simulator
 ERRORS = {kind.__name__: kind for kind in (ConfigError, SimulatorError)}  # what a simulation raises
 SERVE = "import sys; from semopo_tf.simulation import serve; serve(int(sys.argv[1]))"
 
@@ -59,9 +60,16 @@ class Simulator:
     def __init__(self, name: str, *, size: int, action_repeat: int, camera: int, sky: bool) -> None:
         """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen. Raises ConfigError for settings the task does not have."""
         choose_backend()
+        self.name, self._size, self._sky = name, size, sky
+        self._settings = (name, size, action_repeat, camera, sky)
+        self._restarts = 0
+        self._start()
+
+    def _start(self) -> None:
+        """Begin the child. A session of its own keeps Ctrl-C from it: it ends when this end of the pipe is closed, also by our death."""
+        self._broken = False
         ours, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
-        # A session of its own keeps Ctrl-C from the child: it ends when this end of the pipe is closed, by us or by our death.
         self._process = subprocess.Popen(
             [sys.executable, "-c", SERVE, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -73,8 +81,7 @@ class Simulator:
         )
         theirs.close()
         self._pipe = Connection(ours.detach())
-        self.name, self._size, self._sky = name, size, sky
-        self.send("start", name, size, action_repeat, camera, sky)
+        self.send("start", *self._settings)
         try:
             low, high, camera = self._answer()["facts"]
         except SemopoError:
@@ -83,7 +90,14 @@ class Simulator:
         self.facts = Facts(np.array(low), np.array(high), camera)
 
     def send(self, method: str, *arguments: Any) -> None:
-        """Begin `reset` (seed) or `step` (control, a list of A numbers) in the child; `receive` returns its View."""
+        """Begin `reset` (seed) or `step` (control, a list of A numbers) in the child; `receive` returns its View.
+
+        A `reset` puts a new child in the place of one that died or hung, up to `RESTARTS` times.
+        """
+        if method == "reset" and self._broken and self._restarts < RESTARTS:
+            self._restarts += 1
+            self.close()
+            self._start()
         try:
             self._pipe.send_bytes(json.dumps([method, *arguments]).encode())
         except OSError as error:
@@ -108,6 +122,8 @@ class Simulator:
                 return self._pipe.recv_bytes()
         except (EOFError, OSError) as error:
             raise SimulatorError(self._obituary()) from error
+        self._process.kill()
+        self._broken = True
         raise SimulatorError(f"{self.name}: no answer from the simulator within {ANSWER_SECONDS:.0f} s; run the command again")
 
     def close(self) -> None:
@@ -123,6 +139,7 @@ class Simulator:
     def _obituary(self) -> str:
         if self._pipe.closed:
             return f"{self.name}: the environment is closed; make a new one"
+        self._broken = True
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         self._stderr.seek(0)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,22 +11,22 @@ import numpy as np
 import tensorflow as tf
 
 import semopo_tf
-from semopo_tf import checkpoints, cost, engine, envs, wiring
+from semopo_tf import alarms, checkpoints, cost, devices, dump, engine, envs, wiring
 from semopo_tf.agent import Agent, FilterPolicy
+from semopo_tf.checkpoints import Checkpoint
 from semopo_tf.config import Config
 from semopo_tf.engine import HostImages, Pace, StageLoop
 from semopo_tf.episodes import cache_place, held_out, open_dataset, read_card
 from semopo_tf.errors import CheckpointError, DataError, DeviceError, NumericalError
 from semopo_tf.files import write_whole
 from semopo_tf.random import Key
-from semopo_tf.rollout import play
+from semopo_tf.rollout import Discarded, play
 from semopo_tf.run import Progress, Records, TensorBoard, read_records, video_grid, write_video
 from semopo_tf.sampler import Pool, Sampler
 from semopo_tf.stopping import Interrupted, Interruptible, Stop
 from semopo_tf.types import Batch, Environment, Episode, Policy, Stage
 
 HOST_STACK_BYTES = 1 << 28  # of the images handed to one compiled call, where the host holds them
-LEAST_EXPLAINED = 0.2  # of the reward's variance at the end of the model phase; below it something is said
 REPORTED = ("image_loss", "endo_kl", "exo_kl", "joint_kl", "actor_loss", "imagined_reward", "penalty")
 
 
@@ -75,7 +75,8 @@ class Trainer:
         if config.eval.every or config.eval.final_episodes:
             self._check_environment()
         self._metrics, self._timing, self._scores = (Records(logdir / f"{name}.jsonl") for name in ("metrics", "timing", "scores"))
-        with tf.device(self._device):
+        self._warned: set[str] = set()
+        with devices.using(self._device):
             self._make_parts()
 
     def _claim_dataset(self) -> None:
@@ -104,6 +105,9 @@ class Trainer:
         """Fail now rather than at the first evaluation, hours from here."""
         environment = self._make_environment()
         environment.close()
+        seen, shown = self._dataset.frames.shape[1:], tuple(environment.image_shape)
+        if seen != shown:
+            raise DataError(f"{self._dataset.directory}: images of {list(seen)}, but {self._config.task} shows {list(shown)}; correct --env.size")
         expected, received = self._dataset.action.shape[1], environment.action_size
         if expected != received:
             raise DataError(f"{self._dataset.directory}: actions of size {expected}, but {self._config.task} takes {received}; correct --task")
@@ -115,6 +119,7 @@ class Trainer:
         """Sampler, agent and acting policy."""
         config, dataset = self._config, self._dataset
         image_size, action_size = dataset.frames.shape[1], dataset.action.shape[1]
+        self._sizes = {"image_size": image_size, "action_size": action_size}
         self._on_device = self._place_replay(image_size, action_size)
         self._sampler = Sampler(
             dataset,
@@ -125,7 +130,7 @@ class Trainer:
             total_steps=config.steps.model,
             images_on_device=self._on_device,
         )
-        self._agent = self._make_agent(config, image_size=image_size, action_size=action_size, jit=self._jit)
+        self._agent = self._make_agent(config, **self._sizes, jit=self._jit)
         policy = self._make_policy(self._agent, image_size=image_size, action_size=action_size, jit=self._jit.pixels)
         self._policy = Interruptible(policy, self._stop)
         self._validation = engine.compiled(self._agent.validate, jit=self._jit.pixels)
@@ -193,7 +198,7 @@ class Trainer:
         Raises:
           Stopped: when a signal asked for the end and everything is saved.
         """
-        with tf.device(self._device):
+        with devices.using(self._device):
             place = self._restore()
             with contextlib.closing(TensorBoard(self._logdir, self._axis(place.phase, place.step))) as self._tensorboard:
                 for stage in self._agent.stages[wiring.PHASES.index(place.phase) :]:
@@ -219,13 +224,18 @@ class Trainer:
         self._timing.cut(0)
         if not self._config.world_model:
             return Place("model")
+        donor = self._take_world_model(self._agent)
+        print(f"world model from {donor}; the model phase is skipped")
+        return Place("policy")
+
+    def _take_world_model(self, agent: Agent) -> Path:
+        """Put the world model of the run that `world_model` names into the agent; its checkpoint."""
         other = Path(self._config.world_model).expanduser()
         donor, _ = checkpoints.load_newest(other, wiring.PHASES)
         if donor is None:
             raise CheckpointError(f"--world_model {other}: no checkpoint there; expected the logdir of a run")
-        wiring.restore_world_model(self._agent, donor.tensors, donor.path)
-        print(f"world model from {donor.path}; the model phase is skipped")
-        return Place("policy")
+        wiring.restore_world_model(agent, donor.tensors, donor.path)
+        return donor.path
 
     def _trace(self, found: checkpoints.Checkpoint | None) -> list[dict[str, Any]]:
         """The versions and devices that the run was computed with, and from where on; warns when this start adds one."""
@@ -263,12 +273,48 @@ class Trainer:
                 seconds = time.monotonic() - started
                 step += chunk.done
                 if not chunk.finite:
-                    raise NumericalError(not_finite(stage.name, step, chunk.last))
+                    raise self._not_finite(loop, step)
                 self._stop.unsaved()
                 pace.took(chunk.done, seconds)
                 progress.update(step, ", ".join(f"{name} {chunk.last[name]:.4g}" for name in REPORTED if name in chunk.last))
                 self._attend(stage.name, step, loop, [name for name, every in clock.items() if due(step - 1, every, stage.steps) == 1])
         self._stop.settled(f"the end of the {stage.name} phase")
+
+    def _not_finite(self, loop: StageLoop, step: int) -> NumericalError:
+        """What to raise for a loss or gradient of the update after `step`, or a weight, that is not finite; leaves a dump.
+
+        A weight that is wrong already was made so by an earlier update, or by none: the updates since the last checkpoint tell.
+        """
+        stage, agent = loop.stage, self._agent
+        state = {name: variable.numpy() for name, variable in agent.variables().items()}
+        good, _ = checkpoints.load_newest(self._logdir, wiring.PHASES)
+        if dump.not_finite(state):
+            print(f"{stage.name} {step}: a weight is not finite; looking for the update that made it so", flush=True)
+            first = self._rewind(good, stage)
+            step, state = dump.first_bad_update(loop, agent, first, step + 1) or (step, state)
+            for name, variable in agent.variables().items():
+                variable.assign(state[name])
+        batch, key = loop.batch(step)
+        found = dump.examine(agent, stage, batch, key, jit=self._jit.pixels if stage.pixels else self._jit.vectors)
+        last = good.path.name if good else "none"
+        facts = {"phase": stage.name, "step": step, "seed": self._config.seed, "not_finite": found, "checkpoint": last, "device": self._device}
+        place = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, batch, state)
+        return NumericalError(
+            f"{stage.name} update {step + 1}: expected finite numbers, received {dump.shown(found)}; last good checkpoint: {last}; "
+            f"lower the learning rate, or look closer with python -m semopo_tf.replay_dump {place}"
+        )
+
+    def _rewind(self, good: Checkpoint | None, stage: Stage) -> int:
+        """Back to the last checkpoint, or to the first weights; the updates of the stage taken there."""
+        if good:
+            wiring.restore(self._agent.variables(), good.tensors, good.path)
+            return good.step if good.phase == stage.name else 0
+        fresh = self._make_agent(self._config, **self._sizes, jit=self._jit)
+        if self._config.world_model:
+            self._take_world_model(fresh)
+        for name, variable in self._agent.variables().items():
+            variable.assign(fresh.variables()[name])
+        return 0
 
     def _clock(self, stage: Stage) -> dict[str, int]:
         """What is done every how many updates, in this order where several are due; all at the stage's end too. Saving is the last."""
@@ -302,14 +348,18 @@ class Trainer:
         if phase == "model" and not self._train_mask.all():
             row |= {f"valid_{name}": float(value) for name, value in self._validate(step).items()}
         self._write(phase, step, row)
-        if phase == "model" and step == self._config.steps.model and "reward_var" in row and (share := explained_reward(row)) < LEAST_EXPLAINED:
-            print(
-                f"warning: the reward head explains {share:.0%} of the reward's variance: the endogenous stream may have missed the agent "
-                "(are the streams swapped?); look at the videos, or run python -m semopo_tf.probe where the true state is known"
-            )
+        for name, text in alarms.raised(row, model_ends=phase == "model" and step == self._config.steps.model).items():
+            if name not in self._warned:
+                print(f"warning: {phase} {step}: {text}")
+            self._warned.add(name)
         self._timing.append({"phase": phase, "step": step, "time": round(time.time(), 3)})
 
     def _write(self, phase: str, step: int, values: dict[str, float]) -> None:
+        wrong = [name for name, value in values.items() if not np.isfinite(value)]
+        if wrong:
+            raise NumericalError(
+                f"{phase} update {step}: metrics row: expected finite numbers, received {', '.join(wrong[:3])}; lower the learning rate"
+            )
         self._metrics.append({"phase": phase, "step": step, **values})
         self._tensorboard.scalars(self._axis(phase, step), {f"{phase}/{name}": value for name, value in values.items()})
 
@@ -333,17 +383,25 @@ class Trainer:
         if step == self._config.steps.policy and self._config.eval.final_episodes:
             return
         seeds = wiring.episode_seeds(self._config.eval.seed, self._config.eval.episodes)
-        self._write_returns(phase, step, [wiring.episode_return(episode) for episode in self._play(seeds)])
+        played = list(self._play(seeds))
+        returns = [wiring.episode_return(episode) for _, episode, _ in played]
+        self._write_returns(phase, step, returns, sum(again for _, _, again in played))
 
-    def _write_returns(self, phase: str, step: int, returns: list[float]) -> None:
+    def _write_returns(self, phase: str, step: int, returns: list[float], discarded: int) -> None:
         mean, std = float(np.mean(returns)), float(np.std(returns))
-        self._write(phase, step, {"eval_return": mean, "eval_return_std": std, "eval_episodes": len(returns)})
-        print(f"evaluation at {phase} {step}: return {mean:.1f} +- {std:.1f} over {len(returns)} episodes", flush=True)
+        self._write(phase, step, {"eval_return": mean, "eval_return_std": std, "eval_episodes": len(returns), "eval_discarded": discarded})
+        spread = f"return {mean:.1f} +- {std:.1f} over {len(returns)} episodes"
+        print(f"evaluation at {phase} {step}: {spread}{wiring.replayed(discarded)}", flush=True)
 
-    def _play(self, seeds: Sequence[int]) -> list[Episode]:
+    def _play(self, seeds: Sequence[int]) -> Iterator[tuple[int, Episode, int]]:
+        """(seed, episode, attempts discarded before it) for each seed."""
+        if not seeds:
+            return
+        discarded: list[Discarded] = []
         environments = [self._make_environment() for _ in range(min(self._config.eval.environments, len(seeds)))]
         try:
-            return list(play(environments, self._policy, seeds))
+            for seed, episode in zip(seeds, play(environments, self._policy, seeds, discarded), strict=True):
+                yield seed, episode, sum(entry.seed == seed for entry in discarded)
         finally:
             for environment in environments:
                 environment.close()
@@ -353,6 +411,8 @@ class Trainer:
         if self._saved == (phase, step):
             return
         tensors = {name: variable.numpy() for name, variable in self._agent.variables().items()}
+        if dump.not_finite(tensors):
+            raise self._not_finite(loop, step)
         state = {"metrics_size": self._metrics.size, "timing_size": self._timing.size, "sums": loop.sums.tolist(), "count": loop.count}
         state |= {"pending": [name for name in pending if name != "save"], "versions": self._versions}
         checkpoints.save(self._logdir, phase, step, tensors, state)
@@ -364,32 +424,17 @@ class Trainer:
         config, step = self._config, self._config.steps.policy
         if config.eval.final_episodes:
             seeds = wiring.episode_seeds(config.eval.seed, config.eval.final_episodes)
-            known = {row["episode_seed"]: row["return"] for row in read_records(self._scores.path) if row["source"] == "train"}
-            missing = [seed for seed in seeds if seed not in known]
-            for seed, episode in zip(missing, self._play(missing) if missing else [], strict=True):
-                row = wiring.score_row(config, self._settings, phase="policy", step=step, seed=seed, episode=episode, source="train")
-                self._scores.append(row)
-                known[seed] = row["return"]
-            self._write_returns("policy", step, [known[seed] for seed in seeds])
+            known = {row["episode_seed"]: row for row in read_records(self._scores.path) if row["source"] == "train"}
+            facts = {"phase": "policy", "step": step, "source": "train"}
+            for seed, episode, discarded in self._play([seed for seed in seeds if seed not in known]):
+                known[seed] = wiring.score_row(config, self._settings, seed=seed, episode=episode, discarded=discarded, **facts)
+                self._scores.append(known[seed])
+            rows = [known[seed] for seed in seeds]
+            self._write_returns("policy", step, [row["return"] for row in rows], sum(row.get("discarded", 0) for row in rows))
         write_whole(self._logdir / "DONE", b"")
         print(f"done: {self._logdir}")
-
-
-def explained_reward(row: Mapping[str, float]) -> float:
-    """R^2 of the reward head on the batches of a metrics row, from its loss (squared error / 2 and a constant) and the rewards' variance."""
-    error = 2 * (row["reward_loss"] - 0.5 * np.log(2 * np.pi))
-    return 1 - error / row["reward_var"] if row["reward_var"] > 0 else 1.0
 
 
 def due(step: int, every: int, last: int) -> int:
     """Updates from `step` to the next multiple of `every` or to the stage's end, whichever comes first; at least 1."""
     return min(every - step % every, last - step)
-
-
-def not_finite(phase: str, step: int, metrics: dict[str, float]) -> str:
-    """The message for an update that was not taken, `step` being the updates taken before it."""
-    names = sorted(name for name, value in metrics.items() if not np.isfinite(value))
-    return (
-        f"{phase} update {step + 1}: expected finite losses and gradients, received {', '.join(names) or 'a gradient'} not finite; "
-        "the update was not taken and the checkpoints are good; lower the learning rate"
-    )

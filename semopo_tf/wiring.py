@@ -117,11 +117,19 @@ def episode_return(episode: Episode) -> float:
     return float(episode.reward.sum(dtype=np.float64))
 
 
-def score_row(config: Config, settings: Mapping[str, Any], *, phase: str, step: int, seed: int, episode: Episode, source: str) -> dict[str, Any]:
+def replayed(discarded: int) -> str:
+    """What to add to a mean of returns, so that nobody takes it for one over the episodes that were asked for."""
+    return f"; {discarded} attempts failed and were played again with another seed" if discarded else ""
+
+
+def score_row(
+    config: Config, settings: Mapping[str, Any], *, phase: str, step: int, seed: int, episode: Episode, discarded: int, source: str
+) -> dict[str, Any]:
     """One line of scores.jsonl.
 
     Args:
       settings: of the environment that was played in.
+      seed: of the fixed list; `rollout.retry_seed` has the one that was played after `discarded` attempts.
       source: `train` for the final evaluation of a run, `evaluate` for evaluate.py.
     """
     return {
@@ -133,6 +141,7 @@ def score_row(config: Config, settings: Mapping[str, Any], *, phase: str, step: 
         "episode_seed": seed,
         "return": episode_return(episode),
         "length": len(episode.reward) - 1,
+        "discarded": discarded,
         "source": source,
         "environment": dict(settings),
         "versions": envs.environment_versions(),

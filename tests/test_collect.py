@@ -1,5 +1,7 @@
 import contextlib
+import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,13 +15,14 @@ from test_videos import write_grey
 
 from semopo_tf import collect, envs
 from semopo_tf.episodes import read_card
-from semopo_tf.errors import ConfigError, LockedError, SemopoError, StorageError, one_line
-from semopo_tf.files import locked, sha256
+from semopo_tf.errors import ConfigError, LockedError, SemopoError, SimulatorError, StorageError, one_line
+from semopo_tf.files import Files, locked, sha256
+from semopo_tf.rollout import retry_seed
 from semopo_tf.types import Observation
 
 # A user's own file: an environment without a simulator, registered, then the ordinary command.
 SCRIPT = """
-import sys, time
+import os, sys, time
 import numpy as np
 import semopo_tf
 from semopo_tf import collect
@@ -40,6 +43,8 @@ class Noise:
         return self.observe(0.0)
 
     def step(self, action):
+        if self.pause == 1.234:
+            os._exit(1)
         time.sleep(self.pause)
         self.time += 1
         return self.observe(float(action.sum()))
@@ -269,7 +274,7 @@ def wait_for_episodes(folder, count, seconds=120):
         time.sleep(0.01)
 
 
-def test_killed_collection_continues_to_the_same_bytes(tmp_path, script):
+def test_L01_killed_collection_continues_to_the_same_bytes(tmp_path, script):
     first = script("killed", stdout=subprocess.DEVNULL)
     wait_for_episodes(tmp_path / "killed", 3)
     first.send_signal(signal.SIGKILL)
@@ -303,24 +308,142 @@ def alive(pid):
         return False
 
 
-def test_workers_end_with_their_parent_and_a_dead_worker_is_reported(tmp_path, script):
-    for victim_is_parent in (True, False):
-        process = script(f"out{victim_is_parent}", stdout=subprocess.DEVNULL, processes=2, pause=1000, episodes=40)
-        workers, until = [], time.monotonic() + 120
-        while len(workers) < 2:
-            assert time.monotonic() < until, "two workers did not start"
-            time.sleep(0.05)
-            workers = children_of(process.pid)
-        time.sleep(2)  # the workers have begun
-        os.kill(process.pid if victim_is_parent else workers[0], signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
-        if not victim_is_parent:
-            assert process.returncode == 6
-            assert "a collecting process died" in errors
-        until = time.monotonic() + 60
-        while any(map(alive, workers)) and time.monotonic() < until:
-            time.sleep(0.05)
-        assert not any(map(alive, workers))
+def workers_of(process):
+    workers, until = [], time.monotonic() + 120
+    while len(workers) < 2:
+        assert time.monotonic() < until, "two workers did not start"
+        time.sleep(0.05)
+        workers = children_of(process.pid)
+    return workers
+
+
+def test_workers_end_with_their_parent(tmp_path, script):
+    process = script("out", stdout=subprocess.DEVNULL, processes=2, pause=1000, episodes=40)
+    workers = workers_of(process)
+    time.sleep(2)  # they have begun
+    process.kill()
+    process.communicate(timeout=60)
+    until = time.monotonic() + 60
+    while any(map(alive, workers)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+
+
+def test_R19_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path, script):
+    whole = script("whole", stdout=subprocess.DEVNULL, pause=5)
+    process = script("killed", stdout=subprocess.DEVNULL, processes=2, pause=5)
+    wait_for_episodes(tmp_path / "killed", 2)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "a collecting process died, starting again with" in errors
+    assert whole.wait(timeout=60) == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_R19_workers_that_always_die_end_the_command(tmp_path, script):
+    """The script's environment ends its process at a decision of 1234 ms."""
+    process = script("out", stdout=subprocess.DEVNULL, processes=2, pause=1234)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 6, errors
+    assert errors.count("a collecting process died, starting again") == collect.RESTARTS
+    assert f"collecting processes died {collect.RESTARTS + 1} times" in errors
+
+
+def spoil(monkeypatch, *seeds, error=RuntimeError):
+    """`still` fails at the first decision of episodes with these seeds."""
+
+    class Spoiled(Still):
+        def reset(self, seed):
+            self.spoiled = seed in seeds
+            return super().reset(seed)
+
+        def step(self, action):
+            if self.spoiled:
+                raise error("mjWARN_BADQACC")
+            return super().step(action)
+
+    monkeypatch.setitem(envs._registry, "still", Spoiled)
+
+
+def test_L02_E02_a_spoiled_episode_gets_the_next_seed_and_is_kept_at_the_next_start(tmp_path, still, monkeypatch, capsys):
+    first = collect.episode_seed(1, 1)
+    spoil(monkeypatch, first)
+    collect.main(arguments(tmp_path / "a"))
+    card = read_card(tmp_path / "a")
+    assert card["discarded"] == 1
+    assert [entry["seed"] for entry in card["files"]] == [collect.episode_seed(1, 0), retry_seed(first, 1), collect.episode_seed(1, 2)]
+    assert "3 episodes, 21 records, return 6.00 +- 0.00, 1 attempts discarded and played again with another seed" in capsys.readouterr().out
+    before = contents(tmp_path / "a")
+    next((tmp_path / "a").glob("000000-*")).unlink()
+    collect.main(arguments(tmp_path / "a"))
+    assert contents(tmp_path / "a") == before
+
+
+def test_L02_E02_more_than_a_tenth_of_spoiled_episodes_ends_the_command(tmp_path, still, monkeypatch):
+    spoil(monkeypatch, *(collect.episode_seed(1, index) for index in (0, 2)))
+    with pytest.raises(SimulatorError, match="2 of 3 episodes could not be played with their own seed, expected at most 1"):
+        collect.main(arguments(tmp_path))
+    assert read_card(tmp_path)["status"] == "incomplete"
+
+
+def test_L02_two_files_of_one_episode_are_refused(tmp_path, still):
+    collect.main(arguments(tmp_path))
+    path = sorted(tmp_path.glob("*.npz"))[0]
+    (tmp_path / f"000000-{retry_seed(collect.episode_seed(1, 0), 1):08x}-6.npz").write_bytes(path.read_bytes())
+    with pytest.raises(ConfigError, match="belongs to no episode of this collection"):
+        collect.main(arguments(tmp_path))
+
+
+def test_L02_a_full_disk_ends_the_collection_and_it_goes_on_later(tmp_path, still, monkeypatch):
+    collect.main(arguments(tmp_path / "whole"))
+    written, write = [], Files.write
+
+    def fill_up(files, path, data):
+        written.append(path)
+        if path.suffix == ".npz" and len([path for path in written if path.suffix == ".npz"]) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(files, path, data)
+
+    with monkeypatch.context() as full:
+        full.setattr(Files, "write", fill_up)
+        with pytest.raises(StorageError, match=r"No space left on device\); free some space"):
+            collect.main(arguments(tmp_path / "a"))
+    assert len(list((tmp_path / "a").glob("*.npz"))) == 1
+    collect.main(arguments(tmp_path / "a"))
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+
+
+def test_L01_twenty_kills_at_any_point_lose_nothing_and_change_nothing(tmp_path, rng):
+    """Real SIGKILLs of the built-in testbed's collection, from its first line to its card; the command is repeated until it ends."""
+    context = multiprocessing.get_context("forkserver")  # spares each process the start of the interpreter
+    context.set_forkserver_preload(["semopo_tf.collect"])
+
+    def start(out):
+        process = context.Process(target=collect.main, args=(["--task", "exbmdp_point", "--episodes", "60", "--seed", "3", "--out", str(out)],))
+        process.start()
+        return process
+
+    whole, out, kills = start(tmp_path / "whole"), tmp_path / "killed", 0
+    while kills < 20:
+        process, have = start(out), len(list(out.glob("*.npz")))
+        if kills % 2:
+            wait_for_episodes(out, have + int(rng.integers(1, 5)), seconds=5)
+            time.sleep(rng.uniform(0, 0.02))
+        else:
+            time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:  # it was faster
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        assert len(list(out.glob("*.npz"))) >= have
+    assert kills == 20
+    for process in (whole, start(out)):
+        process.join()
+        assert process.exitcode == 0
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_errors_of_a_worker_come_through():

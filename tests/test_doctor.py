@@ -24,7 +24,7 @@ def test_first_problem_gives_the_exit_code(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == ["ok       one: fine", "problem  two: broken; mend it", "problem  three: wrong"]
 
 
-def test_missing_packages(monkeypatch):
+def test_E05_missing_packages(monkeypatch):
     versions = {"tensorflow": "2.21.0", "numpy": "2.4.6"}
     monkeypatch.setattr(doctor, "_version", versions.get)
     message = r"not installed: keras, .*run pip install keras 'tensorflow-probability\[tf\]' dm_control 'mujoco>=3.17,<4' .*imageio-ffmpeg"

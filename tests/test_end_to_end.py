@@ -1,6 +1,10 @@
 """The main job on the real simulator at the debug size: collect, check, train both phases, evaluate, videos."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -8,12 +12,13 @@ import pytest
 import synthetic
 
 import semopo_tf
-from semopo_tf import collect, data, envs, evaluation, training
+from semopo_tf import collect, data, envs, evaluation, rendering, training
 from semopo_tf.errors import CheckpointError, ConfigError, DataError
 from semopo_tf.rollout import play
 from semopo_tf.run import read_records
 
 TASK = "dmcdrv_walker_walk"
+ROOT = Path(semopo_tf.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +143,44 @@ def test_a_changed_dataset_or_configuration_is_refused_and_nothing_is_overwritte
         training.main(flags)
     after = {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
     assert after == {name: content for name, content in before.items() if name != "DONE"}
+
+
+BLOCKED = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("dm_control", "mujoco", "gym", "gymnasium", "cv2", "Box2D", "pygame"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_E05_training_without_evaluation_needs_no_simulator_and_another_names_what_to_install(tmp_path):
+    """In a process where the simulator cannot be imported, nor in the child that it starts."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED)
+    paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    directory = synthetic.dataset(tmp_path / "data")
+
+    def start(logdir, *more):
+        flags = synthetic.train_flags(directory, tmp_path / logdir, "--steps.policy", "0", "--video.every", "0", *more)
+        environment = os.environ | {"PYTHONPATH": paths, rendering.CHECKED: "osmesa", "MUJOCO_GL": "osmesa"}
+        return subprocess.run([sys.executable, ROOT / "train.py", *flags], env=environment, capture_output=True, text=True, timeout=200)
+
+    assert start("off").returncode == 0
+    assert (tmp_path / "off" / "DONE").exists()
+    refused = start("on", "--eval.final_episodes", "1", "--task", "dmc_walker_walk")
+    assert refused.returncode == 6
+    assert f"the package dm_control is not installed; run {rendering.INSTALL_SIMULATOR}" in refused.stderr
+
+
+def test_E04_an_environment_whose_images_are_not_the_datas_is_refused_before_training(tmp_path):
+    semopo_tf.register("toy", lambda **settings: Toy())
+    directory = synthetic.dataset(tmp_path / "data", size=32, action_size=6)
+    flags = ["--configs", "debug", "--task", "toy", "--offline_dir", str(directory), "--logdir", str(tmp_path / "run")]
+    with pytest.raises(DataError, match=r"images of \[32, 32, 3\], but toy shows \[64, 64, 3\]; correct --env.size"):
+        training.main(flags)
 
 
 @pytest.mark.parametrize(

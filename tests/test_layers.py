@@ -23,16 +23,16 @@ TABLE = {
     "data": {2: ["episodes"], 3: ["sampler"]},
     "learning": {
         1: ["convolutions"],
-        2: ["distributions", "losses", "nets", "optim", "imagination", "engine", "recurrence", "remat"],
-        3: ["rssm", "actor_critic"],
+        2: ["distributions", "losses", "nets", "optim", "imagination", "devices", "recurrence", "remat"],
+        3: ["rssm", "actor_critic", "engine"],
         4: ["world_model"],
         5: ["agent"],
     },
     "acting": {2: ["driving", "rendering", "rollout", "exbmdp"], 3: ["simulation", "videos"], 4: ["envs"]},
-    "running": {1: ["config"], 2: ["run", "checkpoints", "stopping"]},
+    "running": {1: ["config", "alarms"], 2: ["run", "checkpoints", "stopping"]},
     "entry": {
-        6: ["wiring", "collect", "data", "doctor"],
-        7: ["trainer", "bench"],
+        6: ["wiring", "collect", "data", "doctor", "dump"],
+        7: ["trainer", "bench", "replay_dump"],
         8: ["training", "evaluation"],
         9: ["probe", "sweep", "report", "__init__"],
         10: ["summary"],
@@ -52,7 +52,7 @@ ONLY = {
 }
 TENSORFLOW = {"tensorflow", "tensorflow_probability", "keras", "tf_keras"}
 SIMULATORS = {"dm_control", "mujoco", "gym", "gymnasium"}
-WITH_TENSORFLOW = {"random", "sampler", "trainer", "evaluation", "probe", "doctor", "bench"} | {
+WITH_TENSORFLOW = {"random", "sampler", "trainer", "evaluation", "probe", "doctor", "bench", "replay_dump"} | {
     m for m, (_, column) in PLACE.items() if column == "learning"
 }
 

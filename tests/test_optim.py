@@ -198,7 +198,7 @@ def test_scaled_gradients_take_the_step_of_the_plain_ones(mode):
 
 
 @modes
-def test_an_overflow_is_skipped_and_halves_the_scale(mode):
+def test_N02_an_overflow_is_skipped_and_halves_the_scale(mode):
     scaled = Scaled(mode)
     metrics = scaled.step([np.inf, 1.0])
     np.testing.assert_array_equal(scaled.trained["x"], [1.0, 1.0])
@@ -216,12 +216,19 @@ def test_the_scale_doubles_after_many_good_steps_in_a_row(monkeypatch):
     assert seen == [1, 1, 0.5, 0.5, 0.5, 1, 1]
 
 
-def test_a_loss_that_is_not_finite_is_a_fault_whatever_the_scale_and_so_is_an_overflow_at_scale_one():
+def test_N02_a_loss_that_is_not_finite_is_a_fault_whatever_the_scale_and_so_is_an_overflow_at_scale_one():
     scaled = Scaled()
     assert scaled.step([1.0, 1.0], np.nan)["finite"] == 0.0
     scaled.scale.scale.assign(1.0)
     assert scaled.step([np.inf, 1.0])["finite"] == 0.0
     assert scaled.scale.scale.numpy() == 1.0
+
+
+def test_N02_the_sixteenth_skip_in_a_row_is_a_fault():
+    scaled = Scaled()
+    steps = [scaled.step([np.inf, 1.0]) for _ in range(16)]
+    assert [step["skipped"] for step in steps] == [1.0] * 16
+    assert [step["finite"] for step in steps] == [1.0] * 15 + [0.0]
 
 
 def test_the_state_of_a_loss_scale_is_kept():

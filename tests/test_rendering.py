@@ -23,7 +23,7 @@ def machine(monkeypatch):
     return tried, works
 
 
-def test_backends_are_tried_in_order_and_once(machine):
+def test_E01_backends_are_tried_in_order_and_once(machine):
     tried, works = machine
     works.add("osmesa")
     assert rendering.choose_backend() == "osmesa"
@@ -33,7 +33,7 @@ def test_backends_are_tried_in_order_and_once(machine):
     assert tried == ["egl", "osmesa"]
 
 
-def test_choice_of_the_user_is_kept(machine):
+def test_E01_choice_of_the_user_is_kept(machine):
     tried, works = machine
     works.update(("egl", "osmesa"))
     rendering.os.environ["MUJOCO_GL"] = "osmesa"
@@ -46,18 +46,18 @@ def test_choice_of_the_user_is_kept(machine):
     assert rendering.os.environ["MUJOCO_GL"] == "glfw"
 
 
-def test_none_works(machine):
+def test_E01_none_works(machine):
     with pytest.raises(
         SimulatorError, match=r"no OpenGL backend renders here \(egl: no such library; osmesa: .*apt-get install libegl1 libgl1 libosmesa6"
     ):
         rendering.choose_backend()
 
 
-def test_probe_survives_a_backend_that_fails():
+def test_E01_probe_survives_a_backend_that_fails():
     assert "MUJOCO_GL" in rendering.probe("nonsense") or "nonsense" in rendering.probe("nonsense")
 
 
-def test_probe_does_not_wait_for_ever(monkeypatch):
+def test_E01_probe_does_not_wait_for_ever(monkeypatch):
     def run(*args, timeout, **options):
         raise subprocess.TimeoutExpired(args[0], timeout)
 
@@ -73,7 +73,7 @@ def test_mujoco_of_another_generation():
         raise AttributeError("'MjModel' object has no attribute 'flex_vertedge'")
 
 
-def test_missing_simulator():
+def test_E05_missing_simulator():
     with (
         pytest.raises(SimulatorError, match="the package dm_control is not installed; run pip install dm_control"),
         rendering.simulator_errors("walker"),
@@ -84,3 +84,11 @@ def test_missing_simulator():
 def test_other_errors_pass():
     with pytest.raises(AttributeError, match="spam"), rendering.simulator_errors("walker"):
         raise AttributeError("'list' object has no attribute 'spam'")
+
+
+def test_E01_a_backend_that_aborts_its_process_is_one_failure_with_its_last_words(monkeypatch):
+    """As a broken OpenGL library does."""
+    monkeypatch.setattr(rendering, "PROBE", "import os, sys; print('libEGL: broken', file=sys.stderr, flush=True); os.abort()")
+    assert rendering.probe("egl") == "libEGL: broken"
+    monkeypatch.setattr(rendering, "PROBE", "import os; os.abort()")
+    assert rendering.probe("egl") == "exit status -6"

@@ -144,7 +144,7 @@ class Still:
 
 
 @pytest.mark.parametrize("jit", ["off", pytest.param("partial", marks=pytest.mark.full), pytest.param("full", marks=pytest.mark.full)])
-def test_every_function_is_traced_once_in_a_run_and_once_more_after_a_restart(data, tmp_path, monkeypatch, jit):
+def test_N09_every_function_is_traced_once_in_a_run_and_once_more_after_a_restart(data, tmp_path, monkeypatch, jit):
     """With evaluations, held-out metrics, reports and chunks of changing size; each start counts for itself."""
     semopo_tf.register("still", Still)
     still = ("--task", "still", "--eval.every", "6", "--eval.final_episodes", "2")
@@ -172,12 +172,13 @@ def test_every_function_is_traced_once_in_a_run_and_once_more_after_a_restart(da
 
 
 @pytest.mark.full
-def test_memory_stays_flat_over_twenty_thousand_updates(data, tmp_path, monkeypatch):
-    """Resident memory at every metrics row of a run with validation, checkpoints and TensorBoard."""
-    resident = []
+def test_N09_memory_files_and_threads_stay_flat_over_twenty_thousand_updates(data, tmp_path, monkeypatch):
+    """Resident memory, descriptors and threads at every metrics row of a run with validation, checkpoints and TensorBoard."""
+    resident, held = [], []
 
     def note(records, row):
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        held.append(tuple(len(list(Path("/proc/self", name).iterdir())) for name in ("fd", "task")))
         append(records, row)
 
     append = Records.append
@@ -187,6 +188,9 @@ def test_memory_stays_flat_over_twenty_thousand_updates(data, tmp_path, monkeypa
     assert training.main(synthetic.train_flags(data, tmp_path / "run", *steps, *often)) == 0
     for phase in np.split(np.array(resident), 2):  # from a fifth of each phase to its end
         assert phase[-10:].mean() - phase[len(phase) // 5 :][:10].mean() < 10
+    for phase in np.split(np.array(held), 2):  # descriptors, threads; one row more or less may be open at that moment
+        settled = phase[len(phase) // 5 :]
+        assert (settled.max(0) - settled.min(0) <= 2).all()
 
 
 def test_metrics_rows_stand_in_the_order_of_phase_and_step(uninterrupted):

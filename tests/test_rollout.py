@@ -1,8 +1,11 @@
+import time
+
 import numpy as np
 import pytest
 
+from semopo_tf import rollout
 from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
-from semopo_tf.rollout import RandomPolicy, play
+from semopo_tf.rollout import ATTEMPTS, Discarded, RandomPolicy, play, retry_seed
 from semopo_tf.types import Observation
 
 
@@ -16,7 +19,7 @@ class Counting:
 
     def observe(self):
         last = self.time == 2 + self.seed % 4
-        image = np.full((2, 2, 3), 10 * self.seed + self.time, np.uint8)
+        image = np.full((2, 2, 3), (10 * self.seed + self.time) % 256, np.uint8)
         return Observation(image, float(self.time), self.time == 0, last, last and self.seed % 2 == 1)
 
     def reset(self, seed):
@@ -145,10 +148,110 @@ def test_actions_of_a_wrong_shape():
         ({"reward": float("nan")}, "a finite reward, received nan"),
     ],
 )
-def test_broken_environments(changes, message):
+def test_E04_broken_environments(changes, message):
     class Broken(Counting):
         def step(self, action):
             return super().step(action)._replace(**changes)
 
-    with pytest.raises(SimulatorError, match=message):
+    with pytest.raises(SimulatorError, match=rf"^episode 1: failed with {ATTEMPTS} seeds in a row .*{message}"):
         list(play([Broken()], RandomPolicy(2), [1]))
+
+
+def test_E04_an_environment_that_changes_its_spaces():
+    class Changing(Counting):
+        def step(self, action):
+            self.image_shape = (3, 3, 3)
+            return super().step(action)
+
+    with pytest.raises(SimulatorError, match=r"expected images and actions of \(\(2, 2, 3\), 2\) throughout, received \(\(3, 3, 3\), 2\)"):
+        list(play([Changing()], RandomPolicy(2), [1]))
+
+
+class PhysicsError(RuntimeError):
+    """The simulator suite's has the same base."""
+
+
+class Spoiled(Counting):
+    """Fails in episodes whose (played) seed is listed, at the first decision or at reset."""
+
+    def __init__(self, seeds, *, at_reset=False):
+        super().__init__()
+        self.seeds, self.at_reset = set(seeds), at_reset
+
+    def reset(self, seed):
+        if self.at_reset and seed in self.seeds:
+            raise PhysicsError("mjWARN_BADQACC\nin the walker")
+        return super().reset(seed)
+
+    def step(self, action):
+        if self.seed in self.seeds:
+            raise PhysicsError("mjWARN_BADQACC\nin the walker")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("at_reset", [False, True])
+def test_E02_L03_a_spoiled_episode_is_played_with_the_next_seed_and_counted(count, at_reset, capsys):
+    """Whatever is played beside it: the others are as ever, and so is the one that took its place."""
+    seeds, broken = [3, 0, 5, 2, 1], [5, retry_seed(5, 1)]
+    discarded = []
+    episodes = list(play([Spoiled(broken, at_reset=at_reset) for _ in range(count)], RandomPolicy(2), seeds, discarded))
+    expected = list(play([Counting()], RandomPolicy(2), [3, 0, retry_seed(5, 2), 2, 1]))
+    assert discarded == [Discarded(5, attempt, "mjWARN_BADQACC in the walker") for attempt in (0, 1)]
+    for one, other in zip(episodes, expected, strict=True):
+        for left, right in zip(one, other, strict=True):
+            np.testing.assert_array_equal(left, right)
+    assert capsys.readouterr().err.count("is discarded: mjWARN_BADQACC in the walker") == 2
+
+
+@pytest.mark.parametrize(("episodes", "allowed"), [(5, 1), (10, 1), (30, 3)])
+def test_E02_L03_more_than_a_tenth_of_the_episodes_is_an_error_and_no_mean(episodes, allowed):
+    seeds = list(range(episodes))
+    assert len(list(play([Spoiled(seeds[:allowed])], RandomPolicy(2), seeds))) == episodes
+    with pytest.raises(SimulatorError, match=f"^{allowed + 1} of {episodes} episodes could not be played .*expected at most {allowed} .*BADQACC"):
+        list(play([Spoiled(seeds[: allowed + 1])], RandomPolicy(2), seeds))
+
+
+def test_E02_a_mistake_in_an_environment_is_no_spoiled_episode():
+    class Mistaken(Counting):
+        def step(self, action):
+            raise KeyError("walker")
+
+    with pytest.raises(KeyError, match="walker"):
+        list(play([Mistaken()], RandomPolicy(2), [1]))
+
+
+def test_seeds_of_further_attempts_are_fixed_and_differ():
+    assert retry_seed(7, 0) == 7
+    drawn = {retry_seed(seed, attempt) for seed in range(100) for attempt in range(1, ATTEMPTS)}
+    assert len(drawn) == 100 * (ATTEMPTS - 1) and max(drawn) < 2**32
+    assert [retry_seed(7, attempt) for attempt in (1, 2, 3)] == [11803744, 2527321439, 3798110162]
+
+
+def test_R19_a_step_that_never_returns_is_given_up(monkeypatch):
+    class Sleeping(Counting):
+        def step(self, action):
+            if self.seed == 4:
+                time.sleep(60)
+            return super().step(action)
+
+    monkeypatch.setattr(rollout, "ANSWER_SECONDS", 0.2)
+    discarded, started = [], time.monotonic()
+    assert len(list(play([Sleeping(), Counting()], RandomPolicy(2), [4, 1], discarded))) == 2
+    assert time.monotonic() - started < 5
+    assert discarded == [Discarded(4, 0, "environment: no answer within 0 s")]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.1, -1.1])
+def test_E03_a_wrong_action_is_the_policys_fault_and_no_environment_sees_it(value):
+    class Wrong(RandomPolicy):
+        def __call__(self, image, state, seeds, step):
+            action, state = super().__call__(image, state, seeds, step)
+            action[-1, 1] = value if step == 1 else action[-1, 1]
+            return action, state
+
+    environments = [Counting(), Counting()]
+    with pytest.raises(NumericalError, match=r"expected finite actions in \[-1, 1\], received .* at decision 1 of episode 7$") as caught:
+        list(play(environments, Wrong(2), [3, 7]))
+    assert caught.value.exit_code == 5
+    assert [len(environment.received) for environment in environments] == [1, 1]

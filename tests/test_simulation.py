@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import semopo_tf
-from semopo_tf import simulation
+from semopo_tf import rollout, simulation
 from semopo_tf.errors import ConfigError, SimulatorError
+from semopo_tf.types import Observation
 
 ROOT = Path(semopo_tf.__file__).parents[1]
 FAKE = '''
@@ -126,7 +127,7 @@ def test_settings_that_the_simulation_refuses_are_refused_here(start):
         start("unknown_task")
 
 
-def test_a_child_that_dies_is_reported_with_the_task_and_its_status(start):
+def test_R19_a_child_that_dies_is_reported_with_the_task_and_its_status(start):
     simulator = start()
     ask(simulator, "reset", 0)
     for _ in range(2):  # and again, instead of a hang
@@ -134,13 +135,70 @@ def test_a_child_that_dies_is_reported_with_the_task_and_its_status(start):
             ask(simulator, "step", [1.0, 0.0])
 
 
-def test_a_child_killed_between_two_steps_is_reported(start):
+def test_R19_a_child_killed_between_two_steps_is_reported_and_replaced_at_the_next_reset(start):
     simulator = start()
     ask(simulator, "reset", 0)
     os.kill(simulator._process.pid, signal.SIGKILL)
     simulator._process.wait()
+    started = time.monotonic()
     with pytest.raises(SimulatorError, match=r"^fake_task: the simulator's process ended with status -9"):
         ask(simulator, "step", [0.0, 0.0])
+    assert time.monotonic() - started < 5
+    assert ask(simulator, "reset", 3).image[0, 0, 0] == 3
+
+
+def test_R19_a_child_is_replaced_at_most_three_times(start):
+    simulator = start()
+    for _ in range(simulation.RESTARTS + 1):
+        ask(simulator, "reset", 0)
+        with pytest.raises(SimulatorError, match="ended with status 9"):
+            ask(simulator, "step", [1.0, 0.0])
+    with pytest.raises(SimulatorError, match="ended with status 9"):
+        ask(simulator, "reset", 0)
+
+
+def test_E02_R19_dying_hanging_and_diverging_children_cost_an_attempt_each(start, monkeypatch):
+    """Through the loop that plays: a policy whose first entry makes the trouble, in the first episode alone."""
+
+    class World:
+        action_size, image_shape = 2, (4, 4, 3)
+
+        def __init__(self):
+            self.simulator = start()
+
+        def reset(self, seed):
+            self.simulator.send("reset", seed % 100)
+            return self.receive()
+
+        def send(self, action):
+            self.simulator.send("step", (5 * action).tolist())
+
+        def receive(self):
+            view = self.simulator.receive()
+            return Observation(view.image, view.reward, view.is_first, view.is_last, view.is_terminal)
+
+    class Troublemaker:
+        def initial(self, episodes):
+            return None
+
+        def __call__(self, image, state, seeds, step):
+            trouble = {11: 1, rollout.retry_seed(11, 1): 2, rollout.retry_seed(11, 2): 4}
+            return np.array([[trouble.get(int(seed), 0) / 5 + 0.01, 0.1] for seed in seeds]), None
+
+    monkeypatch.setattr(simulation, "ANSWER_SECONDS", 1.0)
+    discarded = []
+    episodes = list(rollout.play([World(), World()], Troublemaker(), [11, 12, 13], discarded))
+    assert [len(episode.reward) for episode in episodes] == [4, 4, 4]
+    assert [(entry.seed, entry.attempt) for entry in discarded] == [(11, 0), (11, 1), (11, 2)]
+    for entry, words in zip(discarded, ("ended with status 9", "the physics diverged", "no answer"), strict=True):
+        assert words in entry.reason
+
+
+def test_E02_the_suites_own_error_is_recognised():
+    from dm_control.rl.control import PhysicsError
+
+    with pytest.raises(SimulatorError, match=r"the physics diverged \(mjWARN_BADQACC\)"), simulation.physics_errors():
+        raise PhysicsError("mjWARN_BADQACC")
 
 
 def test_a_mistake_inside_the_simulator_is_quoted(start):
@@ -152,13 +210,13 @@ def test_a_mistake_inside_the_simulator_is_quoted(start):
         start("broken_import")
 
 
-def test_a_simulator_that_does_not_answer_is_given_up(start, monkeypatch):
+def test_R19_a_simulator_that_does_not_answer_is_given_up(start, monkeypatch):
     simulator = start()
     ask(simulator, "reset", 0)
     monkeypatch.setattr(simulation, "ANSWER_SECONDS", 0.2)
     with pytest.raises(SimulatorError, match=r"^fake_task: no answer from the simulator within 0 s; run the command again$"):
         ask(simulator, "step", [4.0, 0.0])
-    os.kill(simulator._process.pid, signal.SIGKILL)  # spares the fixture the wait for a child that sleeps
+    assert simulator._process.wait(timeout=5) == -signal.SIGKILL
 
 
 def test_closing_twice_is_closing_once_and_nothing_works_after_it(start):

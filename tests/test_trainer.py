@@ -8,8 +8,9 @@ import victims
 
 from semopo_tf import config as configuration
 from semopo_tf import engine
+from semopo_tf.alarms import explained_reward
 from semopo_tf.errors import DataError, DeviceError
-from semopo_tf.trainer import Trainer, explained_reward
+from semopo_tf.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,134 @@
+"""What a run leaves when a loss, gradient or weight is not finite: enough to do the update again, and the names of what is wrong.
+
+dump-<phase>-<step>/   dump.json     phase, step (updates taken before), seed, sizes, what is not finite, the last good checkpoint
+                       config.yaml   of the run
+                       batch.npz     the batch of the update
+                       state.npz     every variable before the update, by its name in a checkpoint
+"""
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from semopo_tf.agent import Agent
+from semopo_tf.engine import StageLoop, compiled
+from semopo_tf.errors import DataError, StorageError
+from semopo_tf.files import FILES, Files, temporary_sibling
+from semopo_tf.random import Key
+from semopo_tf.types import Batch, Stage
+
+SHOWN = 3  # names in a message
+FIELDS = {"phase": str, "step": int, "seed": int, "image_size": int, "action_size": int, "not_finite": list, "checkpoint": str, "device": str}
+
+
+class Dump(NamedTuple):
+    """A dump directory, read."""
+
+    facts: dict[str, Any]
+    batch: Batch
+    state: dict[str, np.ndarray]
+
+
+def not_finite(arrays: Mapping[str, Any]) -> list[str]:
+    """Names of the arrays or variables that hold a number that is not finite."""
+    values = {name: np.asarray(array) for name, array in arrays.items()}
+    return [name for name, value in values.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more if names else "a tensor that is finite when the update is done again"
+
+
+def examine(agent: Agent, stage: Stage, batch: Batch, key: Key, *, jit: bool) -> list[str]:
+    """Do one update and name all that is not finite, causes before effects: batch, weights, losses, gradients, the weights after it.
+
+    The update is done: the caller keeps a copy of the weights.
+    """
+    found = [f"batch/{name}" for name in not_finite(batch._asdict())]
+    found += not_finite(agent.variables())
+    metrics, gradients = compiled(lambda batch, step: agent.gradients(stage.name, batch, key._replace(step=step)), jit=jit)(batch, key.step)
+    found += [f"metric/{name}" for name in not_finite(metrics)]
+    found += [f"gradient/{name}" for name in not_finite(gradients)]
+    if not found:
+        taken = compiled(lambda batch, step: dict(stage.update(batch, key._replace(step=step))), jit=jit)(batch, key.step)
+        found = [f"metric/{name}" for name in not_finite(taken)] + [f"updated/{name}" for name in not_finite(agent.variables())]
+    return found
+
+
+def first_bad_update(loop: StageLoop, agent: Agent, first: int, last: int) -> tuple[int, dict[str, np.ndarray]] | None:
+    """Do the updates from `first` to `last` one at a time. The first after which a weight is not finite, and the weights before it."""
+    for step in range(first, last):
+        before = {name: variable.numpy() for name, variable in agent.variables().items()}
+        if not loop.run(step, 1).finite or not_finite(agent.variables()):
+            return step, before
+    return None
+
+
+def write(logdir: Path, config: str, facts: Mapping[str, Any], batch: Batch, state: Mapping[str, np.ndarray], files: Files = FILES) -> Path:
+    """Write a dump directory, whole or not at all.
+
+    Raises:
+      StorageError: when the disk refuses.
+    """
+    target = logdir / f"dump-{facts['phase']}-{facts['step']:09d}"
+    temporary = temporary_sibling(target)
+    content = {
+        "dump.json": json.dumps(facts, indent=1, allow_nan=False).encode(),
+        "config.yaml": config.encode(),
+        "batch.npz": _npz({name: np.asarray(value) for name, value in batch._asdict().items()}),
+        "state.npz": _npz(state),
+    }
+    try:
+        files.remove_tree(temporary)
+        files.make_directory(temporary)
+        for name, data in content.items():
+            files.write(temporary / name, data)
+        files.sync_directory(temporary)
+        files.remove_tree(target)
+        files.rename(temporary, target)
+        files.sync_directory(logdir)
+    except OSError as error:
+        files.remove_tree(temporary)
+        raise StorageError(f"{target}: cannot be written ({error.strerror}); free some space") from error
+    return target
+
+
+def read(path: Path) -> Dump:
+    """Read a dump directory.
+
+    Raises:
+      DataError: when it is none, or damaged.
+    """
+    try:
+        facts = json.loads((path / "dump.json").read_text())
+        wrong = [name for name, kind in FIELDS.items() if not isinstance(facts.get(name), kind)]
+        if wrong:
+            raise DataError(f"{path / 'dump.json'}: expected the field {wrong[0]}; it was written by another version")
+        batch, state = _load(path / "batch.npz"), _load(path / "state.npz")
+        return Dump(facts, Batch(**batch), state)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = type(error).__name__
+        raise DataError(
+            f"{path}: expected the dump of a stopped run (dump.json, batch.npz, state.npz), received none or a damaged one ({reason})"
+        ) from error
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
