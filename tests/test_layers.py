@@ -20,7 +20,7 @@ SOURCES = {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glo
 TABLE = {
     #           line: modules
     "shared": {0: ["types", "errors"], 1: ["files", "random", "cost"]},
-    "data": {2: ["episodes"], 3: ["sampler"]},
+    "data": {2: ["episodes"], 3: ["sampler", "hdf5", "sums"], 4: ["reader"], 5: ["convert"]},
     "learning": {
         1: ["convolutions"],
         2: ["distributions", "losses", "nets", "optim", "imagination", "engine", "recurrence", "remat"],
