@@ -242,12 +242,13 @@ def _directory(target: Path, found: list[Source], repair: bool) -> Iterator[dict
     except OSError as error:
         raise StorageError(f"{target}: cannot be written ({error.strerror}); choose another DST") from error
     with locked(target / LOCK_NAME, wait=False, what=f"the dataset {target}"):
-        there = read_card(target)
-        if any(target.glob("*.npz")) if there is None else there.get("converted") != card["converted"]:
-            raise ConfigError(f"{target}: holds a dataset that was not made from these files in this way; choose another DST")
+        there = read_card(target) or {}
+        same, empty = there.get("converted") == card["converted"], not any(target.glob("*.npz"))
+        if not (same or (empty and (not there or "converted" in there))):
+            raise ConfigError(f"{target}: holds a dataset that was not made from these files in this way; choose another DST or remove it")
         for leftover in target.glob(".tmp-*"):
             leftover.unlink()
-        if there is None:
+        if not same:
             _write_card(target, {"status": "incomplete", **card})
         yield card
 

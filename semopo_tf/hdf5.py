@@ -62,7 +62,8 @@ def serve(descriptor: int) -> None:
 
 def limit(memory: int, seconds: int) -> None:
     """Bound this process for ever: bytes of address space, seconds of processor time, no core dump, no file longer than a message."""
-    for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 1 << 20)):
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # the first ends with a signal of its own
+    for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 1 << 20)):
         resource.setrlimit(kind, (most, most))
 
 
@@ -174,22 +175,25 @@ def _stored(path: Path, name: str, dataset: Any) -> list[tuple[int, int]]:
     """
     import h5py
 
-    layout, stored, width = dataset.id.get_create_plist().get_layout(), dataset.id.get_storage_size(), dataset.dtype.itemsize
-    declared = math.prod(dataset.shape) * width
+    layout, stored, chunks = dataset.id.get_create_plist().get_layout(), dataset.id.get_storage_size(), dataset.chunks or ()
+    declared, piece = math.prod(dataset.shape) * dataset.dtype.itemsize, math.prod(chunks) * dataset.dtype.itemsize
+    if piece > EPISODE_BYTES:
+        raise DataError(f"{path}: {name} is stored in pieces of {chunks}, more than {EPISODE_BYTES >> 20} MB each; write it in smaller ones")
     if declared > stored * RATIO or (layout != h5py.h5d.CHUNKED and declared != stored):
         raise DataError(f"{path}: {name} declares {declared} bytes and stores {stored}; it is not what it says, refused")
     if layout == h5py.h5d.COMPACT:
         return []
     if layout == h5py.h5d.CONTIGUOUS:
         return [(dataset.id.get_offset(), dataset.id.get_offset() + stored)]
-    if math.prod(dataset.chunks) * width > EPISODE_BYTES:
-        raise DataError(f"{path}: {name} is stored in pieces of {dataset.chunks}, more than {EPISODE_BYTES >> 20} MB each; write it in smaller ones")
-    chunks: list[Any] = []
-    dataset.id.chunk_iter(chunks.append)
-    grid = [-(-size // piece) for size, piece in zip(dataset.shape, dataset.chunks, strict=True)]
-    if not len({chunk.chunk_offset for chunk in chunks}) == len(chunks) == math.prod(grid) or any(chunk.filter_mask for chunk in chunks):
-        raise DataError(f"{path}: {name} stores {len(chunks)} of {math.prod(grid)} pieces, or not as it says; fetch the file again")
-    return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in chunks]
+    found: list[Any] = []
+    dataset.id.chunk_iter(found.append)
+    grid = [range(0, size, step) for size, step in zip(dataset.shape, chunks, strict=True)]
+    expected = math.prod(len(axis) for axis in grid)
+    # Compared as sets: a piece at a wrong place is not found when its place is read, and the fill value stands in for it.
+    honest = len(found) == expected and {chunk.chunk_offset for chunk in found} == set(itertools.product(*grid))
+    if not honest or any(chunk.filter_mask for chunk in found):
+        raise DataError(f"{path}: {name} stores {len(found)} pieces where it says {expected}, or elsewhere than it says; fetch the file again")
+    return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in found]
 
 
 def require_agreement(shards: list[tuple[Path, dict[str, Any]]]) -> None:

@@ -82,10 +82,10 @@ def _receive(pipe: Connection, most: int, path: Path) -> bytes:
 def _obituary(process: subprocess.Popen, path: Path, said: bytes, seconds: int) -> str:
     """How the child ended, in one line."""
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=5)
+        process.wait(timeout=1)
     code = process.returncode
     last = next((line.strip() for line in reversed(said.decode(errors="replace").split("\n")) if line.strip()), "no message")
-    how = f"ended with status {code} ({last[:100]})"
+    how = "gave an answer that is none" if code in (None, 0) else f"ended with status {code} ({last[:100]})"
     if code is not None and code < 0:
         how = f"took more than {seconds} s of processor time" if code == -signal.SIGXCPU else f"was ended by {signal.Signals(-code).name}"
     return f"{path}: the process that reads it {how}; do not trust this file, fetch it again"
