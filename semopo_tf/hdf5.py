@@ -113,7 +113,7 @@ def damage(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def checked(path: Path) -> Iterator[dict[str, Any]]:
-    """Open one file and yield its datasets by name after looking at their structure. Reads no data, opens no link.
+    """Open one file and yield its datasets by name after looking at their structure. Decodes no data, opens no link.
 
     Raises:
       DataError: for links, virtual or external data, filters, types, shapes or sizes that an honest file of this layout does not have.
@@ -130,6 +130,8 @@ def checked(path: Path) -> Iterator[dict[str, Any]]:
             ranges = sorted(piece for name, dataset in datasets.items() for piece in _stored(path, name, dataset))
             if any(left[1] > right[0] for left, right in itertools.pairwise(ranges)) or ranges[-1][1] > path.stat().st_size:
                 raise DataError(f"{path}: damaged HDF5 file (stored pieces overlap or lie outside it); fetch the file again")
+            for name, dataset in datasets.items():
+                require_found(path, name, dataset)
         yield datasets
 
 
@@ -160,8 +162,8 @@ def _dataset(path: Path, file: Any, name: str) -> Any:
     plist = found.id.get_create_plist()
     if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
         raise DataError(f"{path}: {name} takes its data from other files, refused; fetch a file that holds its own data")
-    filters = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
-    if not set(filters) <= set(FILTERS):
+    filters = _filters(found)
+    if not set(filters) <= set(FILTERS) or filters.get(2, (found.dtype.itemsize,)) != (found.dtype.itemsize,):
         raise DataError(
             f"{path}: {name} uses the filters {filters}; expected only {', '.join(FILTERS.values())}; write the file again without others"
         )
@@ -189,11 +191,35 @@ def _stored(path: Path, name: str, dataset: Any) -> list[tuple[int, int]]:
     dataset.id.chunk_iter(found.append)
     grid = [range(0, size, step) for size, step in zip(dataset.shape, chunks, strict=True)]
     expected = math.prod(len(axis) for axis in grid)
-    # Compared as sets: a piece at a wrong place is not found when its place is read, and the fill value stands in for it.
     honest = len(found) == expected and {chunk.chunk_offset for chunk in found} == set(itertools.product(*grid))
-    if not honest or any(chunk.filter_mask for chunk in found):
-        raise DataError(f"{path}: {name} stores {len(found)} pieces where it says {expected}, or elsewhere than it says; fetch the file again")
+    if not honest or any(chunk.filter_mask or not _possible(dataset, chunk.size, piece) for chunk in found):
+        raise DataError(f"{path}: {name} stores {len(found)} pieces where it says {expected}, or not as it says; fetch the file again")
     return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in found]
+
+
+def _possible(dataset: Any, stored: int, piece: int) -> bool:
+    """Whether `stored` bytes can be a piece of `piece` bytes: without compression they are as many, and four more for a checksum."""
+    filters = _filters(dataset)
+    return bool({1, 32000} & set(filters)) or stored == piece + 4 * (3 in filters)
+
+
+def _filters(dataset: Any) -> dict[int, tuple[int, ...]]:
+    """The settings of a dataset's filters by their number, in the order of writing."""
+    plist = dataset.id.get_create_plist()
+    found = [plist.get_filter(index) for index in range(plist.get_nfilters())]
+    return {number: settings for number, _, settings, _ in found}
+
+
+def require_found(path: Path, name: str, dataset: Any) -> None:
+    """Raises DataError unless every piece is found by its place, as a reader looks for it.
+
+    The library takes the fill value, without a word, where a piece is in the list but its lookup fails: one flipped bit in the index does that.
+    """
+    chunks: list[Any] = []
+    if dataset.chunks:
+        dataset.id.chunk_iter(chunks.append)
+    if any(len(dataset.id.read_direct_chunk(chunk.chunk_offset)[1]) != chunk.size for chunk in chunks):
+        raise DataError(f"{path}: the index of {name} is damaged; fetch the file again")
 
 
 def require_agreement(shards: list[tuple[Path, dict[str, Any]]]) -> None:

@@ -325,7 +325,7 @@ FOREIGN = {
         "reward takes its data from other files, refused",
     ),
     "virtual": (virtual, "reward takes its data from other files, refused"),
-    "unknown filter": (unknown_filter, "reward uses the filters [4242]; expected only gzip, shuffle, fletcher32, lzf"),
+    "unknown filter": (unknown_filter, "reward uses the filters {4242: ()}; expected only gzip, shuffle, fletcher32, lzf"),
 }
 
 

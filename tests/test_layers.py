@@ -131,6 +131,12 @@ def test_simulators_are_imported_inside_functions_and_in_one_module(module):
     assert imports(SOURCES[module]) & SIMULATORS == ({"dm_control"} if module == "simulation" else set())
 
 
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_h5py_is_imported_inside_functions_and_in_one_module(module):
+    assert imports(SOURCES[module], top_level_only=True) & {"h5py"} == set()
+    assert imports(SOURCES[module]) & {"h5py"} == ({"h5py"} if module == "hdf5" else set())
+
+
 def loaded_by(code: str, names: set[str]) -> set[str]:
     """Which of the named packages a fresh interpreter holds after running `code`."""
     script = f"{code}\nimport sys\nprint(*sorted({names!r} & set(sys.modules)))"
