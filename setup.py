@@ -26,6 +26,7 @@ setup(
         "keras>=3.15,<3.16",
         "tensorflow-probability>=0.25,<0.26",
         "numpy>=2,<3",
+        "h5py>=3.13,<3.15",  # TensorFlow's upper bound
         "dm_control>=1.0.50,<1.1",
         "mujoco>=3.17,<4",  # dm_control accepts mujoco 4 and then fails on its first task
         "gym==0.26.2",  # the last release; never gym[box2d], which pins a pygame that does not build

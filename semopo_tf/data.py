@@ -1,64 +1,91 @@
-"""`python -m semopo_tf.data check|stats DIR`: is this dataset sound, and what is in it? Needs no TensorFlow."""
+"""`python -m semopo_tf.data check|stats|convert`: is this dataset sound, what is in it, and the way to and from HDF5. Needs no TensorFlow."""
 
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from semopo_tf.episodes import CARD_NAME, episode_files, open_dataset, read_card, read_episode
+from semopo_tf import convert
+from semopo_tf.episodes import episode_files, open_dataset, read_card, read_episode
 from semopo_tf.errors import CommandParser, DataError, run_command
-from semopo_tf.files import sha256
+from semopo_tf.sums import listed_files, verify, verify_size
 
 BINS = 10
+SUBJECTS = ("files", "sizes", "hashes", "schema")
 
 
 def main(argv: list[str]) -> int:
-    """Run `check` or `stats`.
+    """Run `check`, `stats` or `convert`.
 
     Raises:
-      DataError: when the directory holds no dataset, or `check` found bad files.
+      DataError: when the directory holds no dataset, `check` found bad files or `convert` a bad source.
+      ConfigError: for a target of `convert` that does not fit.
     """
     parser = CommandParser(prog="python -m semopo_tf.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("check", "read and validate every file, list all that are bad"), ("stats", "lengths, actions and returns")):
         commands.add_parser(name, help=text).add_argument("directory", type=Path)
+    commands.choices["check"].add_argument("--manifest", type=Path, help="list of files (SHA256SUMS or a card; default: those in the directory)")
+    converting = commands.add_parser("convert", help="V-D4RL HDF5 to npz episodes and back", description=convert.__doc__)
+    converting.add_argument("source", metavar="SRC", type=Path, help="HDF5 file, directory of its shards, or directory of npz episodes")
+    converting.add_argument("target", metavar="DST", type=Path, help="directory, or for npz to HDF5 a file that ends in .hdf5")
+    converting.add_argument("--repair_flags", action="store_true", help="set is_first, is_last, is_terminal from the ends of the episodes")
     arguments = parser.parse_args(argv)
-    directory = arguments.directory.expanduser()
-    (check if arguments.command == "check" else stats)(directory)
+    if arguments.command == "convert":
+        convert.convert(arguments.source.expanduser(), arguments.target.expanduser(), arguments.repair_flags)
+    elif arguments.command == "check":
+        check(arguments.directory.expanduser(), arguments.manifest)
+    else:
+        stats(arguments.directory.expanduser())
     return 0
 
 
-def check(directory: Path) -> None:
-    """Validate every episode and, where the card lists the files, compare their digests; print one line for each bad file.
+def check(directory: Path, manifest: Path | None = None) -> None:
+    """Validate every episode and compare all files with the lists of them; print a line for each problem, and one table.
+
+    Args:
+      manifest: a list to use instead of the card and the SHA256SUMS of the directory.
 
     Raises:
-      DataError: with the number of bad files.
+      DataError: with the number of problems.
     """
     files = episode_files(directory)
-    card = read_card(directory) or {}
-    digests = {row["file"]: row.get("sha256") for row in card.get("files", [])}
-    bad = 0
+    listed = listed_files(directory, manifest)
+    bad = dict.fromkeys(SUBJECTS, 0)
     shapes: dict[tuple, str] = {}
-    for name in sorted(digests.keys() - {path.name for path in files}):
-        bad += 1
-        print(f"bad: {directory / name}: listed in {CARD_NAME}, but not there; fetch or collect it again")
+    for name in sorted(listed):
+        if not (directory / name).is_file():
+            _complain(bad, "files", f"{directory / name}: listed in {listed[name].source}, but not there; fetch or collect it again")
     for path in tqdm(files, desc="check", disable=None):
+        if listed and path.name not in listed:
+            _complain(bad, "files", f"{path}: in no list of the dataset's files; remove it or list it")
+        for subject, test in (("sizes", verify_size), ("hashes", verify)):
+            try:
+                test(path, listed)
+            except DataError as error:
+                _complain(bad, subject, str(error))
+                break
         try:
             episode = read_episode(path)
-            if digests.get(path.name) and sha256(path) != digests[path.name]:
-                raise DataError(f"{path}: expected the SHA-256 in {CARD_NAME}, received another; fetch or collect the file again")
+            shapes.setdefault((episode.image.shape[1:], episode.action.shape[1:]), path.name)
         except DataError as error:
-            bad += 1
-            print(f"bad: {error}")
-            continue
-        shapes.setdefault((episode.image.shape[1:], episode.action.shape[1:]), path.name)
+            _complain(bad, "schema", str(error))
     if len(shapes) > 1:
-        bad += len(shapes) - 1
-        listed = "; ".join(f"{name} has {list(image)} and {list(action)}" for (image, action), name in shapes.items())
-        print(f"bad: image and action shapes differ: {listed}")
-    if bad:
-        raise DataError(f"{directory}: {bad} problems in {len(files)} files, listed above; remove or replace them")
-    print(f"{directory}: {len(files)} episodes, all good; card: {card.get('status', 'none')}")
+        found = "; ".join(f"{name} has {list(image)} and {list(action)}" for (image, action), name in shapes.items())
+        _complain(bad, "schema", f"image and action shapes differ: {found}")
+    known = [listed[path.name] for path in files if path.name in listed]
+    checked = (len(listed) or len(files), sum(row.size is not None for row in known), len(known), len(files))
+    print(f"{'':8}{'checked':>9}{'of':>9}{'problems':>10}")
+    for subject, count in zip(SUBJECTS, checked, strict=True):
+        print(f"{subject:8}{count:9d}{len(files):9d}{bad[subject]:10d}")
+    if sum(bad.values()):
+        raise DataError(f"{directory}: {sum(bad.values())} problems in {len(files)} files, listed above; remove or replace them")
+    print(f"{directory}: {len(files)} episodes, all good; card: {(read_card(directory) or {}).get('status', 'none')}")
+
+
+def _complain(bad: dict[str, int], subject: str, line: str) -> None:
+    bad[subject] += 1
+    print(f"bad: {line}")
 
 
 def stats(directory: Path) -> None:

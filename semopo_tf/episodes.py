@@ -10,7 +10,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ REQUIRED_KEYS = ("image", "action", "reward")
 EPISODE_KEYS = Episode._fields[:-1]  # all but `log`
 ACTION_TOLERANCE = 1e-6
 LOG_PREFIX = "log_"
+HDF5_SUFFIXES = (".hdf5", ".h5")
+REPAIR = "python -m semopo_tf.data convert SRC DST --repair_flags writes a corrected copy"
 
 
 def write_episode(path: Path, episode: Episode) -> None:
@@ -37,11 +39,14 @@ def write_episode(path: Path, episode: Episode) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def read_episode(path: Path) -> Episode:
+def read_episode(path: Path, amend: Callable[[dict[str, np.ndarray], str], dict[str, np.ndarray]] | None = None) -> Episode:
     """Read and validate one npz episode.
 
     Missing `discount`, `is_terminal`, `is_first` and `is_last` are derived (`is_terminal` is `discount == 0`); `log_*` and other
     keys are ignored, see `read_log`. Lengths come from the arrays, never from the file's name. Rewards keep their own float type.
+
+    Args:
+      amend: changes the arrays, given with the file's name, before they are validated.
 
     Raises:
       DataError: naming the file, what was expected and what it holds.
@@ -64,7 +69,7 @@ def read_episode(path: Path) -> Episode:
         raise
     except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(_unreadable(path)) from error
-    return validate_episode(arrays, where=str(path))
+    return validate_episode(amend(arrays, str(path)) if amend else arrays, where=str(path))
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
@@ -113,18 +118,49 @@ def validate_episode(arrays: dict[str, np.ndarray], where: str) -> Episode:
         raise DataError(
             f"{where}: expected zero action and reward at record 0, which follows no decision; shift the arrays so that action[t] led to image[t]"
         )
-    flags = {key: arrays[key].astype(bool) for key in ("is_first", "is_last", "is_terminal") if key in arrays}
+    flags: dict[str, np.ndarray] = {key: arrays[key].astype(bool) for key in ("is_first", "is_last", "is_terminal") if key in arrays}
     if "is_terminal" not in flags:
         flags["is_terminal"] = arrays["discount"] == 0 if "discount" in arrays else np.zeros(length, bool)
     flags.setdefault("is_first", np.arange(length) == 0)
     flags.setdefault("is_last", np.arange(length) == length - 1)
-    if not flags["is_first"][0] or flags["is_first"][1:].any():
+    for key, only, remedy in (("is_first", 0, f"one file holds one episode; {REPAIR}"), ("is_last", length - 1, REPAIR)):
+        if np.flatnonzero(flags[key]).tolist() != [only]:
+            raise DataError(
+                f"{where}: expected {key} at record {only} alone, received it at records {np.flatnonzero(flags[key]).tolist()[:5]}; {remedy}"
+            )
+    if flags["is_terminal"][:-1].any():
+        ended = int(np.argmax(flags["is_terminal"]))
         raise DataError(
-            f"{where}: expected is_first at record 0 alone, received it at records {np.flatnonzero(flags['is_first']).tolist()[:5]}; "
-            "one file holds one episode"
+            f"{where}: expected is_terminal (or discount 0) at the last record {length - 1} only, received it at record {ended}; {REPAIR}"
         )
     discount = arrays.get("discount", 1.0 - flags["is_terminal"]).astype(np.float32)
     return Episode(image, action.astype(np.float32), reward, discount, flags["is_first"], flags["is_last"], flags["is_terminal"])
+
+
+def repair_flags(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """The arrays with `is_first` and `is_last` at the ends of the file and no termination before its last record; the rest as it was.
+
+    Where a termination is taken away, a discount of 0 becomes 1. Arrays of a wrong shape are left for `validate_episode` to refuse.
+
+    Raises:
+      DataError: beginning with `where`, when the file holds several episodes: a later record that `is_first`, without action and reward.
+    """
+    length = len(arrays["reward"]) if arrays["reward"].ndim else 0
+    flags = [key for key in ("is_first", "is_last", "is_terminal", "discount") if key in arrays]
+    if any(arrays[key].shape != (length,) or arrays[key].dtype.kind not in "bfiu" for key in flags) or arrays["action"].shape[:-1] != (length,):
+        return arrays
+    record = np.arange(length)
+    if "is_first" in arrays:
+        resets = record[arrays["is_first"].astype(bool) & (record > 0) & (arrays["reward"] == 0) & ~arrays["action"].any(-1)]
+        if len(resets):
+            raise DataError(f"{where}: a second episode begins at record {resets[0]}; one file holds one episode, cut it there")
+    inside = record < length - 1
+    sound = {"is_first": record == 0, "is_last": ~inside}
+    if "is_terminal" in arrays:
+        sound["is_terminal"] = arrays["is_terminal"].astype(bool) & ~inside
+    if "discount" in arrays:
+        sound["discount"] = np.where(inside & (arrays["discount"] == 0), arrays["discount"].dtype.type(1), arrays["discount"])
+    return arrays | sound
 
 
 def _require(condition: bool, where: str, key: str, expected: str, array: np.ndarray) -> None:
@@ -144,6 +180,8 @@ def episode_files(directory: Path) -> list[Path]:
     if not files:
         found = sorted(entry.name for entry in directory.iterdir())
         listing = f"found {len(found)} other entries, e.g. {', '.join(found[:3])}" if found else "the directory is empty"
+        if any(name.lower().endswith(HDF5_SUFFIXES) for name in found):
+            listing += f"; HDF5 is not trained on, make episodes of it with python -m semopo_tf.data convert {directory} DST"
         raise DataError(f"{directory}: expected episode files *.npz; {listing}")
     return files
 

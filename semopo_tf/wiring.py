@@ -91,7 +91,7 @@ def environment_settings(config: Config, card: Mapping[str, Any] | None, overrid
       ConfigError: when the data were collected with another image size, action repeat or camera.
     """
     settings = {key: config.env[key] for key in ("size", "action_repeat", "camera")}
-    described = envs.settings_of(card) if card else {}
+    described = envs.settings_of(card) if card and "environment" in card else {}  # a converted dataset does not say
     options = {key: described[key] for key in ("options",) if key in described}
     for key, value in settings.items():
         if key in described and described[key] != value:

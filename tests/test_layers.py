@@ -20,7 +20,7 @@ SOURCES = {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glo
 TABLE = {
     #           line: modules
     "shared": {0: ["types", "errors"], 1: ["files", "random", "cost"]},
-    "data": {2: ["episodes"], 3: ["sampler"]},
+    "data": {2: ["episodes"], 3: ["sampler", "hdf5", "sums"], 4: ["reader"], 5: ["convert"]},
     "learning": {
         1: ["convolutions"],
         2: ["distributions", "losses", "nets", "optim", "imagination", "devices", "recurrence", "remat"],
@@ -129,6 +129,12 @@ def test_tensorflow_is_imported_by_learning_and_its_entries_alone(module):
 def test_simulators_are_imported_inside_functions_and_in_one_module(module):
     assert imports(SOURCES[module], top_level_only=True) & SIMULATORS == set()
     assert imports(SOURCES[module]) & SIMULATORS == ({"dm_control"} if module == "simulation" else set())
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_h5py_is_imported_inside_functions_and_in_one_module(module):
+    assert imports(SOURCES[module], top_level_only=True) & {"h5py"} == set()
+    assert imports(SOURCES[module]) & {"h5py"} == ({"h5py"} if module == "hdf5" else set())
 
 
 def loaded_by(code: str, names: set[str]) -> set[str]:
