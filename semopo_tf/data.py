@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from semopo_tf.episodes import CARD_NAME, episode_files, open_dataset, read_card, read_episode
+from semopo_tf.cards import CARD_NAME, read_card
+from semopo_tf.episodes import episode_files, open_dataset, read_episode
 from semopo_tf.errors import CommandParser, DataError, run_command
 from semopo_tf.files import sha256
 
@@ -36,7 +37,7 @@ def check(directory: Path) -> None:
     """
     files = episode_files(directory)
     card = read_card(directory) or {}
-    digests = {row["file"]: row.get("sha256") for row in card.get("files", [])}
+    digests = {row.get("file", ""): row.get("sha256") for row in card.get("files", [])}
     bad = 0
     shapes: dict[tuple, str] = {}
     for name in sorted(digests.keys() - {path.name for path in files}):

@@ -4,12 +4,16 @@ Everything that a run must not lose is written through a `Files` object, so that
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 from semopo_tf.errors import LockedError, StorageError
 
@@ -19,7 +23,7 @@ class Files:
 
     def write(self, path: Path, data: bytes) -> None:
         """Write a whole file and force it to the disk."""
-        with open(path, "wb") as file:
+        with open(path, "wb", opener=_no_follow) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -45,6 +49,11 @@ class Files:
 FILES = Files()
 
 
+def _no_follow(path: str, flags: int) -> int:
+    """Opens a file of ours: a link left in its place would lead the writing elsewhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def temporary_sibling(path: Path) -> Path:
     """A hidden name beside `path`, unique to this process: renaming from it never crosses a device."""
     return path.with_name(f".tmp-{os.getpid()}-{path.name}")
@@ -67,6 +76,54 @@ def write_whole(path: Path, data: bytes, files: Files = FILES) -> None:
         raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space or choose another directory") from error
 
 
+def read_whole(path: Path, limit: int, *, follow: bool = False) -> tuple[bytes, os.stat_result]:
+    """The bytes and the status of one regular file, both of the same opening.
+
+    Pipes, devices and directories are never opened, links are followed only on request.
+
+    Raises:
+      OSError: `strerror` says in plain words what is there instead, or that there are more than `limit` bytes.
+    """
+    status = path.stat(follow_symlinks=follow)
+    if stat.S_ISLNK(status.st_mode):
+        raise OSError(errno.ELOOP, "a symbolic link, which is not followed")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    # Should it have been replaced since: a pipe does not block, and is found below.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"more than the {limit} bytes that are read")
+    return data, status
+
+
+def parse_json(data: bytes) -> Any:
+    """One JSON value, strictly: UTF-8, no name twice in an object, no NaN or infinity.
+
+    Raises:
+      ValueError: in one line.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes, read in pieces."""
     digest = hashlib.sha256()
@@ -87,7 +144,7 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
     Raises:
       LockedError: when `wait` is false and another process holds it.
     """
-    with open(path, "a+") as file:
+    with open(path, "a+", opener=_no_follow) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

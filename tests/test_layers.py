@@ -19,8 +19,8 @@ SOURCES = {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glo
 # column joins all others. So the columns meet on the entry lines alone: learning sees neither data nor simulators, acting sees no learning.
 TABLE = {
     #           line: modules
-    "shared": {0: ["types", "errors"], 1: ["files", "random", "cost"]},
-    "data": {2: ["episodes"], 3: ["sampler"]},
+    "shared": {0: ["types", "errors"], 1: ["files", "npz", "random", "cost"]},
+    "data": {2: ["cards", "episodes"], 3: ["sampler"]},
     "learning": {
         1: ["convolutions"],
         2: ["distributions", "losses", "nets", "optim", "imagination", "engine", "recurrence", "remat"],
