@@ -29,7 +29,7 @@ TABLE = {
         5: ["agent"],
     },
     "acting": {2: ["driving", "rendering", "rollout", "exbmdp"], 3: ["simulation", "videos"], 4: ["envs"]},
-    "running": {1: ["config"], 2: ["run", "checkpoints"]},
+    "running": {2: ["config", "run", "checkpoints"]},
     "entry": {
         6: ["wiring", "collect", "data", "doctor"],
         7: ["trainer", "bench"],
@@ -44,7 +44,7 @@ ENTRY = {module for module, (_, column) in PLACE.items() if column == "entry"}
 ONLY = {
     "types": set(),
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "files"},
     "random": set(),
     "losses": set(),
     "imagination": {"types", "random"},
