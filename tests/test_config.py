@@ -593,7 +593,7 @@ def test_K01_a_tag_that_names_python_runs_nothing(tmp_path):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path), lambda path: os.symlink(path, path)])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)])
 def test_K06_what_is_no_file_is_refused_without_waiting(tmp_path, make):
     make(tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read"):
