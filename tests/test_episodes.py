@@ -5,9 +5,13 @@ import json
 import os
 import pickle
 import re
+import socket
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from semopo_tf import episodes
 from semopo_tf.cards import read_card
 from semopo_tf.episodes import EPISODE_KEYS, cache_place, held_out, open_dataset, read_episode, read_log, write_episode
 from semopo_tf.errors import DataError, StorageError
+from semopo_tf.files import write_whole
 from semopo_tf.types import Episode
 
 LENGTH, SIZE, ACTIONS = 7, 4, 2
@@ -336,6 +341,116 @@ def test_D05_a_header_that_promises_terabytes_allocates_nothing(tmp_path):
         read_episode(tmp_path / "bomb.npz")
 
 
+def archive_of(members, **settings) -> bytes:
+    """A zip archive of (name, bytes) pairs, as it is."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", **settings) as archive:
+        warnings.simplefilter("ignore")  # zipfile says that a name stands twice
+        for name, content in members:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def npy_bytes(array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def npy_header(shape, descr="|u1") -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def marked(data: bytes, offset: int, value: int) -> bytes:
+    """`data` with one byte of every entry of the archive's list of members replaced, at `offset` of the entry."""
+    changed, place = bytearray(data), data.find(b"PK\x01\x02")
+    while place >= 0:
+        changed[place + offset] = value
+        place = data.find(b"PK\x01\x02", place + 1)
+    return bytes(changed)
+
+
+MEMBERS = [(f"{key}.npy", npy_bytes(array)) for key, array in arrays().items()]
+HOSTILE = {
+    "a name twice": (archive_of([*MEMBERS, MEMBERS[2]]), "expected each array once, received reward twice"),
+    "a name of the parent": (archive_of([*MEMBERS, ("../../x.npy", MEMBERS[2][1])]), "expected members called <name>.npy, received '../../x.npy'"),
+    "an absolute name": (archive_of([*MEMBERS, ("/etc/x.npy", MEMBERS[2][1])]), "expected members called <name>.npy"),
+    "a name of control characters": (archive_of([*MEMBERS, ("\x1b[31m.npy", MEMBERS[2][1])]), "expected members called <name>.npy"),
+    "another kind of member": (archive_of([*MEMBERS, ("run.sh", b"rm")]), "expected members called <name>.npy, received 'run.sh'"),
+    "encrypted": (marked(archive_of(MEMBERS), 8, 1), "expected a plain archive, received an encrypted one"),
+    "unknown compression": (marked(archive_of(MEMBERS), 10, 99), "expected members stored or deflated, received compression 99"),
+    "LZMA": (archive_of(MEMBERS, compression=zipfile.ZIP_LZMA), "expected members stored or deflated, received compression 14"),
+    "65 members": (archive_of([(f"log_{n}.npy", b"") for n in range(65)]), "expected at most 64 arrays, received 65"),
+    "a comment": (archive_of(MEMBERS)[:-2] + b"\x04\x00more", "truncated or damaged npz archive"),
+    "more than its header says": (archive_of([("image.npy", MEMBERS[0][1] + bytes(1 << 20)), *MEMBERS[1:]]), "image: expected the 464 bytes"),
+    "less than its header says": (archive_of([("image.npy", MEMBERS[0][1][:-1]), *MEMBERS[1:]]), "image: expected the 464 bytes"),
+    "a header without end": (archive_of([("image.npy", b"\x93NUMPY\x01\x00\xff\xff" + b" " * 65535), *MEMBERS[1:]]), "image: expected a plain array"),
+    "a later format": (archive_of([("image.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\x7f"), *MEMBERS[1:]]), "image: expected a plain array"),
+    "a header that is code": (
+        archive_of([("image.npy", b"\x93NUMPY\x01\x00\x40\x00" + b"__import__('os').abort()".ljust(64)), *MEMBERS[1:]]),
+        "image: expected the header of a plain array",
+    ),
+    "records with fields": (archive_of([("image.npy", npy_bytes(np.zeros(3, [("a", "f4")]))), *MEMBERS[1:]]), "image: expected an array of numbers"),
+    "times": (archive_of([*MEMBERS[:2], ("reward.npy", npy_bytes(np.zeros(7, "M8[s]")))]), "reward: expected an array of numbers"),
+    "600 MB": (
+        archive_of(
+            [("image.npy", npy_header((50_000, 64, 64, 3)) + bytes(600 << 20)), *MEMBERS[1:]], compression=zipfile.ZIP_DEFLATED, compresslevel=1
+        ),
+        "expected at most 512 MB of arrays, received 600 MB",
+    ),
+}
+
+
+@pytest.mark.parametrize("data, message", HOSTILE.values(), ids=HOSTILE)
+def test_D05_D06_D07_an_archive_that_no_program_of_ours_writes_is_refused(tmp_path, data, message):
+    """Before anything of its size is allocated: the largest of these would take 600 MB, and its reader takes less than 4."""
+    path = tmp_path / "bad.npz"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError) as caught:
+            read_episode(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert message in str(caught.value)
+    assert peak < 4 << 20
+
+
+def test_D01_a_file_cut_anywhere_is_refused(tmp_path):
+    path = tmp_path / "bad.npz"
+    for size in range(0, len(WHOLE), max(1, len(WHOLE) // 200)):
+        path.write_bytes(WHOLE[:size])
+        with pytest.raises(DataError, match=rf"truncated or damaged npz archive \({size} bytes\)"):
+            read_episode(path)
+
+
+@pytest.mark.parametrize("suffix", [".part", ".crdownload", ".download", ".tmp"])
+def test_D02_an_unfinished_download_stops_the_run_with_its_name(tmp_path, suffix):
+    write_dataset(tmp_path)
+    (tmp_path / f"003.npz{suffix}").write_bytes(WHOLE[:100])
+    with pytest.raises(DataError, match=rf"003\.npz{suffix}: an unfinished download \(1 such files\); finish it or remove the file"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: array.astype(array.dtype.newbyteorder(">")),
+        np.asfortranarray,
+        lambda array: array.astype(np.float64) if array.dtype.kind == "f" else array,
+        lambda array: array[::-1][::-1],
+    ],
+)
+def test_D12_another_layout_in_memory_is_the_same_episode(tmp_path, change):
+    received = read_episode(write_arrays(tmp_path / "e.npz", {key: change(array) for key, array in arrays().items()}))
+    for field in EPISODE_KEYS:
+        np.testing.assert_array_equal(getattr(received, field), getattr(episode(), field))
+        assert getattr(received, field).flags.c_contiguous and getattr(received, field).dtype.isnative
+
+
 def test_D04_a_flipped_bit_is_reported_or_harmless(tmp_path):
     """400 single-bit flips: an error that names the file, or the very same arrays; never another exception, never other data."""
     rng, path, original = np.random.default_rng(0), tmp_path / "e.npz", episode()
@@ -387,6 +502,145 @@ def test_a_dataset_holds_its_episodes_one_after_another_in_name_order(tmp_path):
     # Rewards 0, 1/8, ..., (L - 1) / 8 sum to L (L - 1) / 16.
     assert data.returns.tolist() == [7 * 6 / 16, 5 * 4 / 16, 9 * 8 / 16]
     assert [set(entry) for entry in data.manifest["files"]] == [{"name", "size", "sha256"}] * 3
+
+
+def test_D09_unknown_keys_are_left_out_with_one_notice(tmp_path, capsys):
+    for number in range(3):
+        write_arrays(tmp_path / f"{number}.npz", arrays() | {"log_state": np.arange(LENGTH), "camera": np.arange(3), "note": np.array("x")})
+    data = open_dataset(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"semopo_tf: warning: {tmp_path}: nothing reads the keys camera, note; they are left out"
+    assert data.length.tolist() == [LENGTH] * 3
+    open_dataset(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_D17_episodes_of_equal_return_are_all_kept(tmp_path):
+    silent = episode()._replace(reward=np.zeros(LENGTH, np.float32))
+    for number in range(200):
+        write_episode(tmp_path / f"{number:03d}.npz", silent._replace(image=np.full((LENGTH, SIZE, SIZE, 3), number, np.uint8)))
+    data = open_dataset(tmp_path)
+    assert len(data.length) == len(data.returns) == 200 and not data.returns.any()
+    np.testing.assert_array_equal(data.frames[::LENGTH][:, 0, 0, 0], np.arange(200))
+
+
+def test_D17_a_return_beyond_half_precision_stays_a_number(tmp_path):
+    reward = np.full(LENGTH, 60_000, np.float16)
+    reward[0] = 0
+    write_arrays(tmp_path / "e.npz", arrays(reward=reward))
+    data = open_dataset(tmp_path)
+    assert data.native_returns.tolist() == data.returns.tolist() == [6 * float(np.float16(60_000))]
+
+
+def test_D18_a_copy_under_another_name_is_kept_and_named_once(tmp_path, capsys):
+    write_dataset(tmp_path)
+    for name in ("copy.npz", "copy2.npz"):
+        (tmp_path / name).write_bytes((tmp_path / "001.npz").read_bytes())
+    assert open_dataset(tmp_path).length.tolist() == [7, 5, 9, 5, 5]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"semopo_tf: warning: {tmp_path}: copy.npz is a copy of 001.npz (2 such files); all are kept"
+
+
+def test_D20_one_episode_is_a_dataset_and_a_file_is_none(tmp_path):
+    assert open_dataset(write_dataset(tmp_path / "one", (7,))).length.tolist() == [7]
+    with pytest.raises(DataError, match="no such dataset directory"):
+        open_dataset(tmp_path / "one" / "000.npz")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.symlink_to("/etc/passwd"), "a symbolic link, which is not followed"),
+        (lambda path: path.symlink_to(path), "a symbolic link, which is not followed"),
+        (lambda path: path.symlink_to("/dev/zero"), "a symbolic link, which is not followed"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "not a regular file"),
+        (os.mkfifo, "not a regular file"),
+    ],
+)
+def test_D21_what_is_no_file_is_never_opened(tmp_path, monkeypatch, make, reason):
+    write_dataset(tmp_path)
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    make(Path("003.npz"))
+    for read in (lambda: read_episode(Path("003.npz")), lambda: open_dataset(Path())):
+        with pytest.raises(DataError, match=rf"003\.npz: expected an npz episode, but it cannot be read: {reason}; fetch the file again"):
+            read()
+    Path("dataset.json").unlink(missing_ok=True)
+    make(Path("dataset.json"))
+    with pytest.raises(DataError, match=rf"dataset\.json: cannot be read \({reason}\)"):
+        read_card(Path())
+
+
+def test_D21_links_in_the_place_of_our_own_files_are_not_written_through(tmp_path):
+    """A foreign dataset may come with them."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    for name in (".semopo_cache.lock", f".tmp-{os.getpid()}-x"):
+        data = write_dataset(tmp_path / name)
+        (data / name).symlink_to(precious)
+    with pytest.raises(StorageError, match="cannot be written"):
+        open_dataset(tmp_path / ".semopo_cache.lock")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_whole(tmp_path / f".tmp-{os.getpid()}-x" / "x", b"theirs")
+    assert precious.read_text() == "mine"
+
+
+def test_D22_a_file_that_goes_or_changes_between_scan_and_read_is_named(tmp_path, monkeypatch):
+    write_dataset(tmp_path)
+    files = episodes.episode_files(tmp_path)
+    monkeypatch.setattr(episodes, "episode_files", lambda directory: files)
+    files[1].unlink()
+    with pytest.raises(DataError, match=r"001\.npz: expected an npz episode, but it cannot be read: no such file or directory"):
+        open_dataset(tmp_path)
+    assert leftovers(tmp_path) == []
+    # Replaced after it was read: the manifest describes the bytes that were used, so the next opening notices.
+    write_episode(files[1], episode(2, 5))
+    original = episodes.read_npz
+
+    def replace(data, wanted, limit):
+        if data == second:
+            write_episode(files[1], episode(77, 6))
+        return original(data, wanted, limit)
+
+    second = files[1].read_bytes()
+    monkeypatch.setattr(episodes, "read_npz", replace)
+    assert open_dataset(tmp_path).length.tolist() == [7, 5, 9]
+    monkeypatch.setattr(episodes, "read_npz", original)
+    assert open_dataset(tmp_path).length.tolist() == [7, 6, 9]
+
+
+def test_D23_a_dataset_of_any_size_is_opened_in_the_memory_of_a_few_episodes(tmp_path):
+    """60 episodes of 6 MB are built and opened; the frames stay on the disk."""
+    records = 500
+    large = episode(length=records)._replace(image=np.zeros((records, 64, 64, 3), np.uint8))
+    write_episode(tmp_path / "00.npz", large)
+    for number in range(1, 60):
+        os.link(tmp_path / "00.npz", tmp_path / f"{number:02d}.npz")
+    tracemalloc.start()
+    try:
+        data = open_dataset(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert data.frames.nbytes == 60 * large.image.nbytes
+    assert peak < 4 * large.image.nbytes
+
+
+@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.full)])
+def test_D24_many_small_files_are_scanned_in_seconds(tmp_path, count):
+    """What every start does: list the files and compare them with the cache's manifest. Reading shows its progress."""
+    write_episode(tmp_path / "000000.npz", episode())
+    for number in range(1, count):  # a file can have some thousand names, no more
+        source = tmp_path / f"{number - number % 10_000:06d}.npz"
+        target = tmp_path / f"{number:06d}.npz"
+        target.write_bytes((tmp_path / "000000.npz").read_bytes()) if number % 10_000 == 0 else os.link(source, target)
+    started = time.monotonic()
+    files = episodes.episode_files(tmp_path)
+    entries = [{"name": path.name, "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns, "sha256": ""} for path in files]
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "manifest.json").write_text(json.dumps({"version": 1, "files": entries, "arrays": {}}))
+    assert episodes._current_manifest(tmp_path / "cache", files) is not None
+    assert len(files) == count
+    assert time.monotonic() - started < 10
 
 
 def test_hidden_files_are_no_episodes(tmp_path):
@@ -531,6 +785,36 @@ def test_an_unreadable_cache_is_built_again(tmp_path, manifest):
     assert cache_mark(tmp_path / ".semopo_cache") != mark
 
 
+def npy(array) -> bytes:
+    return npy_bytes(np.asarray(array))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("frames", npy(np.zeros((20, SIZE, SIZE, 3), np.uint8))),
+        ("frames", npy(np.zeros((21, SIZE, SIZE, 3), np.int8))),
+        ("frames", npy_header((1 << 40, SIZE, SIZE, 3))),
+        ("length", npy(np.array([7, 5, 10]))),
+        ("length", npy(np.array([7, -5, 19]))),
+        ("action", npy(np.zeros((21, 2), object))),
+        ("action", npy(np.zeros(21, np.float32))),
+        ("returns", npy(np.zeros(2))),
+        ("reward", b"no array"),
+    ],
+)
+def test_D05_a_cache_that_came_with_a_foreign_dataset_is_not_believed(tmp_path, name, content):
+    expected = open_dataset(write_dataset(tmp_path))
+    path, manifest = tmp_path / ".semopo_cache" / f"{name}.npy", tmp_path / ".semopo_cache" / "manifest.json"
+    path.write_bytes(content)
+    page = json.loads(manifest.read_text())
+    page["arrays"][path.name] = len(content)
+    manifest.write_text(json.dumps(page))
+    received = open_dataset(tmp_path)
+    for one, two in zip(expected[2:-1], received[2:-1]):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_a_torn_or_lost_array_rebuilds_the_cache(tmp_path):
     open_dataset(write_dataset(tmp_path))
     frames = tmp_path / ".semopo_cache" / "frames.npy"
@@ -632,6 +916,28 @@ def test_D25_an_empty_side_of_the_split_is_refused(count, fraction, received):
         DataError, match=rf"valid_fraction = {fraction}: expected at least one of {count} episodes on either side, received {received}"
     ):
         held_out(NAMES[:count], fraction, seed=1)
+
+
+BAD_CARDS = {
+    "not UTF-8": (b"\xff\xfe{}", "expected a JSON object"),
+    "a name twice": (b'{"seed": 1, "seed": 2}', "a name stands twice in one object"),
+    "no number": (b'{"returns": {"mean": NaN}}', "NaN is not JSON"),
+    "infinity": (b'{"returns": {"mean": 1e999}}', "expected returns.mean as a JSON number, received float"),
+    "brackets": (b"[" * 100_000, "nested too deeply"),
+    "digits": (b'{"seed": ' + b"9" * 100_000 + b"}", "expected a JSON object"),
+    "a text for a number": (b'{"seed": "1"}', "expected seed as a JSON whole number, received str"),
+    "a truth value for a number": (b'{"environment": {"size": true}}', "expected environment.size as a JSON whole number, received bool"),
+    "a list for an object": (b'{"background": []}', "expected background as a JSON object, received list"),
+    "a number for a name": (b'{"files": [{"file": 3}]}', "expected files.0.file as a JSON text, received int"),
+    "no rows": (b'{"files": [3]}', "expected files.0 as a JSON object, received int"),
+}
+
+
+@pytest.mark.parametrize("content, message", BAD_CARDS.values(), ids=BAD_CARDS)
+def test_a_card_of_another_shape_is_refused(tmp_path, content, message):
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(DataError, match=rf"dataset\.json: .*{re.escape(message)}.*; remove the file or collect the dataset again"):
+        read_card(tmp_path)
 
 
 def test_the_card_is_a_json_object_or_absent(tmp_path):
