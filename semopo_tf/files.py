@@ -95,7 +95,7 @@ def read_whole(path: Path, limit: int, *, follow: bool = False) -> tuple[bytes, 
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        data = file.read(limit + 1)
+        data = file.read(min(status.st_size, limit) + 1)
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"more than the {limit} bytes that are read")
     return data, status

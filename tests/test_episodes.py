@@ -372,6 +372,12 @@ def marked(data: bytes, offset: int, value: int) -> bytes:
     return bytes(changed)
 
 
+def resized(data: bytes, size: int) -> bytes:
+    """`data` with another unpacked size in the first entry of the archive's list."""
+    place = data.find(b"PK\x01\x02") + 24
+    return data[:place] + size.to_bytes(4, "little") + data[place + 4 :]
+
+
 MEMBERS = [(f"{key}.npy", npy_bytes(array)) for key, array in arrays().items()]
 HOSTILE = {
     "a name twice": (archive_of([*MEMBERS, MEMBERS[2]]), "expected each array once, received reward twice"),
@@ -394,12 +400,7 @@ HOSTILE = {
     ),
     "records with fields": (archive_of([("image.npy", npy_bytes(np.zeros(3, [("a", "f4")]))), *MEMBERS[1:]]), "image: expected an array of numbers"),
     "times": (archive_of([*MEMBERS[:2], ("reward.npy", npy_bytes(np.zeros(7, "M8[s]")))]), "reward: expected an array of numbers"),
-    "600 MB": (
-        archive_of(
-            [("image.npy", npy_header((50_000, 64, 64, 3)) + bytes(600 << 20)), *MEMBERS[1:]], compression=zipfile.ZIP_DEFLATED, compresslevel=1
-        ),
-        "expected at most 512 MB of arrays, received 600 MB",
-    ),
+    "600 MB": (resized(archive_of(MEMBERS), 600 << 20), "expected at most 512 MB of arrays, received 600 MB"),
 }
 
 
@@ -506,7 +507,9 @@ def test_a_dataset_holds_its_episodes_one_after_another_in_name_order(tmp_path):
 
 def test_D09_unknown_keys_are_left_out_with_one_notice(tmp_path, capsys):
     for number in range(3):
-        write_arrays(tmp_path / f"{number}.npz", arrays() | {"log_state": np.arange(LENGTH), "camera": np.arange(3), "note": np.array("x")})
+        write_arrays(
+            tmp_path / f"{number}.npz", episode(number).arrays() | {"log_state": np.arange(LENGTH), "camera": np.arange(3), "note": np.array("x")}
+        )
     data = open_dataset(tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"semopo_tf: warning: {tmp_path}: nothing reads the keys camera, note; they are left out"
@@ -611,7 +614,8 @@ def test_D22_a_file_that_goes_or_changes_between_scan_and_read_is_named(tmp_path
 def test_D23_a_dataset_of_any_size_is_opened_in_the_memory_of_a_few_episodes(tmp_path):
     """60 episodes of 6 MB are built and opened; the frames stay on the disk."""
     records = 500
-    large = episode(length=records)._replace(image=np.zeros((records, 64, 64, 3), np.uint8))
+    still = np.zeros((records, 1), np.float32)
+    large = episode(length=records)._replace(image=np.zeros((records, 64, 64, 3), np.uint8), action=still)
     write_episode(tmp_path / "00.npz", large)
     for number in range(1, 60):
         os.link(tmp_path / "00.npz", tmp_path / f"{number:02d}.npz")
@@ -622,7 +626,7 @@ def test_D23_a_dataset_of_any_size_is_opened_in_the_memory_of_a_few_episodes(tmp
     finally:
         tracemalloc.stop()
     assert data.frames.nbytes == 60 * large.image.nbytes
-    assert peak < 4 * large.image.nbytes
+    assert peak < 64 << 20 < data.frames.nbytes / 5
 
 
 @pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.full)])
@@ -804,14 +808,14 @@ def npy(array) -> bytes:
     ],
 )
 def test_D05_a_cache_that_came_with_a_foreign_dataset_is_not_believed(tmp_path, name, content):
-    expected = open_dataset(write_dataset(tmp_path))
+    expected = [np.array(column) for column in open_dataset(write_dataset(tmp_path))[2:-1]]
     path, manifest = tmp_path / ".semopo_cache" / f"{name}.npy", tmp_path / ".semopo_cache" / "manifest.json"
     path.write_bytes(content)
     page = json.loads(manifest.read_text())
     page["arrays"][path.name] = len(content)
     manifest.write_text(json.dumps(page))
     received = open_dataset(tmp_path)
-    for one, two in zip(expected[2:-1], received[2:-1]):
+    for one, two in zip(expected, received[2:-1]):
         np.testing.assert_array_equal(one, two)
 
 
