@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from semopo_tf.errors import DataError
-from semopo_tf.files import parse_json, read_whole
+from semopo_tf.untrusted import parse_json, read_whole
 
 CARD_NAME = "dataset.json"
 MAX_CARD_BYTES = 1 << 26

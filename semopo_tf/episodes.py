@@ -18,9 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from semopo_tf.errors import DataError, StorageError
-from semopo_tf.files import FILES, locked, parse_json, read_whole, sha256, temporary_sibling, write_whole
-from semopo_tf.npz import NpzError, read_header, read_npy, read_npz
+from semopo_tf.files import FILES, locked, sha256, temporary_sibling, write_whole
 from semopo_tf.types import Episode
+from semopo_tf.untrusted import NpzError, parse_json, read_header, read_npy, read_npz, read_whole
 
 CACHE_VERSION = 1
 CACHE_NAME = ".semopo_cache"

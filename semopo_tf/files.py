@@ -4,16 +4,12 @@ Everything that a run must not lose is written through a `Files` object, so that
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 from semopo_tf.errors import LockedError, StorageError
 
@@ -74,54 +70,6 @@ def write_whole(path: Path, data: bytes, files: Files = FILES) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space or choose another directory") from error
-
-
-def read_whole(path: Path, limit: int, *, follow: bool = False) -> tuple[bytes, os.stat_result]:
-    """The bytes and the status of one regular file, both of the same opening.
-
-    Pipes, devices and directories are never opened, links are followed only on request.
-
-    Raises:
-      OSError: `strerror` says in plain words what is there instead, or that there are more than `limit` bytes.
-    """
-    status = path.stat(follow_symlinks=follow)
-    if stat.S_ISLNK(status.st_mode):
-        raise OSError(errno.ELOOP, "a symbolic link, which is not followed")
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
-    # Should it have been replaced since: a pipe does not block, and is found below.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        data = file.read(min(status.st_size, limit) + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"more than the {limit} bytes that are read")
-    return data, status
-
-
-def parse_json(data: bytes) -> Any:
-    """One JSON value, strictly: UTF-8, no name twice in an object, no NaN or infinity.
-
-    Raises:
-      ValueError: in one line.
-    """
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return found
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")
 
 
 def sha256(path: Path) -> str:

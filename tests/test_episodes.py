@@ -580,7 +580,7 @@ def test_D21_links_in_the_place_of_our_own_files_are_not_written_through(tmp_pat
     for name in (".semopo_cache.lock", f".tmp-{os.getpid()}-x"):
         data = write_dataset(tmp_path / name)
         (data / name).symlink_to(precious)
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match=r"\.semopo_cache"):
         open_dataset(tmp_path / ".semopo_cache.lock")
     with pytest.raises(StorageError, match="cannot be written"):
         write_whole(tmp_path / f".tmp-{os.getpid()}-x" / "x", b"theirs")

@@ -19,7 +19,7 @@ SOURCES = {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glo
 # column joins all others. So the columns meet on the entry lines alone: learning sees neither data nor simulators, acting sees no learning.
 TABLE = {
     #           line: modules
-    "shared": {0: ["types", "errors"], 1: ["files", "npz", "random", "cost"]},
+    "shared": {0: ["types", "errors"], 1: ["files", "untrusted", "random", "cost"]},
     "data": {2: ["cards", "episodes"], 3: ["sampler"]},
     "learning": {
         1: ["convolutions"],
@@ -44,7 +44,7 @@ ENTRY = {module for module, (_, column) in PLACE.items() if column == "entry"}
 ONLY = {
     "types": set(),
     "errors": set(),
-    "config": {"errors", "files"},
+    "config": {"errors", "untrusted"},
     "random": set(),
     "losses": set(),
     "imagination": {"types", "random"},

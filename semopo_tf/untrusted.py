@@ -1,17 +1,22 @@
-"""NumPy's files as untrusted input: names, headers and sizes are checked before anything is allocated, and no Python object is ever made.
+"""Files that come from outside, read with limits: whole files, JSON, and NumPy's npz and npy.
 
-The only reader of npz and npy files that come from outside. Stricter than NumPy: one archive of plain arrays as NumPy writes it,
-nothing before, between or behind its parts.
+Links, pipes and devices are refused; names, headers and sizes are checked before anything is allocated; no Python object is ever made.
+Archives are read more strictly than NumPy does: plain arrays as NumPy writes them, nothing before, between or behind them.
 """
 
+import errno
 import io
+import json
 import math
+import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import IO, NamedTuple
+from pathlib import Path
+from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -46,6 +51,54 @@ class Header(NamedTuple):
     def size(self) -> int:
         """Bytes of header and data."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_whole(path: Path, limit: int, *, follow: bool = False) -> tuple[bytes, os.stat_result]:
+    """The bytes and the status of one regular file, both of the same opening.
+
+    Pipes, devices and directories are never opened, links are followed only on request.
+
+    Raises:
+      OSError: `strerror` says in plain words what is there instead, or that there are more than `limit` bytes.
+    """
+    status = path.stat(follow_symlinks=follow)
+    if stat.S_ISLNK(status.st_mode):
+        raise OSError(errno.ELOOP, "a symbolic link, which is not followed")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    # Should it have been replaced since: a pipe does not block, and is found below.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        data = file.read(min(status.st_size, limit) + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"more than the {limit} bytes that are read")
+    return data, status
+
+
+def parse_json(data: bytes) -> Any:
+    """One JSON value, strictly: UTF-8, no name twice in an object, no NaN or infinity.
+
+    Raises:
+      ValueError: in one line.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
 
 
 def read_npz(data: bytes, wanted: Callable[[str], bool], limit: int) -> tuple[dict[str, np.ndarray], list[str]]:
