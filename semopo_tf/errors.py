@@ -102,7 +102,8 @@ def shown(value: Any) -> str:
 
 def one_line(error: SemopoError) -> str:
     """The line a user sees, e.g. `semopo_tf: data error (exit 3): walker/bad.npz: ...`."""
-    return f"semopo_tf: {error.kind} error (exit {error.exit_code}): {' '.join(str(error).split())}"
+    message = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(str(error).split()))
+    return f"semopo_tf: {error.kind} error (exit {error.exit_code}): {message}"
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
