@@ -851,7 +851,7 @@ def test_the_cache_goes_where_it_is_told(tmp_path):
     assert cache_place(tmp_path / "other" / "data", str(elsewhere), tmp_path / "run") != cache
 
 
-def test_the_cache_of_a_read_only_dataset_goes_to_the_run_directory(tmp_path, monkeypatch):
+def test_F06_the_cache_of_a_read_only_dataset_goes_to_the_run_directory(tmp_path, monkeypatch):
     data = write_dataset(tmp_path / "data")
     assert cache_place(data, "", tmp_path / "run") is None
     # Permissions do not bind the superuser, so the question itself is answered here.

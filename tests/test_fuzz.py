@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import pickle
+import re
 import resource
 import time
 import zipfile
@@ -154,7 +155,28 @@ TELLING = (
     b"&a *a ",
     b"!!",
 )
-DAMAGES = ("flip", "flips", "cut", "copy", "insert", "delete", "overwrite")
+WORD = re.compile(rb"[\w.+-]+")
+WORDS = (
+    b"-1",
+    b"0",
+    b"1e999",
+    b"1e-400",
+    b"null",
+    b"true",
+    b"no",
+    b"[]",
+    b"{}",
+    b'""',
+    b"~",
+    b"0x7f",
+    b"9" * 30,
+    b"nan",
+    b"'1'",
+    b"<<",
+    b"*opt",
+    b"seed",
+)
+DAMAGES = ("flip", "flips", "cut", "copy", "insert", "delete", "overwrite", "word", "word", "word")
 
 
 def mutate(good: bytes, rng: np.random.Generator) -> bytes:
@@ -175,6 +197,10 @@ def mutate(good: bytes, rng: np.random.Generator) -> bytes:
             data[place:place] = TELLING[int(rng.integers(len(TELLING)))] if rng.random() < 0.5 else rng.bytes(size)
         elif kind == "delete":
             del data[place : place + size]
+        elif kind == "word":  # another where a word or number stands: gets past the grammar
+            found = list(WORD.finditer(data))
+            span = found[int(rng.integers(len(found)))].span() if found else (0, 0)
+            data[slice(*span)] = WORDS[int(rng.integers(len(WORDS)))]
         else:
             piece = TELLING[int(rng.integers(len(TELLING)))]
             data[place : place + len(piece)] = piece

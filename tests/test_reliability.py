@@ -8,7 +8,7 @@ TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "reliability.md").read_text()
 SIZES = {"R": 20, "C": 14, "F": 14, "D": 25, "H": 9, "K": 10, "N": 9, "E": 6, "V": 4, "L": 4}
 ROWS = [f"{letter}{number:02d}" for letter, size in SIZES.items() for number in range(1, size + 1)]
-IDENTIFIER = re.compile(r"(?<=_)([A-Z]\d{2})(?=_)")
+IDENTIFIER = re.compile(rf"(?<=_)([{''.join(SIZES)}]\d{{2}})(?=_)")
 
 
 def tested() -> dict[str, list[str]]:
