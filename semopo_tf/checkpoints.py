@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semopo_tf.errors import CheckpointError, StorageError
+from semopo_tf.errors import CheckpointError, StorageError, cut
 from semopo_tf.files import FILES, Files, sha256, temporary_sibling
 
 FORMAT = 1
@@ -116,7 +116,7 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, received {manifest['format']}; use the version that wrote it")
         wrong = sorted(set(entries) ^ set(MEMBERS))
         if wrong:
-            raise CheckpointError(f"{path}: expected the files {', '.join(MEMBERS)} in the manifest, different: {', '.join(map(str, wrong))}")
+            raise CheckpointError(f"{path}: expected the files {', '.join(MEMBERS)} in the manifest, different: {cut(', '.join(wrong))}")
         for name, entry in entries.items():
             file = path / name
             if not file.is_file() or file.is_symlink() or file.stat().st_size != entry["size"] or sha256(file) != entry["sha256"]:

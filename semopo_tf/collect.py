@@ -27,7 +27,8 @@ import numpy as np
 from tqdm import tqdm
 
 from semopo_tf import envs
-from semopo_tf.episodes import CARD_NAME, read_card, read_episode, write_episode
+from semopo_tf.cards import CARD_NAME, read_card
+from semopo_tf.episodes import read_episode, write_episode
 from semopo_tf.errors import CommandParser, ConfigError, DataError, SimulatorError, StorageError, run_command
 from semopo_tf.files import FILES, locked, sha256, write_whole
 from semopo_tf.rollout import ATTEMPTS, Discarded, play, require_few, retry_seed

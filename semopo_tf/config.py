@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import CollectionNode, Node
 
-from semopo_tf.errors import ConfigError
+from semopo_tf.errors import ConfigError, cut, shown
+from semopo_tf.untrusted import read_whole
 
 CONFIG_FILE = Path(__file__).with_name("configs.yaml")
 KINDS = ("presets", "methods", "tasks", "sizes")
-MAX_BYTES = 1 << 20
+MAX_BYTES = 24 << 10  # of one page; reading more in plain Python would take seconds
+MAX_DEPTH = 16
+LARGEST = 1e308  # a whole number beyond it is no float
+MAX_NODES = 20_000  # with every alias written out
 
 # Flags of the original SeMOPO and Offline DV2 command lines, and what they are called here.
 ORIGINAL_FLAGS = {
@@ -158,7 +163,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -214,7 +219,7 @@ def load_saved(path: Path) -> Config:
     found = flatten(tree)
     if set(found) != set(known):
         different = sorted(set(found) ^ set(known))
-        raise ConfigError(f"{path}: expected the keys of this version, different: {', '.join(different[:5])}; use the version that wrote it")
+        raise ConfigError(f"{path}: expected the keys of this version, different: {', '.join(different[:5])[:120]}; use the version that wrote it")
     return _checked(_merge(read_yaml(CONFIG_FILE)["defaults"], tree, str(path)))
 
 
@@ -225,16 +230,57 @@ def read_yaml(path: Path) -> dict[str, Any]:
       ConfigError: when the file is missing, too large, not YAML, or not a mapping.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: expected at most {MAX_BYTES} bytes of YAML, received {path.stat().st_size}")
-        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
+        text = read_whole(path, MAX_BYTES, follow=True)[0].decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({str(getattr(error, 'strerror', error))[:100]}); expected a text file of YAML") from error
+    try:
+        tree = _plain(text)
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{path}: {line}expected YAML, received {' '.join(str(error.problem or error.context).split())[:120]}") from error
     except (YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path}: expected YAML, received {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"{path}: expected YAML, received {' '.join(str(error).split())[:120]}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, received {type(tree).__name__}")
     return tree
+
+
+def _plain(text: str) -> Any:
+    """The value of a YAML text, after its size was measured: a few aliases can stand for more than any memory holds.
+
+    Raises:
+      YAMLError, ValueError, RecursionError: when it is no plain page.
+    """
+    if text.startswith("\ufeff") or any(line.startswith("%") for line in text.splitlines()):
+        raise ValueError("a byte order mark or a directive, which change what follows; remove it")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = MAX_DEPTH
+    yaml.composer.warn_double_anchors = False
+    node = yaml.compose(text)
+    if node is None:
+        return None
+    nodes, depth = _measure(node, {})
+    if nodes > MAX_NODES or depth > MAX_DEPTH:
+        raise ValueError(f"aliases that stand for more than {MAX_NODES} values or {MAX_DEPTH} levels")
+    return yaml.constructor.construct_document(node)
+
+
+def _measure(node: Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """How many values a node stands for and how many levels, aliases written out.
+
+    Raises:
+      ValueError: when it contains itself.
+    """
+    if id(node) not in known:
+        known[id(node)] = None
+        parts = node.value if isinstance(node, CollectionNode) else []
+        flat = [item for part in parts for item in (part if isinstance(part, tuple) else (part,))]
+        sizes = [_measure(item, known) for item in flat]
+        known[id(node)] = (1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0))
+    size = known[id(node)]
+    if size is None:
+        raise ValueError("an alias inside what it stands for")
+    return size
 
 
 def differing(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
@@ -250,7 +296,7 @@ def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     while argv:
         word = argv.pop(0)
         if not word.startswith("--") or len(word) == 2:
-            raise ConfigError(f"{word}: expected a flag such as --seed 1; write values after their flag")
+            raise ConfigError(f"{cut(word)}: expected a flag such as --seed 1; write values after their flag")
         key, equals, value = word[2:].partition("=")
         if key == "configs":
             listed = [value] if equals else []
@@ -277,7 +323,7 @@ def _in_order(names: list[str], page: dict[str, Any]) -> list[tuple[str, str]]:
         if name in ORIGINAL_OVERLAYS:
             raise ConfigError(f"--configs {name}: a name of the original code; here it is {ORIGINAL_OVERLAYS[name]}")
         if name not in available:
-            raise ConfigError(f"--configs {name}: no such overlay{_suggest(name, available)}; there are {', '.join(available)}")
+            raise ConfigError(f"--configs {cut(name)}: no such overlay{_suggest(name, available)}; there are {', '.join(available)}")
         other = chosen.setdefault(available[name], name)
         if other != name:
             raise ConfigError(f"--configs {other} {name}: expected at most one of the {available[name]}, received two")
@@ -296,7 +342,7 @@ def _check_name(key: str, known: Mapping[str, Any]) -> None:
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
         raise ConfigError(f"--{key}: a section, expected one of its keys: {', '.join(inside)}")
-    raise ConfigError(f"--{key}: unknown key{_suggest(key, known)}")
+    raise ConfigError(f"--{cut(key)}: unknown key{_suggest(key, known)}")
 
 
 def _suggest(name: str, known: Mapping[str, Any]) -> str:
@@ -312,10 +358,10 @@ def _merge(tree: dict[str, Any], overlay: Mapping[str, Any], where: str, prefix:
     merged = dict(tree)
     for key, value in overlay.items():
         if key not in tree:
-            raise ConfigError(f"{where}: unknown key {prefix}{key}{_suggest(prefix + str(key), flatten(tree, prefix))}")
+            raise ConfigError(f"{where}: unknown key {cut(f'{prefix}{key}')}{_suggest(prefix + str(key), flatten(tree, prefix))}")
         if isinstance(tree[key], dict):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}: {prefix}{key} is a section, received {value!r}")
+                raise ConfigError(f"{where}: {prefix}{key} is a section, received {shown(value)}")
             merged[key] = _merge(tree[key], value, where, f"{prefix}{key}.")
         else:
             merged[key] = _cast(f"{where}: {prefix}{key}", value, tree[key])
@@ -335,7 +381,7 @@ def _parse(key: str, text: str, default: Any) -> Any:
     where = f"--{key}"
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
-            raise ConfigError(f"{where}: expected True or False, received {text!r}")
+            raise ConfigError(f"{where}: expected True or False, received {shown(text)}")
         return text.lower() == "true"
     if isinstance(default, str):
         return text
@@ -349,7 +395,7 @@ def _number(where: str, text: str, default: float) -> float:
         value = float(text)
         exact = int(text) if text.strip().lstrip("+-").isdigit() else value
     except ValueError:
-        raise ConfigError(f"{where}: expected {_kind(default)}, received {text!r}") from None
+        raise ConfigError(f"{where}: expected {_kind(default)}, received {shown(text)}") from None
     return _cast(where, exact, default)
 
 
@@ -361,11 +407,11 @@ def _cast(where: str, value: Any, default: Any) -> Any:
     if isinstance(default, bool | str):
         if type(value) is type(default):
             return value
-    elif isinstance(default, int) and plain_number and math.isfinite(value) and int(value) == value:
+    elif isinstance(default, int) and plain_number and abs(value) < 2**63 and int(value) == value:
         return int(value)
-    elif isinstance(default, float) and plain_number:
+    elif isinstance(default, float) and (isinstance(value, float) or (plain_number and abs(value) < LARGEST)):
         return float(value)
-    raise ConfigError(f"{where}: expected {_kind(default)}, received {value!r}")
+    raise ConfigError(f"{where}: expected {_kind(default)}, received {shown(value)}")
 
 
 def _kind(default: Any) -> str:
@@ -378,11 +424,13 @@ def _checked(tree: dict[str, Any]) -> Config:
     for key, value in config.flat().items():
         if key in CHOICES and value not in CHOICES[key]:
             near = _suggest(str(value), dict.fromkeys(CHOICES[key]))
-            raise ConfigError(f"--{key}: expected one of {', '.join(CHOICES[key])}, received {value!r}{near}")
+            raise ConfigError(f"--{key}: expected one of {', '.join(CHOICES[key])}, received {shown(value)}{near}")
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"--{key}: expected text without NUL characters, received {shown(value)}")
         low, high = LIMITS.get(key, (0, math.inf))
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int | float) and not isinstance(number, bool) and not (low <= number <= high and math.isfinite(number)):
-                raise ConfigError(f"--{key}: expected a finite number from {low:g} to {high:g}, received {number!r}")
+                raise ConfigError(f"--{key}: expected a finite number from {low:g} to {high:g}, received {shown(number)}")
     if config.video.context >= config.video.length:
         raise ConfigError(f"--video.context: expected less than video.length = {config.video.length}, received {config.video.context}")
     return Config(tree)
@@ -393,7 +441,7 @@ def _dump(tree: Mapping[str, Any]) -> str:
     yaml.default_flow_style = False
     # Escapes and no folded lines: the emitter loses some of Unicode's line breaks, and spaces where it folds an escaped text.
     yaml.allow_unicode = False
-    yaml.width = MAX_BYTES
+    yaml.width = 1 << 20
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     buffer = io.StringIO()
     yaml.dump(dict(tree), buffer)

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semopo_tf import hdf5
+from semopo_tf.cards import CARD_NAME, read_card
 from semopo_tf.episodes import (
-    CARD_NAME,
     HDF5_SUFFIXES,
     episode_files,
-    read_card,
     read_episode,
     read_log,
     repair_flags,

@@ -6,7 +6,8 @@ import numpy as np
 from tqdm import tqdm
 
 from semopo_tf import convert
-from semopo_tf.episodes import episode_files, open_dataset, read_card, read_episode
+from semopo_tf.cards import read_card
+from semopo_tf.episodes import episode_files, open_dataset, read_episode
 from semopo_tf.errors import CommandParser, DataError, run_command
 from semopo_tf.sums import listed_files, verify, verify_size
 

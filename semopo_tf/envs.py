@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from semopo_tf import exbmdp
-from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
+from semopo_tf.errors import ConfigError, DataError, NumericalError, SimulatorError
 from semopo_tf.rollout import ACTION_TOLERANCE, RandomPolicy
 from semopo_tf.simulation import Simulator
 from semopo_tf.types import Environment, Observation, Policy
@@ -171,7 +171,15 @@ def card_of(settings: dict[str, Any], clips: list[str]) -> dict[str, dict[str, A
 
 
 def settings_of(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `make` that a dataset was collected with, from its card."""
+    """The keywords of `make` that a dataset was collected with, from its card.
+
+    Raises:
+      DataError: when the card lacks one.
+    """
+    wanted = {"environment": ("size", "action_repeat", "camera"), "background": ("source", "color", "split", "seed", "mask_rule")}
+    lacking = [f"{part}.{name}" for part, names in wanted.items() for name in names if name not in card.get(part, {})]
+    if lacking:
+        raise DataError(f"dataset.json: expected what collect writes, missing {', '.join(lacking)}; remove the file or collect the dataset again")
     background = card["background"]
     return {
         **card["environment"],

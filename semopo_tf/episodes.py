@@ -8,27 +8,37 @@ import hashlib
 import io
 import json
 import os
-import zipfile
-import zlib
+import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from semopo_tf.errors import DataError, StorageError
 from semopo_tf.files import FILES, locked, sha256, temporary_sibling, write_whole
 from semopo_tf.types import Episode
+from semopo_tf.untrusted import NpzError, parse_json, read_header, read_npy, read_npz, read_whole
 
 CACHE_VERSION = 1
 CACHE_NAME = ".semopo_cache"
-CARD_NAME = "dataset.json"
 REQUIRED_KEYS = ("image", "action", "reward")
 EPISODE_KEYS = Episode._fields[:-1]  # all but `log`
 ACTION_TOLERANCE = 1e-6
 LOG_PREFIX = "log_"
 HDF5_SUFFIXES = (".hdf5", ".h5")
+Amend = Callable[[dict[str, np.ndarray], str], dict[str, np.ndarray]]  # the arrays of an episode and where they come from -> the arrays to use
 REPAIR = "python -m semopo_tf.data convert SRC DST --repair_flags writes a corrected copy"
+MAX_EPISODE_BYTES = 1 << 29  # of one file, packed and unpacked; 43 000 records of 64 x 64 pixels
+MAX_MANIFEST_BYTES = 1 << 26
+MAX_REWARD = 1e6
+SHOWN_KEYS = 8
+MAX_COLUMN_BYTES = 1 << 32
+COLUMNS = {"action": ("f4", 2), "reward": ("f4", 1), "is_terminal": ("?", 1), "length": ("i8", 1), "returns": ("f8", 1), "native_returns": ("f8", 1)}
+PARTIAL = (".npz.part", ".npz.crdownload", ".npz.download", ".npz.tmp")
+REFETCH = "fetch the file again"
 
 
 def write_episode(path: Path, episode: Episode) -> None:
@@ -39,7 +49,7 @@ def write_episode(path: Path, episode: Episode) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def read_episode(path: Path, amend: Callable[[dict[str, np.ndarray], str], dict[str, np.ndarray]] | None = None) -> Episode:
+def read_episode(path: Path, amend: Amend | None = None) -> Episode:
     """Read and validate one npz episode.
 
     Missing `discount`, `is_terminal`, `is_first` and `is_last` are derived (`is_terminal` is `discount == 0`); `log_*` and other
@@ -51,43 +61,74 @@ def read_episode(path: Path, amend: Callable[[dict[str, np.ndarray], str], dict[
     Raises:
       DataError: naming the file, what was expected and what it holds.
     """
-    if not path.is_file():
-        raise DataError(_unreadable(path))  # before opening: a pipe would wait for its writer
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: expected an npz archive, received a single npy array; store the arrays with numpy.savez_compressed")
-        with loaded as file:
-            missing = [key for key in REQUIRED_KEYS if key not in file]
-            if missing:
-                raise DataError(
-                    f"{path}: expected the keys {', '.join(REQUIRED_KEYS)}, missing {', '.join(missing)}, received {', '.join(file.files)}"
-                )
-            known = [key for key in EPISODE_KEYS if key in file]
-            arrays = {key: file[key] for key in known}
-    except DataError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(_unreadable(path)) from error
-    return validate_episode(amend(arrays, str(path)) if amend else arrays, where=str(path))
+    return _read(path, amend).episode
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
-    """The `log_*` arrays of an episode that `read_episode` accepts, by their name without the prefix; [L, ...] each."""
-    with np.load(path, allow_pickle=False) as file:
-        return {key.removeprefix(LOG_PREFIX): file[key] for key in file.files if key.startswith(LOG_PREFIX)}
+    """The `log_*` arrays of an episode by their name without the prefix; [L, ...] each.
+
+    Raises:
+      DataError: as `read_episode`.
+    """
+    arrays, _, _ = _unpack(path, lambda key: key.startswith(LOG_PREFIX))
+    return {key.removeprefix(LOG_PREFIX): array for key, array in arrays.items()}
 
 
-def _unreadable(path: Path) -> str:
-    """Say in plain words what a file is that should have been an npz archive."""
-    if not path.is_file():
-        return f"{path}: expected an npz episode, but it is not a regular file"
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(64).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html")):
-        return f"{path}: this is a web page, not data; the download failed, fetch the file again"
-    return f"{path}: truncated or damaged npz archive ({size} bytes); fetch or convert the file again"
+class Source(NamedTuple):
+    """One episode with what its dataset keeps of the file, all from one opening."""
+
+    episode: Episode
+    entry: dict[str, Any]  # name, size, mtime_ns, sha256, length
+    unknown: list[str]  # keys that are neither ours nor `log_*`
+
+
+def _read(path: Path, amend: Amend | None = None) -> Source:
+    arrays, others, content = _unpack(path, EPISODE_KEYS.__contains__)
+    data, status = content
+    missing = [key for key in REQUIRED_KEYS if key not in arrays]
+    if missing:
+        found = ", ".join([*arrays, *others][:SHOWN_KEYS])[:100] or "none"
+        raise DataError(f"{path}: expected the keys {', '.join(REQUIRED_KEYS)}, missing {', '.join(missing)}, received {found}; convert the file")
+    known = {key: arrays[key] for key in EPISODE_KEYS if key in arrays}
+    episode = validate_episode(amend(known, str(path)) if amend else known, where=str(path))
+    digest = hashlib.sha256(data).hexdigest()
+    entry = {"name": path.name, "size": len(data), "mtime_ns": status.st_mtime_ns, "sha256": digest, "length": len(episode.image)}
+    return Source(episode, entry, [key for key in others if not key.startswith(LOG_PREFIX)])
+
+
+def _unpack(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], list[str], tuple[bytes, os.stat_result]]:
+    """The wanted arrays of a file, the other keys in it, and its bytes and status."""
+    try:
+        content = read_whole(path, MAX_EPISODE_BYTES)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{path}: expected an npz episode, but it cannot be read: {reason[:1].lower()}{reason[1:]}; {REFETCH}") from error
+    what = _impostor(path.name, content[0])
+    if what:
+        raise DataError(f"{path}: {what}; {REFETCH}")
+    try:
+        arrays, others = read_npz(content[0], wanted, MAX_EPISODE_BYTES)
+    except NpzError as error:
+        raise DataError(f"{path}: {error}") from error
+    return arrays, others, content
+
+
+def _impostor(name: str, data: bytes) -> str:
+    """In plain words what a file is that should have been an npz archive; empty where it may be one."""
+    head = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "this is a web page, not data; the download failed"
+    if head.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not data; run git lfs pull"
+    if name.startswith("._") or data.startswith(b"\x00\x05\x16\x07"):
+        return "this is what macOS keeps beside a file, not data; remove it"
+    if data.startswith(b"\x93NUMPY"):
+        return "expected an npz archive, received a single npy array; store the arrays with numpy.savez_compressed"
+    if data.startswith(b"\x89HDF"):
+        return "expected an npz archive, received HDF5; convert it with python -m semopo_tf.data convert"
+    if data[:1] == b"\x80" and data.endswith(b"."):
+        return "expected an npz archive, received Python objects, which are refused"
+    return ""
 
 
 def validate_episode(arrays: dict[str, np.ndarray], where: str) -> Episode:
@@ -98,8 +139,10 @@ def validate_episode(arrays: dict[str, np.ndarray], where: str) -> Episode:
     """
     image, action, reward = (arrays[key] for key in REQUIRED_KEYS)
     length = len(image) if image.ndim else 0
-    _require(image.dtype == np.uint8 and image.ndim == 4 and image.shape[-1] == 3, where, "image", "uint8 [L, H, W, 3]", image)
-    _require(action.ndim == 2 and action.dtype.kind == "f", where, "action", "float [L, A]", action)
+    _require(
+        image.dtype == np.uint8 and image.ndim == 4 and image.shape[-1] == 3 and 0 not in image.shape[1:], where, "image", "uint8 [L, H, W, 3]", image
+    )
+    _require(action.ndim == 2 and action.dtype.kind == "f" and action.shape[1] > 0, where, "action", "float [L, A]", action)
     _require(reward.ndim == 1 and reward.dtype.kind == "f", where, "reward", "float [L]", reward)
     for key in [key for key in arrays if key not in REQUIRED_KEYS]:
         _require(arrays[key].ndim == 1 and arrays[key].dtype.kind in "bfiu", where, key, "bool or number [L]", arrays[key])
@@ -114,6 +157,12 @@ def validate_episode(arrays: dict[str, np.ndarray], where: str) -> Episode:
     largest = float(np.abs(action).max())
     if largest > 1 + ACTION_TOLERANCE:
         raise DataError(f"{where}: expected actions in [-1, 1], received {largest:.4g}; rescale the actions to the policy's range")
+    largest = float(np.abs(reward).max())
+    if largest > MAX_REWARD:
+        raise DataError(f"{where}: expected rewards within {MAX_REWARD:g} of zero, received {largest:.4g}; rescale or repair them")
+    if "discount" in arrays and not (arrays["discount"].min() >= 0 and arrays["discount"].max() <= 1):
+        found = f"{float(arrays['discount'].min()):.4g} to {float(arrays['discount'].max()):.4g}"
+        raise DataError(f"{where}: expected discounts in [0, 1], received {found}; repair them")
     if np.any(action[0]) or reward[0] != 0:
         raise DataError(
             f"{where}: expected zero action and reward at record 0, which follows no decision; shift the arrays so that action[t] led to image[t]"
@@ -176,11 +225,14 @@ def episode_files(directory: Path) -> list[Path]:
     """
     if not directory.is_dir():
         raise DataError(f"{directory}: no such dataset directory; collect one with python -m semopo_tf.collect or correct --offline_dir")
-    files = sorted(path for path in directory.glob("*.npz") if not path.name.startswith("."))
+    names = sorted(entry.name for entry in os.scandir(directory))
+    unfinished = [name for name in names if name.endswith(PARTIAL) and not name.startswith(".")]
+    if unfinished:
+        raise DataError(f"{directory / unfinished[0]}: an unfinished download ({len(unfinished)} such files); finish it or remove the file")
+    files = [directory / name for name in names if name.endswith(".npz") and not name.startswith(".")]
     if not files:
-        found = sorted(entry.name for entry in directory.iterdir())
-        listing = f"found {len(found)} other entries, e.g. {', '.join(found[:3])}" if found else "the directory is empty"
-        if any(name.lower().endswith(HDF5_SUFFIXES) for name in found):
+        listing = f"found {len(names)} other entries, e.g. {', '.join(names[:3])}" if names else "the directory is empty"
+        if any(name.lower().endswith(HDF5_SUFFIXES) for name in names):
             listing += f"; HDF5 is not trained on, make episodes of it with python -m semopo_tf.data convert {directory} DST"
         raise DataError(f"{directory}: expected episode files *.npz; {listing}")
     return files
@@ -229,19 +281,20 @@ def open_dataset(directory: Path, cache: Path | None = None) -> Dataset:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with locked(cache.with_name(f"{cache.name}.lock"), wait=True, what=f"the cache {cache}"):
             manifest = _current_manifest(cache, files)
-            if manifest is None:
+            columns = _open_cache(cache, len(files)) if manifest else None
+            if manifest is None or columns is None:
                 manifest = _build_cache(cache, files)
+                columns = _open_cache(cache, len(files))
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(f"{cache}: the dataset cache cannot be written ({error.strerror}); choose another place with --cache_dir") from error
-    small = {
-        key: np.load(cache / f"{key}.npy", allow_pickle=False) for key in ("action", "reward", "is_terminal", "length", "returns", "native_returns")
-    }
-    frames = np.load(cache / "frames.npy", mmap_mode="r", allow_pickle=False)
-    offset = np.concatenate([[0], np.cumsum(small["length"])[:-1]]).astype(np.int64)
+        reason = error.strerror or error
+        raise StorageError(f"{cache}: the dataset cache cannot be written ({reason}); choose another place with --cache_dir") from error
+    if columns is None:
+        raise StorageError(f"{cache}: the dataset cache cannot be read back; choose another place with --cache_dir")
+    offset = np.concatenate([[0], np.cumsum(columns["length"])[:-1]]).astype(np.int64)
     public = {"files": [{key: entry[key] for key in ("name", "size", "sha256")} for entry in manifest["files"]]}
-    return Dataset(directory, [path.name for path in files], frames, offset=offset, manifest=public, **small)
+    return Dataset(directory, [path.name for path in files], offset=offset, manifest=public, **columns)
 
 
 def cache_place(directory: Path, cache_dir: str, logdir: Path) -> Path | None:
@@ -260,25 +313,44 @@ def _current_manifest(cache: Path, files: list[Path]) -> dict[str, Any] | None:
     Source files are hashed only where size or time differ; of the cache's own arrays the sizes are compared.
     """
     try:
-        manifest = json.loads((cache / "manifest.json").read_text())
+        manifest = parse_json(read_whole(cache / "manifest.json", MAX_MANIFEST_BYTES)[0])
         if manifest["version"] != CACHE_VERSION or [entry["name"] for entry in manifest["files"]] != [path.name for path in files]:
             return None
         if any((cache / name).stat().st_size != size for name, size in manifest["arrays"].items()):
             return None
+        known = [{key: entry[key] for key in ("name", "size", "mtime_ns", "sha256")} for entry in manifest["files"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     touched = False
-    for entry, path in zip(manifest["files"], files, strict=True):
-        status = path.stat()
-        if status.st_size != entry["size"]:
+    for entry, old, path in zip(manifest["files"], known, files, strict=True):
+        status = path.lstat()
+        if status.st_size != old["size"] or not stat.S_ISREG(status.st_mode):
             return None
-        if status.st_mtime_ns != entry["mtime_ns"]:
-            if sha256(path) != entry["sha256"]:
+        if status.st_mtime_ns != old["mtime_ns"]:
+            if sha256(path) != old["sha256"]:
                 return None
             entry["mtime_ns"], touched = status.st_mtime_ns, True
     if touched:
         write_whole(cache / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
+
+
+def _open_cache(cache: Path, episodes: int) -> dict[str, np.ndarray] | None:
+    """The cache's arrays, or None where they are not what a cache of so many episodes holds: it may have come with a foreign dataset."""
+    try:
+        columns = {key: read_npy(read_whole(cache / f"{key}.npy", MAX_COLUMN_BYTES)[0]) for key in COLUMNS}
+        with open(cache / "frames.npy", "rb") as file:
+            status, header = os.fstat(file.fileno()), read_header(file)
+            if header.size != status.st_size or header.dtype != np.uint8 or len(header.shape) != 4 or header.fortran:
+                return None
+            columns["frames"] = np.memmap(file, np.uint8, "r", header.start, header.shape)
+    except (OSError, ValueError):
+        return None
+    if any((columns[key].dtype, columns[key].ndim) != (np.dtype(kind), rank) for key, (kind, rank) in COLUMNS.items()):
+        return None
+    records = {len(columns[key]) for key in ("frames", "action", "reward", "is_terminal")}
+    whole = len(records) == 1 and {len(columns[key]) for key in ("length", "returns", "native_returns")} == {episodes}
+    return columns if whole and columns["length"].min() >= 2 and {int(columns["length"].sum())} == records else None
 
 
 def _build_cache(cache: Path, files: list[Path]) -> dict[str, Any]:
@@ -289,18 +361,20 @@ def _build_cache(cache: Path, files: list[Path]) -> dict[str, Any]:
     try:
         entries: list[dict[str, Any]] = []
         columns: dict[str, list[np.ndarray]] = {"action": [], "reward": [], "is_terminal": []}
-        returns, native_returns = [], []
+        returns: list[float] = []
+        native_returns: list[float] = []
+        unknown: set[str] = set()
         with open(temporary / "frames.raw", "wb") as raw:
-            for path, episode in _consistent_episodes(files):
-                status = path.stat()
-                entries.append(
-                    {"name": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(path), "length": len(episode.image)}
-                )
+            for episode, entry, keys in _consistent_episodes(files):
+                entries.append(entry)
+                unknown |= set(keys)
                 raw.write(np.ascontiguousarray(episode.image).data)
                 for key, column in columns.items():
                     column.append(getattr(episode, key).astype(np.float32) if key == "reward" else getattr(episode, key))
                 returns.append(episode.reward.sum(dtype=np.float64))
-                native_returns.append(float(episode.reward.sum(dtype=episode.reward.dtype)))
+                with np.errstate(over="ignore", invalid="ignore"):
+                    native = float(episode.reward.sum(dtype=episode.reward.dtype))
+                native_returns.append(native if np.isfinite(native) else returns[-1])  # a half-precision sum may overflow
         length = np.array([entry["length"] for entry in entries], np.int64)
         _raw_to_npy(temporary / "frames.raw", temporary / "frames.npy", (int(length.sum()), *episode.image.shape[1:]))
         for key, column in columns.items():
@@ -312,16 +386,30 @@ def _build_cache(cache: Path, files: list[Path]) -> dict[str, Any]:
         FILES.write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
         FILES.remove_tree(cache)
         FILES.rename(temporary, cache)
+        _notice(files[0].parent, entries, unknown)
     finally:
         FILES.remove_tree(temporary)
     return manifest
 
 
-def _consistent_episodes(files: list[Path]) -> Iterator[tuple[Path, Episode]]:
+def _notice(directory: Path, entries: list[dict[str, Any]], unknown: set[str]) -> None:
+    """Say once what is kept or left out without being an error."""
+    if unknown:
+        listed = ", ".join(sorted(unknown)[:SHOWN_KEYS])[:100]
+        print(f"semopo_tf: warning: {directory}: nothing reads the keys {listed}; they are left out", file=sys.stderr)
+    first: dict[str, str] = {}
+    copies = [(entry["name"], first[entry["sha256"]]) for entry in entries if first.setdefault(entry["sha256"], entry["name"]) != entry["name"]]
+    if copies:
+        copy, original = copies[0]
+        print(f"semopo_tf: warning: {directory}: {copy} is a copy of {original} ({len(copies)} such files); all are kept", file=sys.stderr)
+
+
+def _consistent_episodes(files: list[Path]) -> Iterator[Source]:
     """Read the files in order, requiring the image and action shapes of the first."""
     expected = None
-    for path in files:
-        episode = read_episode(path)
+    for path in tqdm(files, desc="reading episodes", unit="file", disable=None):
+        source = _read(path)
+        episode = source.episode
         shapes = (episode.image.shape[1:], episode.action.shape[1:])
         expected = expected or shapes
         if shapes != expected:
@@ -329,7 +417,7 @@ def _consistent_episodes(files: list[Path]) -> Iterator[tuple[Path, Episode]]:
                 f"{path}: expected image {list(expected[0])} and action {list(expected[1])} as in {files[0].name}, "
                 f"received {list(shapes[0])} and {list(shapes[1])}"
             )
-        yield path, episode
+        yield source
 
 
 def _raw_to_npy(raw: Path, target: Path, shape: tuple[int, ...]) -> None:
@@ -358,21 +446,3 @@ def held_out(names: list[str], fraction: float, seed: int) -> np.ndarray:
     mask = np.zeros(len(names), bool)
     mask[ranks[:count]] = True
     return mask
-
-
-def read_card(directory: Path) -> dict[str, Any] | None:
-    """The dataset card `dataset.json` if there is one.
-
-    Raises:
-      DataError: when it is not a JSON object.
-    """
-    path = directory / CARD_NAME
-    if not path.is_file():
-        return None
-    try:
-        card = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path}: expected a JSON object ({error}); remove the file or collect the dataset again") from error
-    if not isinstance(card, dict):
-        raise DataError(f"{path}: expected a JSON object, received {type(card).__name__}")
-    return card

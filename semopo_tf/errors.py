@@ -95,9 +95,23 @@ class CommandParser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}; see --help")
 
 
+def cut(text: str, most: int = 60) -> str:
+    """A text from outside for a message, its end left out where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def shown(value: Any) -> str:
+    """The repr of a value from outside for a message, cut."""
+    try:
+        return cut(repr(value))
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to print"
+
+
 def one_line(error: SemopoError) -> str:
     """The line a user sees, e.g. `semopo_tf: data error (exit 3): walker/bad.npz: ...`."""
-    return f"semopo_tf: {error.kind} error (exit {error.exit_code}): {' '.join(str(error).split())}"
+    message = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(str(error).split()))
+    return f"semopo_tf: {error.kind} error (exit {error.exit_code}): {message}"
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semopo_tf import config as configuration
-from semopo_tf.errors import CheckpointError, CommandParser, ConfigError
+from semopo_tf.errors import CheckpointError, CommandParser, ConfigError, cut
 from semopo_tf.rollout import Discarded, play
 from semopo_tf.run import Records, video_grid, write_video
 
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     from semopo_tf import envs, wiring  # after the arguments are known to be right: imports TensorFlow
 
     config = run.config
+    require_named(config.task, arguments.task)
     overrides = {key: value for key in wiring.CARD_KEYS if (value := getattr(arguments, key)) is not None}
     settings = wiring.environment_settings(config, run.card, overrides)
     count = arguments.episodes or config.eval.final_episodes
@@ -64,6 +65,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, help="how many of the fixed list of episode seeds (default: eval.final_episodes)")
     parser.add_argument("--environments", type=int, default=1, help="played side by side; changes no result")
     parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
+    parser.add_argument("--task", help="the run's task, needed where it is <module>:<class>, whose module is imported")
     parser.add_argument("--video", action="store_true", help="write what was seen and how the model explains it")
     parser.add_argument("--background", help="folder of videos, builtin:driving, or none (default: as in the dataset card)")
     parser.add_argument("--background_color", choices=("grey", "rgb"))
@@ -75,6 +77,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if value is not None and value < 1:
             raise ConfigError(f"--{key}: expected at least 1, received {value}")
     return arguments
+
+
+def require_named(task: str, given: str | None) -> None:
+    """A task that imports a module is taken from the command line alone: a run directory from elsewhere could name any module in reach.
+
+    Raises:
+      ConfigError: when it is not given, or another is.
+    """
+    if given not in ((task,) if ":" in task else (None, task)):
+        raise ConfigError(f"--task: expected {cut(task)}, the run's task, received {given or 'none'}; add --task {cut(task)} if you trust its module")
 
 
 class Run:

@@ -19,7 +19,7 @@ class Files:
 
     def write(self, path: Path, data: bytes) -> None:
         """Write a whole file and force it to the disk."""
-        with open(path, "wb") as file:
+        with open(path, "wb", opener=_no_follow) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -43,6 +43,11 @@ class Files:
 
 
 FILES = Files()
+
+
+def _no_follow(path: str, flags: int) -> int:
+    """Opens a file of ours: a link left in its place would lead the writing elsewhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -87,7 +92,7 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
     Raises:
       LockedError: when `wait` is false and another process holds it.
     """
-    with open(path, "a+") as file:
+    with open(path, "a+", opener=_no_follow) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

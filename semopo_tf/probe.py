@@ -65,11 +65,14 @@ def main(argv: list[str]) -> int:
     parser = CommandParser(prog="python -m semopo_tf.probe", description=__doc__)
     parser.add_argument("--logdir", required=True, type=Path, help="a run on a task whose environment tells its true state")
     parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
+    parser.add_argument("--task", help="the run's task, needed where it is <module>:<class>, whose module is imported")
     arguments = parser.parse_args(argv)
-    from semopo_tf.evaluation import load_run
+    from semopo_tf.evaluation import load_run, require_named
 
     logdir = arguments.logdir.expanduser()
-    found = probe(load_run(logdir, arguments.checkpoint))
+    run = load_run(logdir, arguments.checkpoint)
+    require_named(run.config.task, arguments.task)
+    found = probe(run)
     FILES.make_directory(logdir / "analysis")
     write_whole(logdir / "analysis" / "probe.json", json.dumps(found, indent=1).encode())
     print(table(found))

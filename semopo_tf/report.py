@@ -18,7 +18,7 @@ import imageio.v3 as imageio
 import numpy as np
 
 from semopo_tf import config as configuration
-from semopo_tf.episodes import read_card
+from semopo_tf.cards import read_card
 from semopo_tf.errors import CommandParser, ConfigError, DataError, run_command
 from semopo_tf.files import FILES, write_whole
 from semopo_tf.run import read_records

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from semopo_tf.episodes import read_card
+from semopo_tf.cards import read_card
 from semopo_tf.errors import CommandParser, ConfigError, run_command
 from semopo_tf.files import write_whole
 from semopo_tf.report import Finished, read_run

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semopo_tf.episodes import CARD_NAME
+from semopo_tf.cards import CARD_NAME
 from semopo_tf.errors import DataError
 from semopo_tf.files import sha256, write_whole
 

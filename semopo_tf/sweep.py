@@ -130,8 +130,8 @@ def expand(entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common:
         own = [_filled(str(word), chosen) for word in entry["flags"]]
         flags = [*map(str, common), *own, *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))]
         train = ("training", *flags, "--offline_dir", str(source), "--logdir", str(logdir))
-        configuration.load(list(train[1:]))
-        after = (("probe", "--logdir", str(logdir)),) if entry.get("probe") else ()
+        config = configuration.load(list(train[1:]))
+        after = (("probe", "--logdir", str(logdir), "--task", config.task),) if entry.get("probe") else ()
         rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, place, (train, *after)))
     return rows
 

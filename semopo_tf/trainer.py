@@ -13,10 +13,11 @@ import tensorflow as tf
 import semopo_tf
 from semopo_tf import alarms, checkpoints, cost, devices, dump, engine, envs, wiring
 from semopo_tf.agent import Agent, FilterPolicy
+from semopo_tf.cards import read_card
 from semopo_tf.checkpoints import Checkpoint
 from semopo_tf.config import Config
 from semopo_tf.engine import HostImages, Pace, StageLoop
-from semopo_tf.episodes import cache_place, held_out, open_dataset, read_card
+from semopo_tf.episodes import cache_place, held_out, open_dataset
 from semopo_tf.errors import CheckpointError, DataError, DeviceError, NumericalError
 from semopo_tf.files import write_whole
 from semopo_tf.random import Key

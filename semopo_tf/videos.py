@@ -1,13 +1,19 @@
 """Moving backgrounds: frames from a folder of videos or from the built-in driving scene, and how they replace pixels."""
 
+import contextlib
+import os
+import resource
+import select
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from semopo_tf.driving import driving_clip
-from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.errors import ConfigError, DataError, cut
 
 DRIVING = "builtin:driving"
 DRIVING_CLIPS = {"train": range(16), "test": range(16, 20)}
@@ -16,7 +22,13 @@ SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", 
 CHANNELS = {"grey": 1, "rgb": 3}
 SPLITS = ("train", "test")
 SHUFFLE_STREAM = 0x51DE0  # keeps the order of clips independent of other uses of the same seed
-MAX_PIXELS = 1 << 26  # of one native frame; 8192 x 8192
+MAX_PIXELS = 1 << 25  # of one native frame; 7680 x 4320
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,m4v,gif"
+HEADER = {"grey": b"P5", "rgb": b"P6"}
+DECODER_BYTES = 1 << 31
+DECODER_SECONDS = 600  # of processor time for one clip
+FRAME_SECONDS = 30
+LOG_BYTES = 1 << 20
 
 
 class Background(NamedTuple):
@@ -146,35 +158,95 @@ def decode(path: Path, *, size: int, color: str) -> Iterator[np.ndarray]:
     Raises:
       DataError: with the reason alone when the file holds no video that can be decoded.
     """
+    seen = False
+    with _decoder(path, color) as (process, log):
+        output = _Output(process)
+        while header := output.line():
+            width, height = (int(word) for word in output.line().split())
+            if header != HEADER[color] or output.line() != b"255" or not 0 < width * height <= MAX_PIXELS:
+                raise DataError(f"frames of {width} x {height} pixels")
+            shape = (height, width, CHANNELS[color])
+            yield resize_bilinear(np.frombuffer(output.exactly(height * width * CHANNELS[color]), np.uint8).reshape(shape), size)
+            seen = True
+        if process.wait(FRAME_SECONDS) != 0 or not seen:
+            log.seek(0)
+            raise DataError(_reason(log.read(LOG_BYTES).decode(errors="replace"), process.returncode))
+
+
+@contextlib.contextmanager
+def _decoder(path: Path, color: str) -> Iterator[tuple[subprocess.Popen[bytes], BinaryIO]]:
+    """A decoder process that writes one PGM or PPM picture a frame, and its log. It has limits of memory and time, and opens this file alone."""
     import imageio_ffmpeg
 
-    layout, bits = {"grey": ("gray", 8), "rgb": ("rgb24", 24)}[color]
-    # A file may name other files or addresses to open (playlists do): only plain files are allowed.
-    only_files = ["-protocol_whitelist", "file"]
-    stream = imageio_ffmpeg.read_frames(str(path.absolute()), pix_fmt=layout, bits_per_pixel=bits, input_params=only_files)
-    empty = True
-    try:
-        width, height = next(stream)["size"]
-        if not 0 < width * height <= MAX_PIXELS:
-            raise DataError(f"frames of {width} x {height} pixels")
-        for data in stream:
-            empty = False
-            yield resize_bilinear(np.frombuffer(data, np.uint8).reshape(height, width, CHANNELS[color]), size)
-    except DataError:
-        raise
-    except (OSError, RuntimeError, KeyError, IndexError, ValueError, StopIteration) as error:
-        raise DataError(_reason(error)) from error
-    finally:
-        stream.close()
-    if empty:
-        raise DataError("no frames")
+    encoder, layout = {"grey": ("pgm", "gray"), "rgb": ("ppm", "rgb24")}[color]
+    # A file may name other files or addresses to open, as playlists do: only plain files of known formats are allowed.
+    limits = f"-threads 1 -protocol_whitelist file -format_whitelist {FORMATS} -max_pixels {MAX_PIXELS}".split()
+    writing = f"-c:v {encoder} -pix_fmt {layout} -f image2pipe pipe:1".split()
+    quiet = ["-nostdin", "-hide_banner", "-loglevel", "error"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *quiet, *limits, "-i", str(path.absolute()), *writing]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+        try:
+            for what, most in ((resource.RLIMIT_AS, DECODER_BYTES), (resource.RLIMIT_CPU, DECODER_SECONDS), (resource.RLIMIT_FSIZE, LOG_BYTES)):
+                with contextlib.suppress(ProcessLookupError):  # it has ended already
+                    resource.prlimit(process.pid, what, (most, most))
+            yield process, log
+        except DataError:
+            raise
+        except (ValueError, subprocess.TimeoutExpired) as error:
+            raise DataError("the decoder's output is not that of a video") from error
+        finally:
+            process.kill()
+            process.stdout.close()  # type: ignore[union-attr]
+            process.wait()
 
 
-def _reason(error: Exception) -> str:
-    """The telling line of the decoder's long message."""
-    known = ("moov atom", "Invalid data", "does not contain any stream", "End of file", "Permission denied")
-    lines = [line.split("] ")[-1].strip() for line in str(error).splitlines()]
-    return next((line for line in lines if any(words in line for words in known)), "not a video that can be decoded")
+class _Output:
+    """What a decoder writes, waited for no longer than `FRAME_SECONDS`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]):
+        self._file = process.stdout.fileno()  # type: ignore[union-attr]
+
+    def exactly(self, count: int) -> bytearray:
+        """Raises DataError when the output ends before `count` bytes."""
+        content = bytearray()
+        while len(content) < count:
+            piece = self._read(min(count - len(content), 1 << 20))
+            if not piece:
+                raise DataError("ends inside a frame")
+            content += piece
+        return content
+
+    def line(self) -> bytes:
+        """The next line without its end; empty at the end of the output."""
+        content = b""
+        while len(content) < 32 and (byte := self._read(1)) not in (b"", b"\n"):
+            content += byte
+        return content
+
+    def _read(self, most: int) -> bytes:
+        ready, _, _ = select.select([self._file], [], [], FRAME_SECONDS)
+        if not ready:
+            raise DataError(f"no frame within {FRAME_SECONDS} s")
+        return os.read(self._file, most)
+
+
+def _reason(log: str, code: int) -> str:
+    """The telling line of the decoder's long log."""
+    if code < 0:
+        return "the decoder needed too much memory or time"
+    known = (
+        "moov atom",
+        "Invalid data",
+        "does not contain any stream",
+        "End of file",
+        "Permission denied",
+        "No such file",
+        "larger than",
+        "whitelist",
+    )
+    lines = [line.split("] ")[-1].strip() for line in log.splitlines()]
+    return cut(next((line for line in lines if any(words in line for words in known)), "not a video that can be decoded"), 100)
 
 
 def resize_bilinear(frames: np.ndarray, size: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import pytest
 from test_videos import write_grey
 
 from semopo_tf import collect, envs
-from semopo_tf.episodes import read_card
+from semopo_tf.cards import read_card
 from semopo_tf.errors import ConfigError, LockedError, SemopoError, SimulatorError, StorageError, one_line
 from semopo_tf.files import Files, locked, sha256
 from semopo_tf.rollout import retry_seed

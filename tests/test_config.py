@@ -3,7 +3,9 @@
 import copy
 import itertools
 import math
+import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -358,10 +360,14 @@ def test_the_remedy_for_an_original_flag_names_keys_and_values_that_exist(flag):
         (["--model_opt.lr", "fast"], "--model_opt.lr: expected a number, received 'fast'"),
         (["--kl.strict_elbo", "1"], "--kl.strict_elbo: expected True or False, received '1'"),
         (["--encoder.kernels", "4,x"], "--encoder.kernels: expected a whole number, received 'x'"),
+        (["--task", "dmcdrv_hopper_hop", "--configs", "walker_walk"], "expected the task of the overlay walker_walk, received another"),
+        (["--imagination.horizon", "0"], "--imagination.horizon: expected a finite number from 2 to 1000, received 0"),
+        (["--logdir", "a\0b"], "--logdir: expected text without NUL characters, received 'a\\x00b'"),
+        (["--task", "x" * 5000, "--jit", "y" * 5000], "--jit: expected one of auto, full, partial, off, received 'yyy"),
         (["--video.context", "50"], "--video.context: expected less than video.length = 50, received 50"),
     ],
 )
-def test_mistakes_are_named_with_the_expected_and_a_suggestion(argv, message):
+def test_K02_K05_K07_mistakes_are_named_with_the_expected_and_a_suggestion(argv, message):
     with pytest.raises(ConfigError) as caught:
         load(argv)
     assert message in str(caught.value)
@@ -369,7 +375,7 @@ def test_mistakes_are_named_with_the_expected_and_a_suggestion(argv, message):
 
 @FUZZ
 @given(st.data())
-def test_every_key_with_one_edit_is_refused(data):
+def test_K02_every_key_with_one_edit_is_refused(data):
     key = data.draw(st.sampled_from(sorted(DEFAULTS)))
     letter = data.draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz_.-0123456789"))
     place = data.draw(st.integers(0, len(key) - 1))
@@ -393,12 +399,12 @@ def test_every_key_with_one_edit_is_refused(data):
 
 
 @pytest.mark.parametrize("key", [key for key, value in DEFAULTS.items() if not isinstance(value, str)])
-def test_every_key_refuses_values_of_another_type(key):
+def test_K03_every_key_refuses_values_of_another_type(key):
     wrong = ["", "text", "None", "1,2,x", "nan", "inf", "-inf"]
     if isinstance(DEFAULTS[key], bool):
         wrong += ["0", "1", "yes", "on", "T", "2.5"]
     elif isinstance(DEFAULTS[key], int):
-        wrong += ["True", "2.5", "1e-3", "0x10", "1,2"]
+        wrong += ["True", "2.5", "1e-3", "0x10", "1,2", "9" * 400, "9" * 5000]
     elif isinstance(DEFAULTS[key], float):
         wrong += ["True", "1,2", "1e", "1e400"]
     else:
@@ -418,7 +424,7 @@ def test_every_choice_is_accepted_and_nothing_else(key):
 
 
 @pytest.mark.parametrize("key", [key for key, value in DEFAULTS.items() if not isinstance(value, str | bool)])
-def test_every_number_has_a_range(key):
+def test_K04_every_number_has_a_range(key):
     """Keys without a range of their own must not be negative."""
     low, high = LIMITS.get(key, (0, math.inf))
     outside = [low - 1, *([high * 2 + 1] if math.isfinite(high) else [])]
@@ -427,7 +433,7 @@ def test_every_number_has_a_range(key):
             load([f"--{key}={value:.17g}"])
 
 
-def test_no_amount_that_would_break_a_run_later_is_accepted():
+def test_K04_no_amount_that_would_break_a_run_later_is_accepted():
     """Zero is a meaning ("never", "none") for some keys and a broken run for others."""
     never = ["steps.model", "steps.policy", "eval.every", "eval.final_episodes", "video.every", "updates_per_call", "pool.grow_by", "valid_fraction"]
     for key in never:
@@ -444,6 +450,35 @@ def test_no_amount_that_would_break_a_run_later_is_accepted():
     ):
         with pytest.raises(ConfigError, match=f"--{re.escape(key)}: expected a finite number from 1 to"):
             load([f"--{key}", "0"])
+
+
+PATTERNS = ["--(a+)+$ x", "--(a+)+$=aaaa", "--.* 1", "--seed|logdir 1", "--[ 1", "--\\ 1", "--steps", "--steps=", "--steps 5", "---seed 1", "--(a|"]
+LONG = [["--(a+)+$=" + "a" * 5000], ["--" + "a" * 100_000, "1"]]
+
+
+@pytest.mark.parametrize("argv", [*map(str.split, PATTERNS), ["--seed ", "1"], ["--configs=(a+)+$"], *LONG])
+def test_K08_keys_are_literal_and_never_patterns(argv):
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        load(argv)
+    assert time.monotonic() - started < 2
+    assert len(str(caught.value)) <= 300
+
+
+def test_K10_a_home_directory_is_expanded_and_nothing_else(tmp_path, monkeypatch):
+    """What a shell would replace stays as it is written, wherever a path comes from."""
+    from semopo_tf.collect import absolute_background
+    from semopo_tf.episodes import cache_place
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WHERE", "/elsewhere")
+    for word in ("$WHERE/a", "${WHERE}/a", "`pwd`", "$(pwd)", "a;b", "%WHERE%", "{a,b}", "*"):
+        assert load(["--logdir", word]).logdir == word
+        assert str(cache_place(tmp_path, word, tmp_path)).startswith(word)
+        assert absolute_background(f"/{word}") == f"/{word}"
+    assert cache_place(tmp_path, "~/caches", tmp_path).parent == tmp_path / "caches"
+    for path in Path(configuration.__file__).parent.glob("*.py"):
+        assert "expandvars" not in path.read_text()
 
 
 # --- values ---------------------------------------------------------------------------------------------------------------------------------
@@ -466,7 +501,7 @@ def page(tmp_path, overlay: str) -> Path:
 
 
 @pytest.mark.parametrize("written", ["1e-4", "1.0e-4", "0.0001"])
-def test_numbers_in_an_overlay_may_be_written_in_any_way(tmp_path, written):
+def test_K03_numbers_in_an_overlay_may_be_written_in_any_way(tmp_path, written):
     """Other readers of YAML take `1e-4`, without a dot, for text."""
     assert load(["--configs", "extra"], page(tmp_path, f"{{model_opt: {{lr: {written}}}}}")).model_opt.lr == 1e-4
 
@@ -490,30 +525,60 @@ def test_numbers_in_an_overlay_may_be_written_in_any_way(tmp_path, written):
         ("{seed: -1}", "--seed: expected a finite number from 0 to"),
     ],
 )
-def test_mistakes_in_an_overlay_are_named(tmp_path, overlay, message):
+def test_K02_K03_mistakes_in_an_overlay_are_named(tmp_path, overlay, message):
     with pytest.raises(ConfigError) as caught:
         load(["--configs", "extra"], page(tmp_path, overlay))
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"a: [1", "expected YAML"),
-        (b"a: 1\na: 2\n", "expected YAML"),
-        (b"- 1\n- 2\n", "expected a mapping of keys to values, received list"),
-        (b"", "expected a mapping of keys to values, received NoneType"),
-        (b"\xff\xfe\x00", "cannot be read"),
-        (b"[" * 2000, "expected YAML"),
-        (b"a: !!python/object/apply:os.abort []\n", "expected YAML"),
-        (b"a: " + b"x" * (1 << 20), "expected at most 1048576 bytes of YAML"),
-    ],
-)
-def test_a_file_that_is_no_configuration_is_named(tmp_path, content, message):
+ALIASES = "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+MERGES = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
+NO_PAGES = {
+    "cut short": (b"a: [1", "line 1: expected YAML"),
+    "a key twice": (b"a: 1\na: 2\n", "line 2: expected YAML, received found duplicate key"),
+    "a list": (b"- 1\n- 2\n", "expected a mapping of keys to values, received list"),
+    "empty": (b"", "expected a mapping of keys to values, received NoneType"),
+    "two documents": (b"a: 1\n---\nb: 2\n", "line 2: expected YAML, received but found another document"),
+    "tabs": (b"a:\n\tb: 1\n", "line 2: expected YAML"),
+    "byte order mark": (b"\xef\xbb\xbfa: 1\n", "expected YAML, received a byte order mark or a directive"),
+    "UTF-16": ("a: 1\n".encode("utf-16"), "cannot be read"),
+    "another version": (b"%YAML 1.1\n---\na: no\n", "expected YAML, received a byte order mark or a directive"),
+    "NUL": (b"a: \0\n", "expected YAML"),
+    "brackets": (b"[" * 20_000, "line 1: expected YAML, received maximum depth"),
+    "steps": (b"".join(b" " * n + b"a:\n" for n in range(200)), "line 16: expected YAML, received maximum depth"),
+    "100 MB": (b"a: " + b"x" * 100_000_000, "cannot be read .more than the 24576 bytes that are read"),
+    "aliases": (b"a0: &a0 [1]\n" + ALIASES.encode(), "expected YAML, received aliases that stand for more than 20000 values"),
+    "merges": (b"a0: &a0 {b: 1}\n" + MERGES.encode(), "expected YAML, received aliases that stand for more than 20000 values"),
+    "inside itself": (b"a: &a [*a]\n", "expected YAML, received an alias inside what it stands for"),
+    "object": (b"a: !!python/object/apply:os.abort []\n", "line 1: expected YAML, received could not determine a constructor"),
+    "unknown tag": (b"\n\na: !thing 1\n", "line 3: expected YAML"),
+}
+
+
+@pytest.mark.parametrize("content, message", NO_PAGES.values(), ids=NO_PAGES)
+def test_K01_K06_a_file_that_is_no_configuration_is_named(tmp_path, content, message):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
+    started = time.monotonic()
     with pytest.raises(ConfigError, match=rf"config\.yaml: {message}"):
         load_saved(path)
+    assert time.monotonic() - started < 2  # far less on an idle machine
+
+
+def test_K01_a_tag_that_names_python_runs_nothing(tmp_path):
+    marker, path = tmp_path / "executed", tmp_path / "config.yaml"
+    for tag in ("python/object/apply:pathlib.Path.touch", "python/object/new:pathlib.Path", "python/name:os.system", "python/module:antigravity"):
+        path.write_text(f"a: !!{tag} [{marker}]\n")
+        with pytest.raises(ConfigError, match="line 1: expected YAML"):
+            load_saved(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)])
+def test_K06_what_is_no_file_is_refused_without_waiting(tmp_path, make):
+    make(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read"):
+        load_saved(tmp_path / "config.yaml")
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -536,7 +601,7 @@ def exactly(config: Config) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("names", list(itertools.product(["", "released"], METHODS, TASKS[:1], ["", "small", "debug"])))
-def test_a_saved_configuration_reads_back_the_same(names, tmp_path):
+def test_K09_a_saved_configuration_reads_back_the_same(names, tmp_path):
     config = load(["--configs", *filter(None, names), "--logdir", "run"])
     assert exactly(reloaded(config, tmp_path)) == exactly(config)
 
@@ -577,7 +642,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 @settings(FUZZ, max_examples=80, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(lr=1e-05, weight=5e-324, scale=1e300, seed=0, text="/data/" + "é" * 20 + " a b \u2028 x")
 @given(lr=NUMBERS, weight=NUMBERS, scale=NUMBERS, seed=st.integers(0, 2**32 - 1), text=TEXTS)
-def test_floats_and_any_text_survive_saving(tmp_path, lr, weight, scale, seed, text):
+def test_K09_floats_and_any_text_survive_saving(tmp_path, lr, weight, scale, seed, text):
     config = load(
         [f"--model_opt.lr={lr!r}", f"--penalty.weight={weight!r}", f"--model.image_scale={scale!r}", f"--seed={seed}", f"--offline_dir={text}"]
     )

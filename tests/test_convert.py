@@ -16,7 +16,8 @@ import pytest
 import synthetic
 
 from semopo_tf import convert, data, hdf5, reader
-from semopo_tf.episodes import open_dataset, read_card, read_episode, write_episode
+from semopo_tf.cards import read_card
+from semopo_tf.episodes import open_dataset, read_episode, write_episode
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.files import sha256
 from semopo_tf.types import Episode

@@ -54,6 +54,7 @@ def test_an_error_ends_the_command_with_its_code_and_one_line(name, capsys):
 
 
 def test_the_line_of_an_error():
+    assert one_line(DataError("\x1b[2J\x00\udcff é")) == r"semopo_tf: data error (exit 3): \x1b[2J\x00\udcff é"  # nothing that steers a terminal
     assert one_line(DataError("a: b")) == "semopo_tf: data error (exit 3): a: b"
 
 

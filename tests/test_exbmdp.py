@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from semopo_tf import collect, envs, exbmdp
-from semopo_tf.episodes import episode_files, open_dataset, read_card, read_log
+from semopo_tf.cards import read_card
+from semopo_tf.episodes import episode_files, open_dataset, read_log
 from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
 from semopo_tf.exbmdp import DECISIONS, GOAL, TASKS, Behaviour
 from semopo_tf.rollout import play

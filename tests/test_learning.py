@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from semopo_tf import collect, probe, training
-from semopo_tf.episodes import read_card
+from semopo_tf.cards import read_card
 from semopo_tf.run import read_records
 
 QUIET = ("--video.every", "0", "--eval.every", "0")

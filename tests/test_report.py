@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from semopo_tf import collect, probe, report, training
-from semopo_tf.episodes import read_card
+from semopo_tf.cards import read_card
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.run import read_records
 

@@ -1,9 +1,14 @@
+import resource
+import time
+import tracemalloc
 import wave
 
+import imageio.v3 as imageio
 import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from semopo_tf import videos
 from semopo_tf.driving import driving_clip
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.videos import DRIVING_CLIPS, blue_mask, clips_of_split, composite, decode, load_background, luma, resize_bilinear
@@ -93,7 +98,7 @@ def test_clips_follow_one_another_and_repeat(tmp_path):
     assert load(tmp_path, frames=5).clips == background.clips[:2]
 
 
-def test_seed_orders_the_clips(tmp_path):
+def test_V04_seed_orders_the_clips(tmp_path):
     for index in range(7):
         write_grey(tmp_path / f"{index}.mkv", [30 * index] * 2)
     first = load(tmp_path)
@@ -102,14 +107,14 @@ def test_seed_orders_the_clips(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "test"), [("ab", "b"), ("abc", "c"), ("abcd", "d"), ("abcdefgh", "dh"), ("abcdefghi", "dh")])
-def test_train_and_test_share_no_clip(tmp_path, names, test):
+def test_V04_train_and_test_share_no_clip(tmp_path, names, test):
     for name in names:
         (tmp_path / f"{name}.mp4").touch()
     parts = {split: [path.stem for path in clips_of_split(tmp_path, split)] for split in ("train", "test")}
     assert parts == {"train": [name for name in names if name not in test], "test": list(test)}
 
 
-def test_only_visible_regular_videos_count(tmp_path):
+def test_V04_only_visible_regular_videos_count(tmp_path):
     write_grey(tmp_path / "good.mkv", [9])
     (tmp_path / ".hidden.mp4").touch()
     (tmp_path / "notes.txt").touch()
@@ -133,7 +138,7 @@ def spoil(folder):
     (folder / "whole.mp4").unlink()
 
 
-def test_broken_videos_are_skipped_by_name(tmp_path):
+def test_V02_broken_videos_are_skipped_by_name(tmp_path):
     spoil(tmp_path)
     with pytest.raises(DataError, match=r"none of 3 videos can be decoded \(.*mp4: .*\); replace them or use builtin:driving"):
         load(tmp_path)
@@ -151,12 +156,111 @@ def test_broken_videos_are_skipped_by_name(tmp_path):
     [
         (lambda folder: folder / "nowhere", "no such folder of videos"),
         (lambda folder: folder, r"expected videos \(.*\.mp4.*\), received 0 other entries"),
+        (lambda folder: [(folder / f"{n}.txt").touch() for n in range(3)] and folder, r"expected videos \(.*\), received 3 other entries"),
         (lambda folder: (folder / "file").touch() or folder / "file", "expected a folder of videos, received a file"),
     ],
 )
-def test_missing_and_empty_folders(tmp_path, make, message):
+def test_V01_missing_and_empty_folders(tmp_path, make, message):
     with pytest.raises(DataError, match=message):
         load(make(tmp_path))
+
+
+def test_V02_clips_of_one_frame_or_one_pixel_or_none_end(tmp_path):
+    write_grey(tmp_path / "one.mkv", [7])
+    assert load(tmp_path).frames[:, 0, 0, 0].tolist() == [7] * 30
+    write_grey(tmp_path / "one.mkv", [9, 9], shape=(1, 1))
+    assert load(tmp_path).frames[:, 0, 0, 0].tolist() == [9] * 30
+    whole = (tmp_path / "one.mkv").read_bytes()
+    (tmp_path / "one.mkv").write_bytes(whole[: whole.index(b"\x1f\x43\xb6\x75")])  # up to the first cluster of frames
+    started = time.monotonic()
+    with pytest.raises(DataError, match="none of 1 videos can be decoded"):
+        load(tmp_path)
+    assert time.monotonic() - started < 10
+
+
+def test_V02_playlists_and_pictures_open_no_other_file(tmp_path):
+    """What a playlist names must not be opened, wherever it lies."""
+    secret, folder = tmp_path / "secret.mkv", tmp_path / "videos"
+    folder.mkdir()
+    write_grey(secret, [42, 42])
+    lists = {
+        "concat": f"ffconcat version 1.0\nfile '{secret}'\n",
+        "beside": "ffconcat version 1.0\nfile secret.mkv\n",
+        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n",
+        "address": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+    }
+    for name, text in lists.items():
+        (folder / f"{name}.mp4").write_text(text)
+        with pytest.raises(DataError, match=r"Invalid data|moov atom|not a video|whitelist"):
+            list(decode(folder / f"{name}.mp4", size=8, color="grey"))
+    with pytest.raises(DataError, match="none of 3 videos can be decoded"):
+        load(folder)
+
+
+def test_V02_a_decoder_without_end_or_with_too_much_memory_is_stopped(tmp_path, monkeypatch):
+    write_grey(tmp_path / "a.mkv", [1, 2])
+    monkeypatch.setattr(videos, "DECODER_BYTES", 1 << 24)
+    with pytest.raises(DataError, match="none of 1 videos can be decoded"):
+        load(tmp_path)
+    monkeypatch.undo()
+    slow = tmp_path / "decoder"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(slow))
+    monkeypatch.setattr(videos, "FRAME_SECONDS", 0.2)
+    with pytest.raises(DataError, match=r"no frame within 0\.2 s"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(300, marks=pytest.mark.full)])
+def test_V03_a_large_video_is_decoded_one_frame_at_a_time(tmp_path, count):
+    """3840 x 2160: a colour frame takes 25 MB, and this process never holds more than a few of them."""
+    frame = np.zeros((2160, 3840), np.uint8)
+    writer = imageio_ffmpeg.write_frames(
+        str(tmp_path / "large.mp4"), (3840, 2160), fps=30, pix_fmt_in="gray", codec="mpeg4", ffmpeg_log_level="error", macro_block_size=1
+    )
+    writer.send(None)
+    for _ in range(count):
+        writer.send(frame)
+    writer.close()
+    load(tmp_path, color="rgb", frames=1)
+    tracemalloc.start()
+    try:
+        background = load(tmp_path, color="rgb", frames=2 * count)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert background.frames.shape == (2 * count, 8, 8, 3)
+    assert peak < 400 << 20
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20  # of the decoder, in kilobytes
+
+
+def test_V03_frames_beyond_the_limit_are_refused(tmp_path, monkeypatch):
+    write_grey(tmp_path / "a.mkv", [1, 2])
+    monkeypatch.setattr(videos, "MAX_PIXELS", 100)
+    with pytest.raises(DataError, match="none of 1 videos can be decoded"):
+        load(tmp_path)
+
+
+def test_V04_sizes_rates_and_transparency_are_made_alike(tmp_path):
+    write_video(tmp_path / "a.mkv", np.full((2, 10, 30, 3), 200, np.uint8))
+    write_grey(tmp_path / "b.mkv", [100, 100], shape=(50, 20))
+    imageio.imwrite(tmp_path / "c.gif", np.full((2, 16, 16, 4), 255, np.uint8), duration=500, loop=0)  # says "repeat for ever"
+    clips = {name: list(decode(tmp_path / name, size=8, color="rgb")) for name in ("a.mkv", "b.mkv", "c.gif")}
+    assert {frame.shape for frames in clips.values() for frame in frames} == {(8, 8, 3)}
+    assert [clips[name][0][0, 0, 0] for name in clips] == [200, 100, 255]
+    assert len(clips["a.mkv"]) == len(clips["b.mkv"]) == 2
+
+
+def test_V04_a_clip_deleted_midway_is_skipped_with_its_name(tmp_path, monkeypatch):
+    for name in ("a.mkv", "b.mkv"):
+        write_grey(tmp_path / name, [50, 51])
+    found = clips_of_split(tmp_path, "train")
+    monkeypatch.setattr(videos, "clips_of_split", lambda folder, split: [*found, tmp_path / "gone.mkv"])
+    background = load(tmp_path)
+    assert background.clips == ["a.mkv"]
+    background = load(tmp_path, seed=3)  # an order that meets the clip that is gone
+    assert [(name, reason.endswith("No such file or directory")) for name, reason in background.skipped] == [("gone.mkv", True)]
 
 
 @pytest.mark.parametrize(
