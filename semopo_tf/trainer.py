@@ -17,7 +17,7 @@ from semopo_tf.errors import CheckpointError, DataError, DeviceError, NumericalE
 from semopo_tf.files import write_whole
 from semopo_tf.random import Key
 from semopo_tf.rollout import play
-from semopo_tf.run import Progress, Records, TensorBoard, read_records, video_grid, write_video
+from semopo_tf.run import Patience, Progress, Records, TensorBoard, read_records, video_grid, write_video
 from semopo_tf.sampler import Pool, Sampler
 from semopo_tf.types import Batch, Environment, Episode, Stage
 
@@ -46,6 +46,7 @@ class Trainer:
         self._settings = wiring.environment_settings(config, self._card)
         if config.eval.every or config.eval.final_episodes:
             self._check_environment()
+        self._patience = Patience()
         self._metrics, self._timing, self._scores = (Records(logdir / f"{name}.jsonl") for name in ("metrics", "timing", "scores"))
         with tf.device(self._device):
             self._make_parts()
@@ -163,11 +164,13 @@ class Trainer:
         """All that is left to do: from the newest checkpoint to `DONE`."""
         with tf.device(self._device):
             phase, step, sums = self._restore()
+            self._check_space()
             self._tensorboard = TensorBoard(self._logdir, self._axis(phase, step))
             for stage in self._agent.stages[wiring.PHASES.index(phase) :]:
                 self._run_stage(stage, *((step, sums) if stage.name == phase else (0, None)))
             self._finish()
-            self._tensorboard.close()
+            with self._patience:
+                self._tensorboard.settle()
 
     def _restore(self) -> tuple[str, int, tuple[list[float], int] | None]:
         """Phase, step and running sums to go on from, with all variables and records as they were there."""
@@ -193,6 +196,12 @@ class Trainer:
         print(f"world model from {donor.path}; the model phase is skipped")
         return "policy", 0, None
 
+    def _check_space(self) -> None:
+        """Warn now where the disk will be full before the run is done."""
+        size = sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in self._agent.variables().values())
+        if warning := checkpoints.space_warning(self._logdir, size, keep=self._config.keep_checkpoints):
+            print(f"warning: {warning}")
+
     def _axis(self, phase: str, step: int) -> int:
         """TensorBoard's single axis: updates of both phases, one after the other."""
         return step if phase == "model" else self._config.steps.model + step
@@ -201,7 +210,7 @@ class Trainer:
         """Run one stage from `step` to its end. Logs, reports, evaluates and saves on the clock, between compiled calls."""
         if step >= stage.steps:
             return
-        self._timing.append({"phase": stage.name, "step": step, "time": round(time.time(), 3), "start": True})
+        self._time(stage.name, step, start=True)
         loop = self._make_loop(stage)
         if sums:
             loop.sums, loop.count = np.array(sums[0], np.float32), sums[1]
@@ -242,11 +251,17 @@ class Trainer:
                 f"warning: the reward head explains {share:.0%} of the reward's variance: the endogenous stream may have missed the agent "
                 "(are the streams swapped?); look at the videos, or run python -m semopo_tf.probe where the true state is known"
             )
-        self._timing.append({"phase": phase, "step": step, "time": round(time.time(), 3)})
+        self._time(phase, step)
+
+    def _time(self, phase: str, step: int, **more: bool) -> None:
+        with self._patience:
+            self._timing.append({"phase": phase, "step": step, "time": round(time.time(), 3), **more})
 
     def _write(self, phase: str, step: int, values: dict[str, float]) -> None:
-        self._metrics.append({"phase": phase, "step": step, **values})
-        self._tensorboard.scalars(self._axis(phase, step), {f"{phase}/{name}": value for name, value in values.items()})
+        with self._patience:
+            self._metrics.append({"phase": phase, "step": step, **values})
+        with self._patience:
+            self._tensorboard.scalars(self._axis(phase, step), {f"{phase}/{name}": value for name, value in values.items()})
 
     def _validate(self, step: int) -> dict[str, tf.Tensor]:
         """World-model metrics of one held-out batch."""
@@ -260,8 +275,10 @@ class Trainer:
         key = Key(self._config.seed, "report", tf.constant(0, tf.int64))
         batch = self._sample_now("all", key, batch=video.episodes, length=length)
         rows = {name: row.numpy() for name, row in self._agent.world_model.reconstruct(batch, key, min(video.context, length - 1)).items()}
-        write_video(self._logdir / "videos" / f"{phase}-{step:09d}.mp4", video_grid(rows))
-        self._tensorboard.gif(self._axis(phase, step), "reconstruction", video_grid(rows, scale=1))
+        with self._patience:
+            write_video(self._logdir / "videos" / f"{phase}-{step:09d}.mp4", video_grid(rows))
+        with self._patience:
+            self._tensorboard.gif(self._axis(phase, step), "reconstruction", video_grid(rows, scale=1))
 
     def _evaluate(self, phase: str, step: int, loop: StageLoop) -> None:
         """Returns of the current policy in the simulator, as a metrics row; the last step is left to the final evaluation."""
@@ -285,9 +302,10 @@ class Trainer:
 
     def _save(self, phase: str, step: int, loop: StageLoop) -> None:
         tensors = {name: variable.numpy() for name, variable in self._agent.variables().items()}
-        state = {"metrics_size": self._metrics.size, "timing_size": self._timing.size, "sums": loop.sums.tolist(), "count": loop.count}
+        state = {"metrics_size": self._metrics.settle(), "timing_size": self._timing.settle(), "sums": loop.sums.tolist(), "count": loop.count}
         checkpoints.save(self._logdir, phase, step, tensors, state)
-        checkpoints.prune(self._logdir, wiring.PHASES, keep=self._config.keep_checkpoints)
+        for fault in checkpoints.prune(self._logdir, wiring.PHASES, keep=self._config.keep_checkpoints):
+            print(f"warning: {fault}")
 
     def _finish(self) -> None:
         """Final evaluation: a row per episode in scores.jsonl and their mean in metrics.jsonl; then the mark that the run is complete."""
@@ -301,6 +319,8 @@ class Trainer:
                 self._scores.append(row)
                 known[seed] = row["return"]
             self._write_returns("policy", step, [known[seed] for seed in seeds])
+        self._metrics.settle()
+        self._timing.settle()
         write_whole(self._logdir / "DONE", b"")
         print(f"done: {self._logdir}")
 
