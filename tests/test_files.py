@@ -341,7 +341,7 @@ def test_F13_nothing_is_writable_for_everybody_and_all_is_readable_by_its_owner(
             pass
     finally:
         os.umask(before)
-    made = [path for path in tmp_path.rglob("*")]
+    made = list(tmp_path.rglob("*"))
     assert len(made) == 5
     for path in made:
         mode = stat.S_IMODE(path.stat().st_mode)
