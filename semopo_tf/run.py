@@ -10,6 +10,7 @@ import math
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as imageio
+import imageio_ffmpeg
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -176,9 +178,10 @@ class TensorBoard:
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_gif(frames))
         self._add(step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
-    def settle(self) -> None:
-        """Write what was kept."""
-        self._file.settle()
+    def close(self) -> None:
+        """Write what was kept, if the disk takes it now."""
+        with contextlib.suppress(StorageError):
+            self._file.settle()
 
     def _add(self, step: int, **content: Any) -> None:
         record = io.BytesIO()
@@ -208,15 +211,30 @@ def write_video(path: Path, frames: np.ndarray) -> None:
     """
     height, width = (size + size % 2 for size in frames.shape[1:3])  # the codec wants even sizes
     padded = np.pad(frames, [(0, 0), (0, height - frames.shape[1]), (0, width - frames.shape[2]), (0, 0)])
-    temporary = temporary_sibling(path)
     try:
         FILES.make_directory(path.parent)
-        imageio.imwrite(temporary, padded, plugin="FFMPEG", extension=".mp4", fps=VIDEO_FPS, macro_block_size=2, output_params=["-crf", "12"])
-        write_whole(path, temporary.read_bytes())
     except OSError as error:
-        raise StorageError(f"{path}: the video cannot be written ({error.strerror or 'the encoder failed'})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path.parent}: cannot be made ({error.strerror}); free some space or choose another directory") from error
+    write_whole(path, encode_mp4(padded))
+
+
+def encode_mp4(frames: np.ndarray) -> bytes:
+    """frames [T, H, W, 3] uint8, H and W even -> MP4 bytes.
+
+    The encoder writes into memory: on a full disk it would leave a broken file.
+
+    Raises:
+      StorageError: when it fails.
+    """
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", size, "-framerate", str(VIDEO_FPS), "-i", "-")
+    target = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "12", "-f", "mp4", "-y")
+    with os.fdopen(os.memfd_create("video"), "rb") as file:
+        command = (imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, *target, f"file:/proc/self/fd/{file.fileno()}")
+        done = subprocess.run(command, input=frames.tobytes(), capture_output=True, pass_fds=(file.fileno(),))
+        if done.returncode:
+            raise StorageError(f"a video of {len(frames)} frames cannot be encoded ({done.stderr.decode(errors='replace').strip()[-100:]})")
+        return file.read()
 
 
 def video_grid(rows: Mapping[str, np.ndarray], scale: int = 2) -> np.ndarray:

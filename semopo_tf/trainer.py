@@ -169,8 +169,7 @@ class Trainer:
             for stage in self._agent.stages[wiring.PHASES.index(phase) :]:
                 self._run_stage(stage, *((step, sums) if stage.name == phase else (0, None)))
             self._finish()
-            with self._patience:
-                self._tensorboard.settle()
+            self._tensorboard.close()
 
     def _restore(self) -> tuple[str, int, tuple[list[float], int] | None]:
         """Phase, step and running sums to go on from, with all variables and records as they were there."""
