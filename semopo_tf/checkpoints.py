@@ -2,29 +2,37 @@
 
     ckpt-<phase>-<step>/   tensors.npz     stable name -> array, uncompressed
                            state.json      phase, step, metrics position, running sums
-                           MANIFEST.json   size and SHA-256 of the other two, written last
+                           MANIFEST.json   format, size and SHA-256 of the other two, written last
 
-A directory is written under a temporary name, forced to the disk and renamed. The newest one whose manifest holds is used; the
-order is (phase, step), never a clock.
+A directory is written under a temporary name, forced to the disk and renamed; it loses its name before anything in it is removed. The
+newest one that verifies is used; the order is (phase, step), never a clock. A reader changes nothing: a damaged directory keeps its name.
 """
 
+import contextlib
 import hashlib
-import io
 import json
+import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from semopo_tf.errors import CheckpointError, StorageError, cut
-from semopo_tf.files import FILES, Files, sha256, temporary_sibling
+import semopo_tf
+from semopo_tf import npz
+from semopo_tf.errors import CheckpointError, StorageError
+from semopo_tf.files import FILES, Files, free_memory, open_regular, temporary_sibling
 
 FORMAT = 1
-PATTERN = re.compile(r"ckpt-([a-z]+)-(\d{9})")
+PHASES = ("model", "policy")
+PATTERN = re.compile(r"ckpt-([a-z]+)-([0-9]{9})")
 MEMBERS = ("tensors.npz", "state.json")
+MANIFEST = "MANIFEST.json"
+STATE = {"metrics_size": int, "timing_size": int, "sums": list, "count": int}  # what a state has at least, besides phase and step
+TEXT_BYTES = 1 << 24  # most that a manifest or a state may have
+RELISTINGS = 20  # by a reader beside a writer that removes what the reader has just found
+PICKLES = (".pkl", ".pickle")
 
 
 class Checkpoint(NamedTuple):
@@ -38,35 +46,105 @@ class Checkpoint(NamedTuple):
 
 
 def save(logdir: Path, phase: str, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any], files: Files = FILES) -> Path:
-    """Write `ckpt-<phase>-<step>`, in place of a damaged one of the same name: a run goes on from the good ones and never saves a step twice.
+    """Write `ckpt-<phase>-<step>`. A good one of that name stays as it is; a damaged one is replaced.
 
     Raises:
       CheckpointError: when a tensor is not finite; the last good checkpoint stays the newest.
       StorageError: when the disk refuses; nothing of the attempt is left behind.
     """
-    for name, tensor in tensors.items():
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise CheckpointError(f"{name}: not finite at {phase} step {step}; not saved, the previous checkpoint stays the newest")
+    if name := _not_finite(tensors):
+        raise CheckpointError(f"{name}: not finite at {phase} step {step}; not saved, the previous checkpoint stays the newest")
     target = logdir / f"ckpt-{phase}-{step:09d}"
-    temporary = temporary_sibling(target)
-    content = {"tensors.npz": _npz(tensors), "state.json": _json({**state, "phase": phase, "step": step})}
-    entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
+    if _is_good(target):
+        return target
+    content: dict[str, bytes | memoryview] = {"tensors.npz": npz.pack(tensors), "state.json": _state_json(phase, step, state)}
     try:
-        files.remove_tree(temporary)
-        files.make_directory(temporary)
-        for name, data in content.items():
-            files.write(temporary / name, data)
-        files.write(temporary / "MANIFEST.json", _json({"format": FORMAT, "files": entries}))
-        files.sync_directory(temporary)
-        if target.exists():
-            files.remove_tree(target)
-        files.rename(temporary, target)
-        files.sync_directory(logdir)
+        _write(target, content, files)
     except OSError as error:
-        files.remove_tree(temporary)
-        needed = sum(len(data) for data in content.values()) >> 20
-        raise StorageError(f"{target}: checkpoint of {needed} MB cannot be written ({error.strerror}); free some space and run again") from error
+        for left in (temporary_sibling(target), _aside(target)):
+            files.remove_tree(left)
+        raise StorageError(
+            f"{target}: the checkpoint cannot be written ({error.strerror}); it needs {_megabytes(sum(map(len, content.values())))}, "
+            f"{_free(logdir, files)} are free; free some space and run again, the previous checkpoint is good"
+        ) from error
     return target
+
+
+def _write(target: Path, content: Mapping[str, bytes | memoryview], files: Files) -> None:
+    """The protocol. The name appears when all is on the disk."""
+    temporary = temporary_sibling(target)
+    entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
+    files.remove_tree(temporary)
+    files.make_directory(temporary)
+    for name, data in content.items():
+        files.write(temporary / name, data)
+    files.write(temporary / MANIFEST, _json({"format": FORMAT, "files": entries}))
+    files.sync_directory(temporary)
+    damaged = _set_aside(target, files) if os.path.lexists(target) else None
+    files.rename(temporary, target)
+    files.sync_directory(target.parent)
+    if damaged:
+        files.remove_tree(damaged)
+
+
+def _aside(path: Path) -> Path:
+    return temporary_sibling(path.with_name(f"{path.name}-old"))
+
+
+def _set_aside(path: Path, files: Files) -> Path:
+    """Take a checkpoint's name away. Returns the hidden name it has then."""
+    files.remove_tree(_aside(path))
+    files.rename(path, _aside(path))
+    return _aside(path)
+
+
+def prune(logdir: Path, phases: Sequence[str], *, keep: int, files: Files = FILES) -> list[str]:
+    """Remove all but the newest `keep` checkpoints and the last of each phase, and leftovers of killed writers.
+
+    Returns:
+      Warning lines: nothing is removed unless the newest checkpoint reads back whole.
+    """
+    for leftover in logdir.glob(".tmp-*-ckpt-*"):
+        files.remove_tree(leftover)
+    found = listed(logdir, phases)
+    last_of_phase = {path.name.split("-")[1]: path for path in found}
+    surplus = [path for path in found[:-keep] if path not in last_of_phase.values()]
+    if not surplus:
+        return []
+    try:
+        load(found[-1])
+        aside = [_set_aside(path, files) for path in surplus]
+        files.sync_directory(logdir)
+    except (CheckpointError, OSError) as error:
+        return [f"{error}; no older checkpoint is removed"]
+    for path in aside:
+        files.remove_tree(path)
+    return []
+
+
+def space_warning(logdir: Path, size: int, *, keep: int, files: Files = FILES) -> str | None:
+    """A warning line where the disk has less room than a run's checkpoints will take, else None.
+
+    Args:
+      size: bytes of one checkpoint.
+      keep: as for `prune`; the last one of an earlier phase and the one being written come on top.
+    """
+    needed = size * (keep + 2) - sum(map(stored_bytes, logdir.glob("ckpt-*")))
+    if needed <= files.free_bytes(logdir):
+        return None
+    return (
+        f"{logdir}: the run's checkpoints will need about {_megabytes(needed)} more, {_free(logdir, files)} are free; "
+        "free some space or lower --keep_checkpoints"
+    )
+
+
+def stored_bytes(path: Path) -> int:
+    """Size of a checkpoint's files, those that are there."""
+    total = 0
+    for file in path.glob("*"):
+        with contextlib.suppress(OSError):  # a writer beside us may just have removed it
+            total += file.stat(follow_symlinks=False).st_size
+    return total
 
 
 def load_newest(logdir: Path, phases: Sequence[str]) -> tuple[Checkpoint | None, list[str]]:
@@ -78,85 +156,182 @@ def load_newest(logdir: Path, phases: Sequence[str]) -> tuple[Checkpoint | None,
     Raises:
       CheckpointError: when there are checkpoints but none verifies. A run never silently starts afresh.
     """
-    found = listed(logdir, phases)
+    for _ in range(RELISTINGS):
+        found = listed(logdir, phases)
+        if not found:
+            _refuse_pickle(logdir)
+            return None, []
+        checkpoint, faults = _first_good(found)
+        if checkpoint:
+            return checkpoint, faults
+        if all(os.path.lexists(path) for path in found):
+            break
+    raise CheckpointError(f"{logdir}: none of {len(found)} checkpoints can be used: {' | '.join(faults)}; move the folder away to start afresh")
+
+
+def _first_good(found: Sequence[Path]) -> tuple[Checkpoint | None, list[str]]:
     faults: list[str] = []
     for path in reversed(found):
         try:
             return load(path), faults
         except CheckpointError as error:
             faults.append(f"{error}; using an older one")
-    if found:
-        raise CheckpointError(f"{logdir}: none of {len(found)} checkpoints can be used: {' | '.join(faults)}; move the folder away to start afresh")
-    return None, []
-
-
-def load(path: Path) -> Checkpoint:
-    """Read one checkpoint after verifying every byte.
-
-    Raises:
-      CheckpointError: naming the file and what is wrong with it.
-    """
-    verify(path)
-    state = json.loads((path / "state.json").read_text())
-    with np.load(path / "tensors.npz", allow_pickle=False) as file:
-        tensors = {name: file[name] for name in file.files}
-    return Checkpoint(path, state["phase"], state["step"], tensors, state)
-
-
-def verify(path: Path) -> None:
-    """Compare a checkpoint's files with its manifest.
-
-    Raises:
-      CheckpointError: when the manifest is missing or wrong, or a file differs from it.
-    """
-    try:
-        manifest = json.loads((path / "MANIFEST.json").read_text())
-        entries = manifest["files"]
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, received {manifest['format']}; use the version that wrote it")
-        wrong = sorted(set(entries) ^ set(MEMBERS))
-        if wrong:
-            raise CheckpointError(f"{path}: expected the files {', '.join(MEMBERS)} in the manifest, different: {cut(', '.join(wrong))}")
-        for name, entry in entries.items():
-            file = path / name
-            if not file.is_file() or file.is_symlink() or file.stat().st_size != entry["size"] or sha256(file) != entry["sha256"]:
-                raise CheckpointError(f"{file}: missing, or different from its manifest (size or SHA-256)")
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: incomplete, no readable MANIFEST.json") from error
+    return None, faults
 
 
 def listed(logdir: Path, phases: Sequence[str]) -> list[Path]:
-    """The checkpoint directories of a run, oldest first by (phase, step)."""
+    """What has the name of a checkpoint, oldest first by (phase, step): whole ones, damaged ones, and what only looks like one."""
     found = []
     for path in logdir.glob("ckpt-*"):
         match = PATTERN.fullmatch(path.name)
-        if match and match[1] in phases and path.is_dir() and not path.is_symlink():
+        if match and match[1] in phases:
             found.append(((phases.index(match[1]), int(match[2])), path))
     return [path for _, path in sorted(found)]
 
 
-def prune(logdir: Path, phases: Sequence[str], *, keep: int, files: Files = FILES) -> None:
-    """Remove all but the newest `keep` checkpoints and the last of each phase, and leftovers of killed writers."""
-    for leftover in logdir.glob(".tmp-*-ckpt-*"):
-        files.remove_tree(leftover)
-    found = listed(logdir, phases)
-    last_of_phase = {path.name.split("-")[1]: path for path in found}
-    for path in found[:-keep]:
-        if path not in last_of_phase.values():
-            files.remove_tree(path)
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint: every byte is compared with the manifest, and every size with what is there before memory is taken for it.
+
+    Raises:
+      CheckpointError: naming the file and what is wrong with it.
+    """
+    if path.is_symlink() or not path.is_dir():
+        _refuse_file(path)
+    entries = _manifest(path)
+    content = {name: _member(path / name, entries[name]) for name in MEMBERS}
+    try:
+        tensors = npz.unpack(content["tensors.npz"])
+    except npz.MALFORMED as error:
+        raise CheckpointError(
+            f"{path / 'tensors.npz'}: expected an uncompressed npz of numbers ({_short(error)}); it was not written here"
+        ) from error
+    if name := _not_finite(tensors):
+        raise CheckpointError(f"{path}: {_short(name)} is not finite")
+    phase, step, state = _state(path, content["state.json"])
+    return Checkpoint(path, phase, step, tensors, state)
 
 
-def _npz(tensors: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, tensor in tensors.items():
-            # A fixed date: equal tensors give equal bytes.
-            with archive.open(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(tensor, order="C"), allow_pickle=False)
-    return buffer.getvalue()
+def _manifest(path: Path) -> dict[str, Any]:
+    """The entries of a manifest that says exactly what `save` writes, to the byte: it has no digest of its own."""
+    try:
+        data = _read(path / MANIFEST, TEXT_BYTES)
+        manifest = _parsed(data)
+        form = manifest["format"]
+        if type(form) is int and form != FORMAT:
+            received = f"{form} of semopo_tf {_writer(path)}"
+            raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, received {received}; use the version that wrote it")
+        entries = {name: {"size": entry["size"], "sha256": entry["sha256"]} for name, entry in manifest["files"].items()}
+        canonical = _json({"format": FORMAT, "files": entries})
+    except CheckpointError:
+        raise
+    except npz.MALFORMED as error:
+        raise CheckpointError(f"{path}: incomplete, no readable {MANIFEST}") from error
+    if different := sorted(set(entries) ^ set(MEMBERS)):
+        raise CheckpointError(f"{path}: expected the files {', '.join(MEMBERS)} in the manifest, different: {_short(', '.join(different))}")
+    if data != canonical or any(type(entry["size"]) is not int for entry in entries.values()):
+        raise CheckpointError(f"{path}: {MANIFEST} differs from what was written")
+    return entries
+
+
+def _writer(path: Path) -> str:
+    """The version of this package that wrote a checkpoint of another format, if it says so where this one does."""
+    try:
+        return _short(_parsed(_read(path / "state.json", TEXT_BYTES))["version"])
+    except npz.MALFORMED:
+        return "(unknown version)"
+
+
+def _member(path: Path, entry: Mapping[str, Any]) -> bytes:
+    """The bytes of a file that its manifest describes."""
+    try:
+        data = _read(path, entry["size"])
+    except npz.MALFORMED as error:
+        raise CheckpointError(f"{path}: missing, or cannot be read ({_short(error)})") from error
+    if len(data) != entry["size"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise CheckpointError(f"{path}: missing, or different from its manifest (size or SHA-256)")
+    return data
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """All of a regular file that has at most `limit` bytes and fits into memory."""
+    with open_regular(path) as file:
+        size, free = os.fstat(file.fileno()).st_size, free_memory()
+        if size > limit:
+            raise ValueError(f"{size} bytes, expected at most {limit}")
+        if free and size > free:
+            raise MemoryError(f"{_megabytes(size)}, but {_megabytes(free)} of memory are free")
+        return file.read(limit)
+
+
+def _state(path: Path, data: bytes) -> tuple[str, int, dict[str, Any]]:
+    """Phase, step and all of the state, which must be those of the directory's name."""
+    try:
+        state = _parsed(data)
+        phase, step = state["phase"], state["step"]
+        wrong = [key for key, kind in STATE.items() if type(state[key]) is not kind or (kind is int and state[key] < 0)]
+    except npz.MALFORMED as error:
+        raise CheckpointError(f"{path / 'state.json'}: expected an object with phase, step, {', '.join(STATE)} ({_short(error)})") from error
+    if wrong or not all(type(value) is float for value in state["sums"]):
+        raise CheckpointError(f"{path / 'state.json'}: expected a list of numbers as sums and sizes of at least 0, received others")
+    match = PATTERN.fullmatch(path.name)
+    if type(phase) is not str or type(step) is not int or (match and (phase, step) != (match[1], int(match[2]))):
+        raise CheckpointError(f"{path}: expected its state to be of that phase and step, received {_short(phase)} {_short(step)}")
+    return phase, step, state
+
+
+def _parsed(data: bytes) -> Any:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not finite")
+
+    return json.loads(data, parse_constant=refuse)
+
+
+def _refuse_file(path: Path) -> NoReturn:
+    if path.suffix in PICKLES:
+        raise CheckpointError(f"{path}: pickle files can run code and are not loaded; train again, or give a directory ckpt-<phase>-<step> of a run")
+    kind = "a symbolic link" if path.is_symlink() else "something else" if path.exists() else "nothing"
+    raise CheckpointError(f"{path}: expected a checkpoint directory, received {kind}")
+
+
+def _refuse_pickle(logdir: Path) -> None:
+    """The original code's checkpoint is a pickle: one in a run directory without checkpoints was meant to be loaded."""
+    for path in [logdir, *logdir.glob("variables.p*")]:
+        if path.suffix in PICKLES and not path.is_dir():
+            _refuse_file(path)
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        return bool(load(path))
+    except CheckpointError:
+        return False
+
+
+def _not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    return next((name for name, tensor in tensors.items() if tensor.dtype.kind == "f" and not np.isfinite(tensor).all()), None)
+
+
+def _state_json(phase: str, step: int, state: Mapping[str, Any]) -> bytes:
+    return _json({**state, "phase": phase, "step": step, "version": semopo_tf.__version__})
 
 
 def _json(tree: Mapping[str, Any]) -> bytes:
     return json.dumps(tree, indent=1, allow_nan=False).encode()
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MB"
+
+
+def _free(logdir: Path, files: Files) -> str:
+    try:
+        return _megabytes(files.free_bytes(logdir))
+    except OSError:
+        return "unknown MB"
+
+
+def _short(value: Any) -> str:
+    """What a foreign file says, fit for a message."""
+    text = " ".join(str(value).split())[:80]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,6 +1,7 @@
 """Errors a user can act on. Each class has an exit code, and each message is one line: what, where, expected, received, remedy."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -124,6 +125,9 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the locale cannot print
     try:
         code = main(argv) or 0
     except SemopoError as error:

@@ -1,53 +1,119 @@
-"""The project's file layer: whole files and directories appear at once or not at all.
+"""The project's file layer: whole files and directories appear at once or not at all, and a file that grows loses no row.
 
-Everything that a run must not lose is written through a `Files` object, so that a test can make any operation fail.
+Everything that a run must not lose is written through the small steps of a `Files` object, so that a test can record them, make any of
+them fail, or stop between two of them.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
-import shutil
+import socket
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from semopo_tf.errors import LockedError, StorageError
 
+FILE_MODE, DIRECTORY_MODE = 0o664, 0o775  # less the umask: never writable for everybody
+OWNER_BYTES = 200  # of a lock file that are read
+OWNER_SECONDS, OWNER_POLL_SECONDS = 1.0, 0.05  # how long the name of a lock's owner is waited for
+NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what a file system says that has no such notion
+
 
 class Files:
-    """The file operations that durable writing is made of, each a thin call of the operating system."""
+    """The steps that durable writing is made of: the first group is one call of the operating system each, the others are made of them."""
 
-    def write(self, path: Path, data: bytes) -> None:
-        """Write a whole file and force it to the disk."""
-        with open(path, "wb", opener=_no_follow) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    def create(self, path: Path) -> int:
+        """Open an empty file for writing; a link in its place is refused. Returns the descriptor."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, FILE_MODE)
+
+    def open_end(self, path: Path) -> int:
+        """Open a file for appending. Returns the descriptor."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
+
+    def put(self, descriptor: int, data: memoryview) -> int:
+        """Write some of `data`. Returns how many bytes; a call that a signal interrupts is taken up again by Python."""
+        return os.write(descriptor, data)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
+
+    def sync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def make_one_directory(self, path: Path) -> None:
+        path.mkdir(DIRECTORY_MODE)
 
     def sync_directory(self, path: Path) -> None:
         """Force a directory's entries to the disk."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in NO_DIRECTORY_SYNC:
+                raise
         finally:
             os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
         os.rename(source, target)
 
+    def unlink(self, path: Path) -> None:
+        os.unlink(path)
+
+    def remove_directory(self, path: Path) -> None:
+        path.rmdir()
+
+    def free_bytes(self, path: Path) -> int:
+        """What a user may still write on the device of `path`."""
+        status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize
+
+    def write(self, path: Path, data: bytes | memoryview) -> None:
+        """Write a whole file and force it to the disk."""
+        descriptor = self.create(path)
+        try:
+            self.put_all(descriptor, data)
+            self.sync(descriptor)
+        finally:
+            self.close(descriptor)
+
+    def put_all(self, descriptor: int, data: bytes | memoryview) -> None:
+        """Write all of `data`, however little of it each call takes."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.put(descriptor, rest) :]
+
     def make_directory(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        """Make a directory and its parents; one that is there is left alone."""
+        if path.is_dir():
+            return
+        self.make_directory(path.parent)
+        try:
+            self.make_one_directory(path)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
 
     def remove_tree(self, path: Path) -> None:
-        shutil.rmtree(path, ignore_errors=True)
+        """Remove a file, a link or a directory with all in it, as far as that is possible; no link is followed."""
+        with contextlib.suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                for entry in sorted(path.iterdir()):
+                    self.remove_tree(entry)
+                self.remove_directory(path)
+            else:
+                self.unlink(path)
 
 
 FILES = Files()
-
-
-def _no_follow(path: str, flags: int) -> int:
-    """Opens a file of ours: a link left in its place would lead the writing elsewhere."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -67,9 +133,61 @@ def write_whole(path: Path, data: bytes, files: Files = FILES) -> None:
         files.rename(temporary, path)
         files.sync_directory(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        files.remove_tree(temporary)
         raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space or choose another directory") from error
+
+
+class Growing:
+    """A file that only grows. Bytes that the disk refuses wait in memory and go out, in their order, before the next ones."""
+
+    def __init__(self, path: Path, files: Files = FILES):
+        self.path, self._files = path, files
+        self._waiting = b""
+        self._whole: int | None = None  # bytes of the file before a write that failed: what lies beyond is torn
+
+    def append(self, data: bytes) -> None:
+        """Add `data`, on the disk before this returns.
+
+        Raises:
+          StorageError: when the disk refuses; the bytes wait.
+        """
+        self._waiting += data
+        self.settle()
+
+    def settle(self) -> None:
+        """Write what waits. Raises StorageError when the disk still refuses."""
+        if not self._waiting:
+            return
+        try:
+            self._write()
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written ({error.strerror}); free some space and run again") from error
+        self._waiting, self._whole = b"", None
+
+    def _write(self) -> None:
+        descriptor = self._files.open_end(self.path)
+        try:
+            size = os.fstat(descriptor).st_size
+            if self._whole is not None and self._whole < size:
+                self._files.truncate(descriptor, self._whole)
+            self._whole = size if self._whole is None else min(self._whole, size)
+            self._files.put_all(descriptor, self._waiting)
+            self._files.sync(descriptor)
+        finally:
+            self._files.close(descriptor)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that is no link, pipe or device, without ever waiting for somebody.
+
+    Raises:
+      OSError: when it is one, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def sha256(path: Path) -> str:
@@ -82,26 +200,61 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
-    """Hold the kernel's lock on `path` (created if missing). A killed owner leaves nothing behind.
+def locked(path: Path, *, wait: bool, what: str) -> Iterator[str]:
+    """Hold the kernel's lock on `path` (created if missing). A killed owner leaves no lock behind, only its name.
 
     Args:
       wait: block until the lock is free instead of failing.
       what: what the lock protects, for the message.
 
+    Yields:
+      The last owner (process, host, since when) if it ended without giving the lock back, else an empty text.
+
     Raises:
       LockedError: when `wait` is false and another process holds it.
+      StorageError: when the file cannot be written.
     """
-    with open(path, "a+", opener=_no_follow) as file:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be opened for the lock of {what} ({error.strerror})") from error
+    try:
+        previous = _take(descriptor, path, wait, what)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise LockedError(f"{what} is in use by process {file.read().strip() or 'unknown'}; wait for it or choose another directory") from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}")
-        file.flush()
-        yield
+            yield previous
+        finally:
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, path: Path, wait: bool, what: str) -> str:
+    """Lock, and write who we are. Returns the name that a killed owner has left."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        previous = _owner(descriptor)
+        os.ftruncate(descriptor, 0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {started}".encode(), 0)
+    except BlockingIOError as error:
+        raise LockedError(f"{what} is in use by {_named_owner(descriptor)}; wait for it or choose another directory") from error
+    except OSError as error:
+        raise StorageError(f"{path}: {what} cannot be locked ({error.strerror}); free some space or choose another directory") from error
+    return previous
+
+
+def _owner(descriptor: int) -> str:
+    """What stands in a lock file, fit to be printed."""
+    return "".join(letter for letter in os.pread(descriptor, OWNER_BYTES, 0).decode(errors="replace") if letter.isprintable())
+
+
+def _named_owner(descriptor: int) -> str:
+    """Who holds the lock now. It writes its name a moment after it got the lock, over that of a killed one."""
+    deadline, owner = time.monotonic() + OWNER_SECONDS, ""
+    while not owner and time.monotonic() < deadline:
+        time.sleep(OWNER_POLL_SECONDS)
+        owner = _owner(descriptor)
+    return owner or "an unknown process"
 
 
 def free_memory() -> int:

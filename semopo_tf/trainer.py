@@ -22,7 +22,7 @@ from semopo_tf.errors import CheckpointError, DataError, DeviceError, NumericalE
 from semopo_tf.files import write_whole
 from semopo_tf.random import Key
 from semopo_tf.rollout import Discarded, play
-from semopo_tf.run import Progress, Records, TensorBoard, read_records, video_grid, write_video
+from semopo_tf.run import Patience, Progress, Records, TensorBoard, read_records, video_grid, write_video
 from semopo_tf.sampler import Pool, Sampler
 from semopo_tf.stopping import Interrupted, Interruptible, Stop
 from semopo_tf.types import Batch, Environment, Episode, Policy, Stage
@@ -75,6 +75,7 @@ class Trainer:
         self._settings = wiring.environment_settings(config, self._card)
         if config.eval.every or config.eval.final_episodes:
             self._check_environment()
+        self._patience = Patience()
         self._metrics, self._timing, self._scores = (Records(logdir / f"{name}.jsonl") for name in ("metrics", "timing", "scores"))
         self._warned: set[str] = set()
         with devices.using(self._device):
@@ -201,6 +202,7 @@ class Trainer:
         """
         with devices.using(self._device):
             place = self._restore()
+            self._check_space()
             with contextlib.closing(TensorBoard(self._logdir, self._axis(place.phase, place.step))) as self._tensorboard:
                 for stage in self._agent.stages[wiring.PHASES.index(place.phase) :]:
                     self._run_stage(stage, place if stage.name == place.phase else Place(stage.name))
@@ -251,6 +253,12 @@ class Trainer:
         place = {"phase": found.phase, "step": found.step} if found else {"phase": "model", "step": 0}
         return [*trace, place | {"versions": now}]
 
+    def _check_space(self) -> None:
+        """Warn now where the disk will be full before the run is done."""
+        size = sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in self._agent.variables().values())
+        if warning := checkpoints.space_warning(self._logdir, size, keep=self._config.keep_checkpoints):
+            print(f"warning: {warning}")
+
     def _axis(self, phase: str, step: int) -> int:
         """TensorBoard's single axis: updates of both phases, one after the other."""
         return step if phase == "model" else self._config.steps.model + step
@@ -260,7 +268,7 @@ class Trainer:
         step = place.step
         if step >= stage.steps and not place.pending:
             return
-        self._timing.append({"phase": stage.name, "step": step, "time": round(time.time(), 3), "start": True})
+        self._time(stage.name, step, start=True)
         pace, progress = Pace(self._config.updates_per_call, self._config.pool.grow_every), Progress(stage.name, step, stage.steps)
         clock = self._clock(stage)
         with contextlib.closing(self._make_loop(stage)) as loop, contextlib.closing(progress):
@@ -353,7 +361,11 @@ class Trainer:
             if name not in self._warned:
                 print(f"warning: {phase} {step}: {text}")
             self._warned.add(name)
-        self._timing.append({"phase": phase, "step": step, "time": round(time.time(), 3)})
+        self._time(phase, step)
+
+    def _time(self, phase: str, step: int, **more: bool) -> None:
+        with self._patience:
+            self._timing.append({"phase": phase, "step": step, "time": round(time.time(), 3), **more})
 
     def _write(self, phase: str, step: int, values: dict[str, float]) -> None:
         wrong = [name for name, value in values.items() if not np.isfinite(value)]
@@ -361,8 +373,10 @@ class Trainer:
             raise NumericalError(
                 f"{phase} update {step}: metrics row: expected finite numbers, received {', '.join(wrong[:3])}; lower the learning rate"
             )
-        self._metrics.append({"phase": phase, "step": step, **values})
-        self._tensorboard.scalars(self._axis(phase, step), {f"{phase}/{name}": value for name, value in values.items()})
+        with self._patience:
+            self._metrics.append({"phase": phase, "step": step, **values})
+        with self._patience:
+            self._tensorboard.scalars(self._axis(phase, step), {f"{phase}/{name}": value for name, value in values.items()})
 
     def _validate(self, step: int) -> dict[str, tf.Tensor]:
         """World-model metrics of one held-out batch."""
@@ -376,8 +390,10 @@ class Trainer:
         key = Key(self._config.seed, "report", tf.constant(0, tf.int64))
         batch = self._sample_now("all", key, batch=video.episodes, length=length)
         rows = {name: row.numpy() for name, row in self._agent.world_model.reconstruct(batch, key, min(video.context, length - 1)).items()}
-        write_video(self._logdir / "videos" / f"{phase}-{step:09d}.mp4", video_grid(rows))
-        self._tensorboard.gif(self._axis(phase, step), "reconstruction", video_grid(rows, scale=1))
+        with self._patience:
+            write_video(self._logdir / "videos" / f"{phase}-{step:09d}.mp4", video_grid(rows))
+        with self._patience:
+            self._tensorboard.gif(self._axis(phase, step), "reconstruction", video_grid(rows, scale=1))
 
     def _evaluate(self, phase: str, step: int, loop: StageLoop) -> None:
         """Returns of the current policy in the simulator, as a metrics row; the last step is left to the final evaluation."""
@@ -414,10 +430,11 @@ class Trainer:
         tensors = {name: variable.numpy() for name, variable in self._agent.variables().items()}
         if dump.not_finite(tensors):
             raise self._not_finite(loop, step)
-        state = {"metrics_size": self._metrics.size, "timing_size": self._timing.size, "sums": loop.sums.tolist(), "count": loop.count}
+        state = {"metrics_size": self._metrics.settle(), "timing_size": self._timing.settle(), "sums": loop.sums.tolist(), "count": loop.count}
         state |= {"pending": [name for name in pending if name != "save"], "versions": self._versions}
         checkpoints.save(self._logdir, phase, step, tensors, state)
-        checkpoints.prune(self._logdir, wiring.PHASES, keep=self._config.keep_checkpoints)
+        for fault in checkpoints.prune(self._logdir, wiring.PHASES, keep=self._config.keep_checkpoints):
+            print(f"warning: {fault}")
         self._saved = phase, step
 
     def _finish(self) -> None:
@@ -432,6 +449,8 @@ class Trainer:
                 self._scores.append(known[seed])
             rows = [known[seed] for seed in seeds]
             self._write_returns("policy", step, [row["return"] for row in rows], sum(row.get("discarded", 0) for row in rows))
+        self._metrics.settle()
+        self._timing.settle()
         write_whole(self._logdir / "DONE", b"")
         print(f"done: {self._logdir}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from semopo_tf import agent as agents
-from semopo_tf import envs
+from semopo_tf import checkpoints, envs
 from semopo_tf.config import Config
 from semopo_tf.engine import OFF, Jit
 from semopo_tf.errors import CheckpointError, ConfigError
@@ -33,7 +33,7 @@ AGENT_SECTIONS = (
     "precision",
     "remat",
 )
-PHASES = ("model", "policy")
+PHASES = checkpoints.PHASES
 CARD_KEYS = ("background", "background_color", "background_split", "mask_rule")
 
 

@@ -1,0 +1,64 @@
+"""`python -m semopo_tf.checkpoint check|list DIR`: are the checkpoints of this run whole, and which are there? Needs no TensorFlow."""
+
+import os
+from pathlib import Path
+
+from semopo_tf.checkpoints import PATTERN, PHASES, listed, load, stored_bytes
+from semopo_tf.errors import CheckpointError, CommandParser, run_command
+
+
+def main(argv: list[str]) -> int:
+    """Run `check` or `list` on a run directory, or on one checkpoint in it.
+
+    Raises:
+      CheckpointError: when there is no checkpoint, or `check` found a damaged one.
+    """
+    parser = CommandParser(prog="python -m semopo_tf.checkpoint", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("check", "verify every byte, exit 4 on any damage"), ("list", "a line for each: phase, step, size, good or why not")):
+        commands.add_parser(name, help=text).add_argument("directory", type=Path)
+    arguments = parser.parse_args(argv)
+    directory = arguments.directory.expanduser()
+    if directory.is_file():
+        load(directory)  # refuses it, and says what it is
+    paths = [directory] if PATTERN.fullmatch(directory.name) else listed(directory, PHASES)
+    if not paths:
+        raise CheckpointError(f"{directory}: no checkpoint there; expected the logdir of a run")
+    (check if arguments.command == "check" else show)(directory, paths)
+    return 0
+
+
+def check(directory: Path, paths: list[Path]) -> None:
+    """Read every byte of every checkpoint and print a line for each damaged one.
+
+    Raises:
+      CheckpointError: with their number.
+    """
+    bad = [why for path in paths if (why := fault(path)) and os.path.lexists(path)]  # a running trainer removes old ones
+    for why in bad:
+        print(f"bad: {why}")
+    if bad:
+        raise CheckpointError(
+            f"{directory}: {len(bad)} of {len(paths)} checkpoints are damaged, listed above; a run goes on from the newest good one"
+        )
+    print(f"{directory}: {len(paths)} checkpoints, all good; newest {paths[-1].name}")
+
+
+def show(directory: Path, paths: list[Path]) -> None:
+    """Print a line for each checkpoint, oldest first."""
+    for path in paths:
+        _, phase, step = path.name.split("-")
+        print(f"{phase:7}{int(step):>10}{stored_bytes(path) / 2**20:10.1f} MB  {fault(path) or 'good'}")
+
+
+def fault(path: Path) -> str:
+    """What is wrong with a checkpoint, in words; empty if nothing is."""
+    try:
+        load(path)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    run_command(main)
