@@ -22,7 +22,8 @@ import numpy as np
 import semopo_tf
 from semopo_tf import npz
 from semopo_tf.errors import CheckpointError, StorageError
-from semopo_tf.files import FILES, Files, free_memory, open_regular, temporary_sibling
+from semopo_tf.files import FILES, Files, free_memory, temporary_sibling
+from semopo_tf.untrusted import parse_json, read_whole
 
 FORMAT = 1
 PHASES = ("model", "policy")
@@ -215,7 +216,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     """The entries of a manifest that says exactly what `save` writes, to the byte: it has no digest of its own."""
     try:
         data = _read(path / MANIFEST, TEXT_BYTES)
-        manifest = _parsed(data)
+        manifest = parse_json(data)
         form = manifest["format"]
         if type(form) is int and form != FORMAT:
             received = f"{form} of semopo_tf {_writer(path)}"
@@ -236,7 +237,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _writer(path: Path) -> str:
     """The version of this package that wrote a checkpoint of another format, if it says so where this one does."""
     try:
-        return _short(_parsed(_read(path / "state.json", TEXT_BYTES))["version"])
+        return _short(parse_json(_read(path / "state.json", TEXT_BYTES))["version"])
     except npz.MALFORMED:
         return "(unknown version)"
 
@@ -254,19 +255,15 @@ def _member(path: Path, entry: Mapping[str, Any]) -> bytes:
 
 def _read(path: Path, limit: int) -> bytes:
     """All of a regular file that has at most `limit` bytes and fits into memory."""
-    with open_regular(path) as file:
-        size, free = os.fstat(file.fileno()).st_size, free_memory()
-        if size > limit:
-            raise ValueError(f"{size} bytes, expected at most {limit}")
-        if free and size > free:
-            raise MemoryError(f"{_megabytes(size)}, but {_megabytes(free)} of memory are free")
-        return file.read(limit)
+    free = free_memory()
+    data, _ = read_whole(path, min(limit, free) if free else limit)
+    return data
 
 
 def _state(path: Path, data: bytes) -> tuple[str, int, dict[str, Any]]:
     """Phase, step and all of the state, which must be those of the directory's name."""
     try:
-        state = _parsed(data)
+        state = parse_json(data)
         phase, step = state["phase"], state["step"]
         wrong = [key for key, kind in STATE.items() if type(state[key]) is not kind or (kind is int and state[key] < 0)]
     except npz.MALFORMED as error:
@@ -277,13 +274,6 @@ def _state(path: Path, data: bytes) -> tuple[str, int, dict[str, Any]]:
     if type(phase) is not str or type(step) is not int or (match and (phase, step) != (match[1], int(match[2]))):
         raise CheckpointError(f"{path}: expected its state to be of that phase and step, received {_short(phase)} {_short(step)}")
     return phase, step, state
-
-
-def _parsed(data: bytes) -> Any:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not finite")
-
-    return json.loads(data, parse_constant=refuse)
 
 
 def _refuse_file(path: Path) -> NoReturn:

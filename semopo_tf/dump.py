@@ -6,23 +6,24 @@ dump-<phase>-<step>/   dump.json     phase, step (updates taken before), seed, s
                        state.npz     every variable before the update, by its name in a checkpoint
 """
 
-import io
 import json
-import zipfile
-import zlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from semopo_tf import npz
 from semopo_tf.agent import Agent
 from semopo_tf.engine import StageLoop, compiled
 from semopo_tf.errors import DataError, StorageError
-from semopo_tf.files import FILES, Files, temporary_sibling
+from semopo_tf.files import FILES, Files, free_memory, temporary_sibling
 from semopo_tf.random import Key
 from semopo_tf.types import Batch, Stage
+from semopo_tf.untrusted import parse_json, read_whole
 
+MAX_FACTS = 1 << 24  # bytes
 SHOWN = 3  # names in a message
 FIELDS = {"phase": str, "step": int, "seed": int, "image_size": int, "action_size": int, "not_finite": list, "checkpoint": str, "device": str}
 
@@ -80,11 +81,11 @@ def write(logdir: Path, config: str, facts: Mapping[str, Any], batch: Batch, sta
     """
     target = logdir / f"dump-{facts['phase']}-{facts['step']:09d}"
     temporary = temporary_sibling(target)
-    content = {
+    content: dict[str, bytes | memoryview] = {
         "dump.json": json.dumps(facts, indent=1, allow_nan=False).encode(),
         "config.yaml": config.encode(),
-        "batch.npz": _npz({name: np.asarray(value) for name, value in batch._asdict().items()}),
-        "state.npz": _npz(state),
+        "batch.npz": npz.pack({name: np.asarray(value) for name, value in batch._asdict().items()}),
+        "state.npz": npz.pack(state),
     }
     try:
         files.remove_tree(temporary)
@@ -108,27 +109,16 @@ def read(path: Path) -> Dump:
       DataError: when it is none, or damaged.
     """
     try:
-        facts = json.loads((path / "dump.json").read_text())
+        facts = parse_json(read_whole(path / "dump.json", MAX_FACTS)[0])
         wrong = [name for name, kind in FIELDS.items() if not isinstance(facts.get(name), kind)]
         if wrong:
             raise DataError(f"{path / 'dump.json'}: expected the field {wrong[0]}; it was written by another version")
-        batch, state = _load(path / "batch.npz"), _load(path / "state.npz")
+        batch, state = (npz.unpack(read_whole(path / name, free_memory() or sys.maxsize)[0]) for name in ("batch.npz", "state.npz"))
         return Dump(facts, Batch(**batch), state)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except npz.MALFORMED as error:
         if isinstance(error, DataError):
             raise
         reason = type(error).__name__
         raise DataError(
             f"{path}: expected the dump of a stopped run (dump.json, batch.npz, state.npz), received none or a damaged one ({reason})"
         ) from error
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}

@@ -10,11 +10,9 @@ import fcntl
 import hashlib
 import os
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from semopo_tf.errors import LockedError, StorageError
 
@@ -175,19 +173,6 @@ class Growing:
             self._files.sync(descriptor)
         finally:
             self._files.close(descriptor)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading that is no link, pipe or device, without ever waiting for somebody.
-
-    Raises:
-      OSError: when it is one, or cannot be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def sha256(path: Path) -> str:

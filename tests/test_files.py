@@ -16,7 +16,8 @@ import pytest
 import semopo_tf
 from semopo_tf import files
 from semopo_tf.errors import LockedError, StorageError
-from semopo_tf.files import Files, Growing, locked, open_regular, sha256, temporary_sibling, write_whole
+from semopo_tf.files import Files, Growing, locked, sha256, temporary_sibling, write_whole
+from semopo_tf.untrusted import read_whole
 
 ROOT = Path(semopo_tf.__file__).parents[1]
 HOLD = (
@@ -303,14 +304,15 @@ def test_F02_rows_are_exact_wherever_the_disk_became_full(tmp_path, room):
 
 def test_C14_only_regular_files_are_opened_and_nothing_is_waited_for(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
-    with open_regular(tmp_path / "file") as file:
-        assert file.read() == b"content"
+    assert read_whole(tmp_path / "file", 7)[0] == b"content"
+    with pytest.raises(OSError, match="more than the 6 bytes"):
+        read_whole(tmp_path / "file", 6)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path in (tmp_path / "pipe", tmp_path / "link", tmp_path / "loop", tmp_path, Path("/dev/zero"), tmp_path / "nowhere"):
         with pytest.raises(OSError):
-            open_regular(path)
+            read_whole(path, 100)
 
 
 def test_no_link_is_followed_in_writing_and_removing(tmp_path):
