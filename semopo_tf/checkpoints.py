@@ -255,9 +255,10 @@ def _member(path: Path, entry: Mapping[str, Any]) -> bytes:
 
 def _read(path: Path, limit: int) -> bytes:
     """All of a regular file that has at most `limit` bytes and fits into memory."""
-    free = free_memory()
-    data, _ = read_whole(path, min(limit, free) if free else limit)
-    return data
+    size, free = path.stat(follow_symlinks=False).st_size, free_memory()
+    if free and free < size <= limit:
+        raise MemoryError(f"{_megabytes(size)}, but {_megabytes(free)} of memory are free")
+    return read_whole(path, limit)[0]
 
 
 def _state(path: Path, data: bytes) -> tuple[str, int, dict[str, Any]]:

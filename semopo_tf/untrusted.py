@@ -72,8 +72,8 @@ def read_whole(path: Path, limit: int, *, follow: bool = False) -> tuple[bytes, 
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        data = file.read(min(status.st_size, limit) + 1)
-    if len(data) > limit:
+        data = file.read(limit + 1) if status.st_size <= limit else b""
+    if len(data) > limit or status.st_size > limit:
         raise OSError(errno.EFBIG, f"more than the {limit} bytes that are read")
     return data, status
 
