@@ -20,6 +20,7 @@ CARD: dict[str, Any] = {
     "returns": dict.fromkeys(("mean", "std", "min", "p25", "median", "p75", "max"), float),
     "files": [{"file": str, "seed": int, "return": float, "sha256": str}],
 }
+RUN_DATA: dict[str, Any] = {"image_size": int, "action_size": int, "files": [{"name": str, "size": int, "sha256": str}]}
 JSON_NAMES = {dict: "object", list: "list", str: "text", int: "whole number", float: "number", bool: "truth value"}
 
 
@@ -30,19 +31,35 @@ def read_card(directory: Path) -> dict[str, Any] | None:
       DataError: when it is not a JSON object, or an entry has another type.
     """
     path = directory / CARD_NAME
-    if not os.path.lexists(path):
-        return None
-    remedy = "remove the file or collect the dataset again"
+    return _read(path, CARD, "remove the file or collect the dataset again") if os.path.lexists(path) else None
+
+
+def read_run_data(logdir: Path) -> dict[str, Any]:
+    """What a run was trained on, `dataset_manifest.json`: {image_size, action_size, card or None, files}.
+
+    Raises:
+      DataError: when it is not what a run writes.
+    """
+    path, remedy = logdir / "dataset_manifest.json", "restore the file or train again"
+    found = _read(path, RUN_DATA, remedy)
+    lacking = [key for key in (*RUN_DATA, "card") if key not in found]
+    wrong = f"missing {', '.join(lacking)}" if lacking else found["card"] is not None and _unlike(found["card"], CARD, ".card")
+    if wrong:
+        raise DataError(f"{path}: {wrong}; {remedy}")
+    return found
+
+
+def _read(path: Path, pattern: dict[str, Any], remedy: str) -> dict[str, Any]:
     try:
-        card = parse_json(read_whole(path, MAX_CARD_BYTES)[0])
+        found = parse_json(read_whole(path, MAX_CARD_BYTES)[0])
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:
         raise DataError(f"{path}: expected a JSON object ({str(error)[:100]}); {remedy}") from error
-    wrong = _unlike(card, CARD, "")
+    wrong = _unlike(found, pattern, "")
     if wrong:
         raise DataError(f"{path}: {wrong}; {remedy}")
-    return card
+    return found
 
 
 def _unlike(value: Any, pattern: Any, where: str) -> str:

@@ -1,13 +1,13 @@
 """`evaluate.py`: play a run's policy in the simulator, append a row per episode to scores.jsonl, and show what its model sees."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from semopo_tf import config as configuration
+from semopo_tf.cards import read_run_data
 from semopo_tf.errors import CheckpointError, CommandParser, ConfigError, cut
 from semopo_tf.rollout import Discarded, play
 from semopo_tf.run import Records, video_grid, write_video
@@ -104,11 +104,12 @@ def load_run(logdir: Path, checkpoint: str | None = None) -> Run:
 
     Raises:
       CheckpointError: when the directory holds no usable checkpoint.
+      ConfigError, DataError: when a file of it is not what a run writes.
     """
     if not (logdir / "config.yaml").is_file() or not (logdir / "dataset_manifest.json").is_file():
         raise CheckpointError(f"{logdir}: expected the logdir of a run (config.yaml, dataset_manifest.json), found none")
     config = configuration.load_saved(logdir / "config.yaml")
-    manifest = json.loads((logdir / "dataset_manifest.json").read_text())
+    manifest = read_run_data(logdir)
     from semopo_tf import checkpoints, engine, wiring
     from semopo_tf.agent import FilterPolicy
 

@@ -20,7 +20,7 @@ import pytest
 
 import semopo_tf
 from semopo_tf import episodes
-from semopo_tf.cards import read_card
+from semopo_tf.cards import read_card, read_run_data
 from semopo_tf.episodes import EPISODE_KEYS, cache_place, held_out, open_dataset, read_episode, read_log, write_episode
 from semopo_tf.errors import DataError, StorageError
 from semopo_tf.files import write_whole
@@ -942,6 +942,24 @@ def test_a_card_of_another_shape_is_refused(tmp_path, content, message):
     (tmp_path / "dataset.json").write_bytes(content)
     with pytest.raises(DataError, match=rf"dataset\.json: .*{re.escape(message)}.*; remove the file or collect the dataset again"):
         read_card(tmp_path)
+
+
+def test_what_a_run_was_trained_on_is_checked_as_the_card_is(tmp_path):
+    good = {"image_size": 64, "action_size": 6, "card": None, "files": [{"name": "a.npz", "size": 1, "sha256": "0"}]}
+    path = tmp_path / "dataset_manifest.json"
+    for page in (good, good | {"card": {"seed": 1}}):
+        path.write_text(json.dumps(page))
+        assert read_run_data(tmp_path) == page
+    wrong = {
+        "missing image_size": {key: good[key] for key in good if key != "image_size"},
+        "missing card": {key: good[key] for key in good if key != "card"},
+        "expected image_size as a JSON whole number, received str": good | {"image_size": "64"},
+        "expected card.seed as a JSON whole number, received list": good | {"card": {"seed": []}},
+    }
+    for message, page in wrong.items():
+        path.write_text(json.dumps(page))
+        with pytest.raises(DataError, match=rf"dataset_manifest\.json: {message}; restore the file or train again"):
+            read_run_data(tmp_path)
 
 
 def test_the_card_is_a_json_object_or_absent(tmp_path):

@@ -183,9 +183,10 @@ def test_V02_playlists_and_pictures_open_no_other_file(tmp_path):
     secret, folder = tmp_path / "secret.mkv", tmp_path / "videos"
     folder.mkdir()
     write_grey(secret, [42, 42])
+    (folder / "secret.bin").write_bytes(secret.read_bytes())
     lists = {
         "concat": f"ffconcat version 1.0\nfile '{secret}'\n",
-        "beside": "ffconcat version 1.0\nfile secret.mkv\n",
+        "beside": "ffconcat version 1.0\nfile secret.bin\n",
         "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n",
         "address": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
     }
