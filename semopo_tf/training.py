@@ -53,6 +53,9 @@ def claim(config: Config, logdir: Path) -> None:
       ConfigError: naming the keys that differ.
     """
     saved = logdir / "config.yaml"
+    for key, value in config.flat().items():
+        if str(value).encode(errors="replace") != str(value).encode(errors="surrogatepass"):
+            raise ConfigError(f"--{key}: expected UTF-8, received bytes that are none; rename the file or directory")
     if not saved.exists():
         write_whole(saved, config.to_yaml().encode())
         return

@@ -362,6 +362,13 @@ def test_F12_a_run_directory_may_have_any_name(tmp_path, name):
     assert done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize("key", ["logdir", "offline_dir"])
+def test_F12_a_name_that_no_configuration_can_hold_is_refused_in_one_line(tmp_path, key):
+    names_of = {"logdir": str(tmp_path / "run"), "offline_dir": "DATA"} | {key: str(tmp_path / "a\udcffb")}
+    with pytest.raises(ConfigError, match=rf"--{key}: expected UTF-8, received bytes that are none; rename the file or directory"):
+        training.main(["--configs", "semopo", "walker_walk", "debug", *[word for name, value in names_of.items() for word in (f"--{name}", value)]])
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_F13_what_a_run_writes_is_never_writable_for_everybody(tmp_path, umask):
     before = os.umask(umask)
