@@ -23,14 +23,8 @@ BANNED_MODULES = {
     **dict.fromkeys(("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"), ()),
     **dict.fromkeys(("tarfile", "yaml", "requests", "urllib", "urllib3", "http", "ftplib", "smtplib", "telnetlib", "xmlrpc", "wget", "gdown"), ()),
     "zipfile": ("semopo_tf/untrusted.py", "semopo_tf/npz.py"),  # members of arrays, in memory
-    "socket": (
-        "semopo_tf/simulation.py",
-        "semopo_tf/reader.py",
-        "semopo_tf/hdf5.py",
-        "semopo_tf/files.py",
-        "semopo_tf/run.py",
-        "semopo_tf/stopping.py",
-    ),  # to a child; the host's name
+    # To a child or a thread; the host's name.
+    "socket": tuple(f"semopo_tf/{name}.py" for name in ("simulation", "reader", "hdf5", "stopping", "files", "run")),
 }
 # Called under any of these names, however they were imported.
 BANNED_CALLS = {
