@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -35,6 +36,10 @@ COLUMNS = {
     "env_steps_per_s": ("env steps/s", 1),
     "model_peak_memory_mb": ("peak memory of the model phase, MB", 0),
     "peak_memory_mb": ("peak memory of both phases, MB", 0),
+    "checkpoint_mb": ("checkpoint, MB", 0),
+    "save_s": ("saving it, s", 2),
+    "load_s": ("reading and verifying it, s", 2),
+    "save_percent": ("saving, % of the model phase", 2),
 }
 PER_SECOND = {"model_update_s": "model updates/s", "policy_update_s": "policy updates/s"}  # printed beside the JSON's seconds
 HIGHER_IS_BETTER = ("model_fraction_of_matmul", "imagined_steps_per_s", "env_steps_per_s")
@@ -153,7 +158,24 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
                 engine.record_profile(Path(trace) / f"{name}-{stage.name}", partial(loop.run, updates + 1, 1))
     row["imagined_steps_per_s"] = config.batch.size * config.batch.length * config.imagination.horizon / row["policy_update_s"]
     row["peak_memory_mb"] = engine.peak_memory(device) / 2**20
-    return row | {"device": description}
+    saving = measure_checkpoint({name: variable.numpy() for name, variable in agent.variables().items()})
+    share = {"save_percent": 100 * saving["save_s"] / (config.save_every * row["model_update_s"])}
+    return row | saving | share | {"device": description}
+
+
+def measure_checkpoint(tensors: Mapping[str, Any]) -> dict[str, float]:
+    """Size of a checkpoint, seconds to force it to the disk below the working directory, and to read it with every byte compared."""
+    from semopo_tf import checkpoints
+
+    state = {"metrics_size": 0, "timing_size": 0, "sums": [], "count": 0}
+    with tempfile.TemporaryDirectory(dir=".", prefix=".bench-") as place:
+        times = [time.perf_counter()]
+        path = checkpoints.save(Path(place), "model", 0, tensors, state)
+        times.append(time.perf_counter())
+        checkpoints.load(path)
+        times.append(time.perf_counter())
+        size = checkpoints.stored_bytes(path) / 2**20
+    return {"checkpoint_mb": size, "save_s": times[1] - times[0], "load_s": times[2] - times[1]}
 
 
 def random_dataset() -> Any:

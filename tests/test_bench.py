@@ -42,6 +42,8 @@ def test_a_row_has_every_key_and_consistent_figures(measured):
     assert one["model_fraction_of_matmul"] == pytest.approx(fraction)
     assert one["imagined_steps_per_s"] == pytest.approx(4 * 8 * 5 / one["policy_update_s"])
     assert one["peak_memory_mb"] > 100
+    assert one["checkpoint_mb"] > 0.1 and one["load_s"] > 0
+    assert one["save_percent"] == pytest.approx(100 * one["save_s"] / (6 * one["model_update_s"]))
 
 
 def test_a_profile_of_each_phase_is_where_tensorboard_looks(measured):
