@@ -205,7 +205,8 @@ class TensorBoard:
     def __init__(self, logdir: Path, first_step: int, files: Files = FILES):
         self._file = Growing(event_file(logdir), files)
         self._add(0, file_version="brain.Event:2")
-        self._add(first_step, session_log=SessionLog(status=SessionLog.START))
+        with contextlib.suppress(StorageError):  # what finds no room is kept
+            self._add(first_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._add(step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]))

@@ -127,7 +127,8 @@ class Simulator:
         raise SimulatorError(f"{self.name}: no answer from the simulator within {ANSWER_SECONDS:.0f} s; run the command again")
 
     def close(self) -> None:
-        """End the child. May be called twice."""
+        """End the child, for good: no `reset` begins another. May be called twice."""
+        self._broken = False
         self._pipe.close()
         try:
             self._process.wait(timeout=5)

@@ -72,7 +72,7 @@ def read_whole(path: Path, limit: int, *, follow: bool = False) -> tuple[bytes, 
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        data = file.read(limit + 1) if status.st_size <= limit else b""
+        data = file.read(status.st_size + 1) if status.st_size <= limit else b""
     if len(data) > limit or status.st_size > limit:
         raise OSError(errno.EFBIG, f"more than the {limit} bytes that are read")
     return data, status

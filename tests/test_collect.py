@@ -270,7 +270,7 @@ def script(tmp_path):
 
 def wait_for_episodes(folder, count, seconds=120):
     until = time.monotonic() + seconds
-    while len(list(folder.glob("*.npz"))) < count and time.monotonic() < until:
+    while len(list(folder.glob("[!.]*.npz"))) < count and time.monotonic() < until:
         time.sleep(0.01)
 
 
@@ -279,7 +279,7 @@ def test_L01_killed_collection_continues_to_the_same_bytes(tmp_path, script):
     wait_for_episodes(tmp_path / "killed", 3)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    assert 3 <= len(list((tmp_path / "killed").glob("*.npz"))) < 8
+    assert 3 <= len(list((tmp_path / "killed").glob("[!.]*.npz"))) < 8
     assert json.loads((tmp_path / "killed" / "dataset.json").read_text())["status"] == "incomplete"
     again = script("killed", stdout=subprocess.DEVNULL, processes=2)
     whole = script("whole", stdout=subprocess.DEVNULL)
@@ -426,7 +426,7 @@ def test_L01_twenty_kills_at_any_point_lose_nothing_and_change_nothing(tmp_path,
 
     whole, out, kills = start(tmp_path / "whole"), tmp_path / "killed", 0
     while kills < 20:
-        process, have = start(out), len(list(out.glob("*.npz")))
+        process, have = start(out), len(list(out.glob("[!.]*.npz")))
         if kills % 2:
             wait_for_episodes(out, have + int(rng.integers(1, 5)), seconds=5)
             time.sleep(rng.uniform(0, 0.02))
@@ -438,7 +438,7 @@ def test_L01_twenty_kills_at_any_point_lose_nothing_and_change_nothing(tmp_path,
             break
         assert process.exitcode == -signal.SIGKILL
         kills += 1
-        assert len(list(out.glob("*.npz"))) >= have
+        assert len(list(out.glob("[!.]*.npz"))) >= have
     assert kills == 20
     for process in (whole, start(out)):
         process.join()

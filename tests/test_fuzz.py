@@ -121,6 +121,9 @@ def page_content(path: Path) -> object:
 TENSORS = {"model/kernel": np.arange(12, dtype=np.float32).reshape(3, 4), "policy/step": np.int64(7)}
 
 
+STATE = {"metrics_size": 0, "timing_size": 0, "sums": [1.5], "count": 1}
+
+
 def checkpoint_content(path: Path) -> object:
     found = checkpoints.load(path.parent)
     return found.phase, found.step, {name: (tensor.shape, tensor.tobytes()) for name, tensor in found.tensors.items()}
@@ -128,7 +131,7 @@ def checkpoint_content(path: Path) -> object:
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory) -> dict[str, Subject]:
-    checkpoint = checkpoints.save(tmp_path_factory.mktemp("run"), "model", 5, TENSORS, {"count": 1})
+    checkpoint = checkpoints.save(tmp_path_factory.mktemp("run"), "model", 5, TENSORS, STATE)
     manifest = checkpoint / "MANIFEST.json"
     return {
         "npz episode": Subject(lambda folder: folder / "e.npz", episode_content, npz(episode_arrays()), True),
