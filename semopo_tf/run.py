@@ -161,13 +161,14 @@ class TensorBoard:
     """Scalars and GIFs for TensorBoard, on one axis over both phases. A view: nothing reads it back.
 
     A start mark at `first_step` makes TensorBoard forget what an interrupted run wrote beyond its checkpoint.
-    Every method raises `StorageError` when the disk refuses; what it refused is kept and written before the next.
+    `scalars` and `gif` raise `StorageError` when the disk refuses; what it refused is kept and written before the next.
     """
 
     def __init__(self, logdir: Path, first_step: int, files: Files = FILES):
         self._file = Growing(event_file(logdir), files)
-        self._add(0, file_version="brain.Event:2")
-        self._add(first_step, session_log=SessionLog(status=SessionLog.START))
+        for step, content in ((0, {"file_version": "brain.Event:2"}), (first_step, {"session_log": SessionLog(status=SessionLog.START)})):
+            with contextlib.suppress(StorageError):  # kept
+                self._add(step, **content)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._add(step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]))

@@ -67,7 +67,7 @@ def test_F02_a_run_goes_on_while_its_records_and_views_find_no_room(data, undist
     assert len(list((logdir / "videos").iterdir())) == 1  # of two
 
 
-@pytest.mark.parametrize("member", ["tensors.npz", "metrics.jsonl"])
+@pytest.mark.parametrize("member", ["tensors.npz", pytest.param("metrics.jsonl", marks=pytest.mark.full)])
 def test_F01_F02_a_run_whose_checkpoint_finds_no_room_stops_and_is_continued(data, undisturbed, tmp_path, monkeypatch, member):
     """The checkpoint itself, or the rows that must be there before it counts them."""
     logdir = tmp_path / "run"
