@@ -161,14 +161,14 @@ class TensorBoard:
     """Scalars and GIFs for TensorBoard, on one axis over both phases. A view: nothing reads it back.
 
     A start mark at `first_step` makes TensorBoard forget what an interrupted run wrote beyond its checkpoint.
-    `scalars` and `gif` raise `StorageError` when the disk refuses; what it refused is kept and written before the next.
+    Every method raises `StorageError` when the disk refuses; what it refused is kept and written before the next.
     """
 
     def __init__(self, logdir: Path, first_step: int, files: Files = FILES):
         self._file = Growing(event_file(logdir), files)
-        for step, content in ((0, {"file_version": "brain.Event:2"}), (first_step, {"session_log": SessionLog(status=SessionLog.START)})):
-            with contextlib.suppress(StorageError):  # kept
-                self._add(step, **content)
+        self._add(0, file_version="brain.Event:2")
+        with contextlib.suppress(StorageError):  # what finds no room is kept
+            self._add(first_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._add(step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]))
