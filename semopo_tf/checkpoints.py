@@ -22,7 +22,7 @@ import numpy as np
 import semopo_tf
 from semopo_tf import npz
 from semopo_tf.errors import CheckpointError, StorageError
-from semopo_tf.files import FILES, Files, free_memory, temporary_sibling
+from semopo_tf.files import FILES, Files, free_memory, temporary_sibling, write_aside
 from semopo_tf.untrusted import parse_json, read_whole
 
 FORMAT = 1
@@ -53,8 +53,8 @@ def save(logdir: Path, phase: str, step: int, tensors: Mapping[str, np.ndarray],
       CheckpointError: when a tensor is not finite; the last good checkpoint stays the newest.
       StorageError: when the disk refuses; nothing of the attempt is left behind.
     """
-    if name := _not_finite(tensors):
-        raise CheckpointError(f"{name}: not finite at {phase} step {step}; not saved, the previous checkpoint stays the newest")
+    if names := npz.not_finite(tensors):
+        raise CheckpointError(f"{names[0]}: not finite at {phase} step {step}; not saved, the previous checkpoint stays the newest")
     target = logdir / f"ckpt-{phase}-{step:09d}"
     if _is_good(target):
         return target
@@ -73,14 +73,8 @@ def save(logdir: Path, phase: str, step: int, tensors: Mapping[str, np.ndarray],
 
 def _write(target: Path, content: Mapping[str, bytes | memoryview], files: Files) -> None:
     """The protocol. The name appears when all is on the disk."""
-    temporary = temporary_sibling(target)
     entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
-    files.remove_tree(temporary)
-    files.make_directory(temporary)
-    for name, data in content.items():
-        files.write(temporary / name, data)
-    files.write(temporary / MANIFEST, _json({"format": FORMAT, "files": entries}))
-    files.sync_directory(temporary)
+    temporary = write_aside(target, {**content, MANIFEST: _json({"format": FORMAT, "files": entries})}, files)
     damaged = _set_aside(target, files) if os.path.lexists(target) else None
     files.rename(temporary, target)
     files.sync_directory(target.parent)
@@ -206,8 +200,8 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path / 'tensors.npz'}: expected an uncompressed npz of numbers ({_short(error)}); it was not written here"
         ) from error
-    if name := _not_finite(tensors):
-        raise CheckpointError(f"{path}: {_short(name)} is not finite")
+    if names := npz.not_finite(tensors):
+        raise CheckpointError(f"{path}: {_short(names[0])} is not finite")
     phase, step, state = _state(path, content["state.json"])
     return Checkpoint(path, phase, step, tensors, state)
 
@@ -296,11 +290,6 @@ def _is_good(path: Path) -> bool:
         return bool(load(path))
     except CheckpointError:
         return False
-
-
-def _not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity."""
-    return next((name for name, tensor in tensors.items() if tensor.dtype.kind == "f" and not np.isfinite(tensor).all()), None)
 
 
 def _state_json(phase: str, step: int, state: Mapping[str, Any]) -> bytes:

@@ -213,6 +213,7 @@ class Repairs:
         self._wanted, self._files, self._values = wanted, 0, 0
 
     def amend(self, arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+        """The arrays, with flags repaired and counted where that is wanted; for `read_episode`."""
         if not self._wanted:
             return arrays
         repaired = repair_flags(arrays, where)

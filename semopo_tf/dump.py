@@ -18,7 +18,8 @@ from semopo_tf import npz
 from semopo_tf.agent import Agent
 from semopo_tf.engine import StageLoop, compiled
 from semopo_tf.errors import DataError, StorageError
-from semopo_tf.files import FILES, Files, free_memory, temporary_sibling
+from semopo_tf.files import FILES, Files, free_memory, temporary_sibling, write_aside
+from semopo_tf.npz import not_finite
 from semopo_tf.random import Key
 from semopo_tf.types import Batch, Stage
 from semopo_tf.untrusted import parse_json, read_whole
@@ -34,12 +35,6 @@ class Dump(NamedTuple):
     facts: dict[str, Any]
     batch: Batch
     state: dict[str, np.ndarray]
-
-
-def not_finite(arrays: Mapping[str, Any]) -> list[str]:
-    """Names of the arrays or variables that hold a number that is not finite."""
-    values = {name: np.asarray(array) for name, array in arrays.items()}
-    return [name for name, value in values.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
 
 
 def shown(names: Sequence[str]) -> str:
@@ -80,7 +75,6 @@ def write(logdir: Path, config: str, facts: Mapping[str, Any], batch: Batch, sta
       StorageError: when the disk refuses.
     """
     target = logdir / f"dump-{facts['phase']}-{facts['step']:09d}"
-    temporary = temporary_sibling(target)
     content: dict[str, bytes | memoryview] = {
         "dump.json": json.dumps(facts, indent=1, allow_nan=False).encode(),
         "config.yaml": config.encode(),
@@ -88,16 +82,12 @@ def write(logdir: Path, config: str, facts: Mapping[str, Any], batch: Batch, sta
         "state.npz": npz.pack(state),
     }
     try:
-        files.remove_tree(temporary)
-        files.make_directory(temporary)
-        for name, data in content.items():
-            files.write(temporary / name, data)
-        files.sync_directory(temporary)
+        temporary = write_aside(target, content, files)
         files.remove_tree(target)
         files.rename(temporary, target)
         files.sync_directory(logdir)
     except OSError as error:
-        files.remove_tree(temporary)
+        files.remove_tree(temporary_sibling(target))
         raise StorageError(f"{target}: cannot be written ({error.strerror}); free some space") from error
     return target
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from semopo_tf.errors import LockedError, StorageError
@@ -133,6 +133,21 @@ def write_whole(path: Path, data: bytes, files: Files = FILES) -> None:
     except OSError as error:
         files.remove_tree(temporary)
         raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space or choose another directory") from error
+
+
+def write_aside(target: Path, content: Mapping[str, bytes | memoryview], files: Files = FILES) -> Path:
+    """Write a directory's files, in their order, under a hidden name beside `target` and force all to the disk; a rename publishes it.
+
+    Raises:
+      OSError: when the disk refuses.
+    """
+    temporary = temporary_sibling(target)
+    files.remove_tree(temporary)
+    files.make_directory(temporary)
+    for name, data in content.items():
+        files.write(temporary / name, data)
+    files.sync_directory(temporary)
+    return temporary
 
 
 class Growing:

@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,12 @@ DATE = (1980, 1, 1, 0, 0, 0)  # of every member: equal arrays give equal bytes
 # Everything that reading hostile bytes with json, zipfile and numpy.lib.format may raise.
 MALFORMED: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, EOFError)
 MALFORMED += (RuntimeError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+def not_finite(arrays: Mapping[str, Any]) -> list[str]:
+    """Names of the arrays, or variables, that hold a number that is not finite."""
+    values = {name: np.asarray(array) for name, array in arrays.items()}
+    return [name for name, value in values.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
 
 
 def pack(tensors: Mapping[str, np.ndarray]) -> memoryview:

@@ -1,6 +1,6 @@
 """What a dataset's files are said to be: `SHA256SUMS` as the program sha256sum writes it, and the file list of the dataset card."""
 
-import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from semopo_tf.cards import CARD_NAME
 from semopo_tf.errors import DataError
 from semopo_tf.files import sha256, write_whole
+from semopo_tf.untrusted import parse_json, read_whole
 
 SUMS_NAME = "SHA256SUMS"
 SUMS_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
@@ -35,7 +36,7 @@ def listed_files(directory: Path, manifest: Path | None = None) -> dict[str, Lis
         return _read_list(manifest)
     found: dict[str, Listed] = {}
     for path in (directory / CARD_NAME, directory / SUMS_NAME):
-        for name, listed in (_read_list(path) if path.is_file() else {}).items():
+        for name, listed in (_read_list(path) if os.path.lexists(path) else {}).items():
             if name in found and found[name].sha256 != listed.sha256:
                 raise DataError(f"{path}: expected the SHA-256 of {name} as in {CARD_NAME}, received another; remove the list that is out of date")
             found[name] = listed._replace(size=listed.size or found[name].size) if name in found else listed
@@ -43,9 +44,10 @@ def listed_files(directory: Path, manifest: Path | None = None) -> dict[str, Lis
 
 
 def _read_list(path: Path) -> dict[str, Listed]:
-    if not path.is_file() or path.stat().st_size > SUMS_BYTES:
-        raise DataError(f"{path}: expected a list of files (SHA256SUMS or {CARD_NAME}), but it is missing or too large; correct --manifest")
-    text = path.read_text(errors="replace")
+    try:
+        text = read_whole(path, SUMS_BYTES)[0].decode(errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: expected a list of files (SHA256SUMS or {CARD_NAME}), but {error.strerror}; correct --manifest") from error
     found = _card_rows(path, text) if text.lstrip().startswith("{") else _sums_rows(path, text)
     for name in found:
         if name.startswith("/") or ".." in Path(name).parts:
@@ -66,7 +68,7 @@ def _sums_rows(path: Path, text: str) -> dict[str, Listed]:
 
 def _card_rows(path: Path, text: str) -> dict[str, Listed]:
     try:
-        card: dict[str, Any] = json.loads(text)
+        card: dict[str, Any] = parse_json(text.encode())
         rows = card.get("files", [])
         return {str(row["file"]): Listed(str(row["sha256"]).lower(), row.get("size"), path.name) for row in rows if row.get("sha256")}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -95,5 +97,5 @@ def verify(path: Path, listed: dict[str, Listed]) -> str:
 def write_sum(path: Path, digest: str) -> None:
     """Put the SHA-256 of a file into the SHA256SUMS beside it, in place of an older one."""
     sums = path.with_name(SUMS_NAME)
-    rows = {name: listed.sha256 for name, listed in (_read_list(sums) if sums.is_file() else {}).items()} | {path.name: digest}
+    rows = {name: listed.sha256 for name, listed in (_read_list(sums) if os.path.lexists(sums) else {}).items()} | {path.name: digest}
     write_whole(sums, "".join(f"{rows[name]}  {name}\n" for name in sorted(rows)).encode(errors="surrogateescape"))

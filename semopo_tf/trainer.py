@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 import semopo_tf
-from semopo_tf import alarms, checkpoints, cost, devices, dump, engine, envs, wiring
+from semopo_tf import alarms, checkpoints, cost, devices, dump, engine, envs, npz, wiring
 from semopo_tf.agent import Agent, FilterPolicy
-from semopo_tf.cards import read_card
+from semopo_tf.cards import read_card, read_run_data
 from semopo_tf.checkpoints import Checkpoint
 from semopo_tf.config import Config
 from semopo_tf.engine import HostImages, Pace, StageLoop
@@ -97,7 +97,7 @@ class Trainer:
             facts = {"image_size": height, "action_size": dataset.action.shape[1], "card": self._card, "files": files}
             write_whole(path, json.dumps(facts, indent=1).encode())
             return
-        then, now = ({file["name"]: file["sha256"] for file in listed} for listed in (json.loads(path.read_text())["files"], files))
+        then, now = ({file["name"]: file["sha256"] for file in listed} for listed in (read_run_data(self._logdir)["files"], files))
         for name in sorted(then.keys() | now.keys()):
             if then.get(name) != now.get(name):
                 what = "added" if name not in then else "removed" if name not in now else "changed"
@@ -297,7 +297,7 @@ class Trainer:
         stage, agent = loop.stage, self._agent
         state = {name: variable.numpy() for name, variable in agent.variables().items()}
         good, _ = checkpoints.load_newest(self._logdir, wiring.PHASES)
-        if dump.not_finite(state):
+        if npz.not_finite(state):
             print(f"{stage.name} {step}: a weight is not finite; looking for the update that made it so", flush=True)
             first = self._rewind(good, stage)
             step, state = dump.first_bad_update(loop, agent, first, step + 1) or (step, state)
@@ -428,7 +428,7 @@ class Trainer:
         if self._saved == (phase, step):
             return
         tensors = {name: variable.numpy() for name, variable in self._agent.variables().items()}
-        if dump.not_finite(tensors):
+        if npz.not_finite(tensors):
             raise self._not_finite(loop, step)
         state = {"metrics_size": self._metrics.settle(), "timing_size": self._timing.settle(), "sums": loop.sums.tolist(), "count": loop.count}
         state |= {"pending": [name for name in pending if name != "save"], "versions": self._versions}

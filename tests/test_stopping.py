@@ -18,6 +18,14 @@ from semopo_tf.stopping import ENDING, SAVING, Interrupted, Interruptible, Stop,
 ROOT = Path(semopo_tf.__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def nothing_ignored():
+    """Whatever started the tests: nohup ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def send(number: int, condition) -> None:
     os.kill(os.getpid(), number)
     deadline = time.monotonic() + 5
@@ -84,6 +92,7 @@ def test_another_thread_than_the_main_one_hears_nothing_and_sets_no_handler():
 CHILD = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would have it ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup
 from semopo_tf.stopping import listening
 with listening() as stop:
     if sys.argv[1] == "unsaved":
