@@ -501,7 +501,7 @@ def test_H09_a_bad_list_is_named(tmp_path, content, message):
     with pytest.raises(DataError, match="No such file or directory; correct --manifest"):
         data.main(["check", str(directory), "--manifest", str(tmp_path / "nowhere")])
     (directory / "SHA256SUMS").symlink_to(tmp_path / "list")
-    with pytest.raises(DataError, match="SHA256SUMS: expected a list of files .*, but a symbolic link, which is not followed"):
+    with pytest.raises(DataError, match=r"SHA256SUMS: expected a list of files .*, but a symbolic link, which is not followed"):
         data.main(["check", str(directory)])
 
 
