@@ -20,10 +20,12 @@ ROOT = Path(semopo_tf.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def nothing_ignored():
-    """Whatever started the tests: nohup ignores SIGHUP."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Whatever started the tests: nohup ignores SIGHUP, and a shell SIGINT for what it runs in the background."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def send(number: int, condition) -> None:
