@@ -41,7 +41,14 @@ def _page() -> dict[str, Any]:
 
 
 def table(number: int) -> dict[str, dict[str, Any]]:
-    """A table of the paper by its number: {dataset: {method: (mean, std)}}; Table 3 as {dataset: {episodes, mean, std, min, p25, median, p75, max}}."""
+    """A table of the paper by its number.
+
+    Returns:
+      {dataset: {method: (mean, std)}}; Table 3 as {dataset: {episodes, mean, std, min, p25, median, p75, max}}.
+
+    Raises:
+      KeyError: for a number that is none of `TABLES`.
+    """
     rows: Mapping[str, Any] = _page()[TABLES[number]]
     cells = {f"{task} {level}": row for task, levels in rows.items() for level, row in levels.items()}
     return {dataset: {key: tuple(cell) if isinstance(cell, list) else cell for key, cell in row.items()} for dataset, row in cells.items()}

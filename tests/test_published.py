@@ -25,7 +25,7 @@ def test_table_5_normalised_is_table_1(rule):
 def test_the_car_racing_row_follows_another_constant_than_the_definition():
     definition, printed = errors_of_table_1("definition", ("car_racing",)), errors_of_table_1("paper_table1", ("car_racing",))
     assert len(printed) == 21 and max(printed) < 0.008
-    assert sum(error > 0.01 for error in definition) == 20 and 0.2 < max(definition) < 0.21
+    assert sum(error > 0.02 for error in definition) == 20 and 0.21 < max(definition) < 0.22
 
 
 @pytest.mark.parametrize("task", [*LOCOMOTION, "car_racing"])
