@@ -97,7 +97,9 @@ def convert(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, bytes], list
     notes += more
     shared = {"method": said["method"], "task": said["task"], "run_seed": said["seed"]}
     scores = [shared | row for condition, episodes in conditions.items() for row in score_rows(*condition, episodes)]
-    metrics = [metric_row(each, NAMES[said["format"]]) for each in trained] + [evaluation_row(*each, found) for each, found in conditions.items()]
+    metrics = [metric_row(each, NAMES[said["format"]]) for each in trained if each.row.values] + [
+        evaluation_row(*each, found) for each, found in conditions.items()
+    ]
     metrics.sort(key=lambda row: (("model", "policy").index(row["phase"]), row["step"]))
     axis = "steps of the simulator (decisions times action repeat)" if said["format"] in ONLINE else "updates in the phase"
     origin = {**said, "file": str(path), "sha256": hashlib.sha256(data).hexdigest(), "axis": axis, "notes": notes}
@@ -126,7 +128,8 @@ def sort_out(placed: Sequence[Placed]) -> tuple[list[Placed], Conditions, list[s
 
 def metric_row(each: Placed, names: Mapping[str, str]) -> dict[str, Any]:
     """A row of metrics.jsonl under our names."""
-    return {"phase": each.phase, "step": each.step} | {names.get(name, name): value for name, value in each.row.values.items()}
+    condition = {"phase": each.phase, "step": each.step}
+    return condition | {names.get(name, name): value for name, value in each.row.values.items()} | condition
 
 
 def evaluation_row(phase: str, step: int, episodes: Sequence[Row]) -> dict[str, Any]:
