@@ -17,7 +17,7 @@ from semopo_tf.files import FILES, temporary_sibling, write_aside
 from semopo_tf.foreign import EVALUATED, FORMATS, LOSSES, ONLINE, Placed, Row, check_format, place, read_rows
 from semopo_tf.untrusted import read_whole
 
-MAX_BYTES = 1 << 28
+MAX_BYTES = 1 << 25  # of one file; a full run of DreamerV2 writes a few megabytes
 # What the originals call quantities that have a name here; all others keep theirs.
 BEHAVIOUR = {"reward_mean": "imagined_reward", "critic_target": "target"}
 JOINT = {"kl_loss": "joint_kl_loss", "model_kl": "joint_kl", "prior_ent": "joint_prior_ent", "post_ent": "joint_post_ent"}

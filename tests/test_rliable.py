@@ -13,7 +13,7 @@ from semopo_tf import statistics
 library = pytest.importorskip("rliable.library")
 metrics = pytest.importorskip("rliable.metrics")
 
-REPLICATES, SEED = 1000, 11
+REPLICATES, SEED = 300, 11
 THRESHOLDS = np.linspace(0, 1.4, 29)
 AGGREGATES = {
     "mean": metrics.aggregate_mean,
@@ -86,7 +86,7 @@ def spread(intervals: list) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("name", [*AGGREGATES, "probability_of_improvement"])
 def test_intervals_agree_where_rliable_draws_its_own(name):
     """Ten intervals of each; the means of their ends differ by no more than the ends themselves scatter."""
-    x, y = scores(20, 1), scores(25, 2)
+    x, y = scores(20, 1)[:, :3], scores(25, 2)[:, :3]
     pair = name == "probability_of_improvement"
     function = metrics.probability_of_improvement if pair else AGGREGATES[name]
     matrices = [x, y] if pair else [x]
