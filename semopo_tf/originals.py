@@ -119,7 +119,7 @@ def sort_out(placed: Sequence[Placed]) -> tuple[list[Placed], Conditions, list[s
     for each in episodes:
         if each.row.evaluation in each.row.values:
             conditions[each.phase, each.step].append(each.row)
-    last = max((each.step for each in trained if "actor_loss" in each.row.names), default=0)
+    last = max((each.step for each in trained if "actor_loss" in each.row.names), default=-1)
     newest = max((step for phase, step in conditions if phase == "policy"), default=-1)
     if newest < last:
         notes.append(f"the policy of the last step, {last}, was not evaluated; the newest evaluation is {'none' if newest < 0 else f'at {newest}'}")

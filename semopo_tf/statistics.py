@@ -60,7 +60,7 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Any:
     ours, theirs = (np.swapaxes(part, -1, -2) for part in (ranks[: x.size].reshape(x.shape), ranks[x.size :].reshape(y.shape)))  # [..., M, N or L]
     count = theirs.shape[-1]
     # Each column gets a range of numbers of its own, so that one sorted list serves them all.
-    column = np.arange(theirs.size // count).reshape(*theirs.shape[:-1], 1)
+    column = np.arange(theirs.size // count).reshape(theirs.shape[:-1])[..., None]
     ordered = np.sort(theirs + column * len(levels), -1).ravel()
     sought = ours + column * len(levels)
     below, not_above = (np.searchsorted(ordered, sought, side) - column * count for side in ("left", "right"))

@@ -180,9 +180,9 @@ def test_a_run_that_loaded_its_model_has_a_policy_phase_alone(imported):
 
 
 def test_a_run_that_ended_in_its_model_phase(imported):
-    metrics, scores, _ = imported(SEMOPO[:-7], "semopo")
+    metrics, scores, origin = imported(SEMOPO[:-6], "semopo")
     assert returns(scores) == {("model", 200): [20, 30], ("model", 400): [22, 32]}
-    assert metrics[-1]["phase"] == "model"
+    assert metrics[-1]["phase"] == "model" and not any("was not evaluated" in note for note in origin["notes"])
 
 
 def test_dreamerv2_counts_steps_of_the_simulator(imported):
