@@ -264,8 +264,8 @@ class Clocked:
         return self._policy(image, state, seeds, step)
 
 
-def measure_evaluation(started: float) -> dict[str, float]:
-    """Decisions a second of an evaluation, summed over its environments, with an untrained policy of the size `small`; nothing where none can render."""
+def measure_evaluation(_started: float) -> dict[str, float]:
+    """Decisions a second of evaluations, each summed over its environments, by an untrained policy of the size `small`."""
     from semopo_tf import engine, scoring, wiring
     from semopo_tf.agent import FilterPolicy
 
