@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semopo_tf import config as configuration
+from semopo_tf import published
 from semopo_tf.cards import read_run_data
 from semopo_tf.errors import CheckpointError, CommandParser, ConfigError, cut
 from semopo_tf.run import Records, video_grid, write_video
@@ -74,12 +75,15 @@ def scored(
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Raw and, where the task has the paper's constants, normalised mean return of score rows."""
+    """Mean return of score rows of one task: raw, and normalised where the paper has constants for the task."""
     from semopo_tf import wiring
 
     returns = [row["return"] for row in rows]
     raw = f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {len(rows)} episodes (standard deviation of episodes)"
-    return raw + wiring.replayed(sum(row["discarded"] for row in rows))
+    values = {rule: published.normalised(rows[0]["task"], float(np.mean(returns)), rule) for rule in published.RULES}
+    told = [f"{value:.3f} ({rule})" for rule, value in values.items() if value is not None]
+    normalised = f"; normalised {', '.join(told)}" if told else ""
+    return raw + wiring.replayed(sum(row["discarded"] for row in rows)) + normalised
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_videos import write_grey
 
-from semopo_tf import collect, envs, evaluation, scoring, training
+from semopo_tf import collect, envs, evaluation, published, scoring, training
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.run import read_records
 
@@ -109,6 +109,17 @@ def test_what_cannot_be_shown_is_one_line(point, walker, tmp_path):
         evaluate(walker, "--background", str(tmp_path), "--background_split", "test")
     with pytest.raises(ConfigError, match="--background: expected no such flag, as exbmdp_point shows no background, received 'none'; remove it"):
         evaluate(point, "--background", "none")
+
+
+@pytest.mark.parametrize(
+    ("task", "normalised"),
+    [("dmcdrv_walker_walk", True), ("exbmdp_point", False)],
+)
+def test_the_last_line_has_the_return_raw_and_by_the_rules_that_hold(task, normalised):
+    rows = [{"task": task, "return": value, "discarded": 0} for value in (100.0, 300.0)]
+    rules = [f"{published.normalised(task, 200.0, rule):.3f} ({rule})" for rule in ("definition", "paper_table1")] if normalised else []
+    expected = "return 200.0 +- 100.0 over 2 episodes (standard deviation of episodes)"
+    assert evaluation.summary(rows) == expected + (f"; normalised {', '.join(rules)}" if rules else "")
 
 
 def test_a_notebook_plays_the_same(point):
