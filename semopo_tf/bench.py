@@ -18,12 +18,16 @@ from typing import Any
 
 from semopo_tf import config as configuration
 from semopo_tf import cost
-from semopo_tf.errors import CommandParser, ConfigError
+from semopo_tf.errors import CommandParser, ConfigError, SemopoError
 from semopo_tf.files import write_whole
+from semopo_tf.types import Policy
 
 ROWS = ("released", "defaults", "small")
 EPISODES, RECORDS, IMAGE_SIZE, ACTION_SIZE = 8, 501, 64, 6
 ENV_TASK, ENV_STEPS = "dmcdrv_walker_walk", 100
+ENV_SETTINGS = {"size": IMAGE_SIZE, "action_repeat": 2, "camera": -1, "background": "builtin:driving"}
+SIDE_BY_SIDE = (1, 2, 4)  # environments of a measured evaluation
+WARM_UP = 5  # decisions, the first of which compiles the policy
 COLUMNS = {
     # key of the JSON: (heading, decimals)
     "first_update_s": ("first update, s", 1),
@@ -34,6 +38,7 @@ COLUMNS = {
     "model_fraction_of_matmul": ("fraction of matmul", 2),
     "imagined_steps_per_s": ("imagined steps/s", 0),
     "env_steps_per_s": ("env steps/s", 1),
+    **{f"eval_steps_per_s_{count}": (f"evaluation steps/s, environments: {count}", 1) for count in SIDE_BY_SIDE},
     "model_peak_memory_mb": ("peak memory of the model phase, MB", 0),
     "peak_memory_mb": ("peak memory of both phases, MB", 0),
     "checkpoint_mb": ("checkpoint, MB", 0),
@@ -41,8 +46,9 @@ COLUMNS = {
     "load_s": ("reading and verifying it, s", 2),
     "save_percent": ("saving, % of the model phase", 2),
 }
+LATER = tuple(key for key in COLUMNS if key.startswith("eval_"))  # not in results of earlier versions
 PER_SECOND = {"model_update_s": "model updates/s", "policy_update_s": "policy updates/s"}  # printed beside the JSON's seconds
-HIGHER_IS_BETTER = ("model_fraction_of_matmul", "imagined_steps_per_s", "env_steps_per_s")
+HIGHER_IS_BETTER = ("model_fraction_of_matmul", *(key for key in COLUMNS if key.endswith("_per_s") or "_per_s_" in key))
 
 
 def main(argv: list[str]) -> int:
@@ -56,12 +62,14 @@ def main(argv: list[str]) -> int:
     commands = {name: command(name, arguments) for name in arguments.configs}
     for words in commands.values():
         configuration.load(words)
-    environment = None if arguments.no_env else measure_environment()
+    simulated = dict.fromkeys(("env_steps_per_s", *LATER))
+    if not arguments.no_env:
+        simulated |= {"env_steps_per_s": measure_environment()} | in_child(measure_evaluation)
     rows: list[dict[str, Any]] = []
     for name, words in commands.items():
         print(f"{name}: measuring", flush=True)
         row = in_child(measure, name, words, arguments.updates, arguments.trace)
-        rows.append(row | {"env_steps_per_s": environment})
+        rows.append(row | simulated)
     devices = [row.pop("device") for row in rows]
     result = {"machine": machine(devices[0]), "rows": rows}
     print(table(rows))
@@ -223,10 +231,9 @@ def measure_environment() -> float | None:
     import numpy as np
 
     from semopo_tf import envs
-    from semopo_tf.errors import SemopoError
 
     try:
-        environment = envs.make(ENV_TASK, size=IMAGE_SIZE, action_repeat=2, camera=-1, background="builtin:driving")
+        environment = envs.make(ENV_TASK, **ENV_SETTINGS)
         try:
             environment.reset(0)
             rng, before = np.random.default_rng(0), time.perf_counter()
@@ -238,6 +245,44 @@ def measure_environment() -> float | None:
     except SemopoError as error:
         print(f"env steps/s: not measured ({error})")
         return None
+
+
+class Enough(Exception):
+    """The end of what is measured of an evaluation."""
+
+
+class Clocked:
+    """A policy that notes when it is asked, and has enough after `ENV_STEPS` decisions."""
+
+    def __init__(self, policy: Policy):
+        self._policy, self.initial, self.times = policy, policy.initial, list[float]()
+
+    def __call__(self, image: Any, state: Any, seeds: Any, step: int) -> Any:
+        self.times.append(time.perf_counter())
+        if step == ENV_STEPS:
+            raise Enough
+        return self._policy(image, state, seeds, step)
+
+
+def measure_evaluation(_started: float) -> dict[str, float]:
+    """Decisions a second of evaluations, each summed over its environments, by an untrained policy of the size `small`."""
+    from semopo_tf import engine, scoring, wiring
+    from semopo_tf.agent import FilterPolicy
+
+    config = configuration.load(["--configs", "semopo", "walker_walk", "small"])
+    sizes = {"image_size": IMAGE_SIZE, "action_size": ACTION_SIZE}
+    device, _ = engine.choose_device(config.device)
+    jit = engine.choose_jit(config.jit, device)
+    policy, found = FilterPolicy(wiring.make_agent(config, **sizes, jit=jit), **sizes, jit=jit.pixels), {}
+    for count in SIDE_BY_SIDE:
+        clocked = Clocked(policy)
+        try:
+            next(scoring.evaluate(clocked, ENV_TASK, ENV_SETTINGS, range(count), count))
+        except Enough:
+            found[f"eval_steps_per_s_{count}"] = count * (ENV_STEPS - WARM_UP) / (clocked.times[ENV_STEPS] - clocked.times[WARM_UP])
+        except SemopoError as error:
+            print(f"evaluation steps/s: not measured ({error})")
+    return found
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -287,7 +332,7 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text())
         for row in result["rows"]:
-            if not {"config", "batch", "length", *COLUMNS} <= set(row):
+            if not {"config", "batch", "length", *COLUMNS} - set(LATER) <= set(row):
                 raise KeyError("a row lacks keys")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--compare {path}: expected a file written by bench.py --json ({error}); write one first") from error
@@ -304,7 +349,7 @@ def comparison(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
             f"{row['config']} {row['batch']} x {row['length']}: {'no such row in the earlier result' if old is None else 'now, before, change'}"
         )
         for key, (heading, decimals) in COLUMNS.items():
-            if old is None or not old[key] or not row[key] or key == "model_update_flops":
+            if old is None or not old.get(key) or not row[key] or key == "model_update_flops":
                 continue
             change = row[key] / old[key] - 1
             word = "same" if abs(change) < 0.02 else "better" if (change > 0) == (key in HIGHER_IS_BETTER) else "worse"

@@ -46,6 +46,11 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
+def name_of(phase: str, step: int) -> str:
+    """Name of a checkpoint's directory."""
+    return f"ckpt-{phase}-{step:09d}"
+
+
 def save(logdir: Path, phase: str, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any], files: Files = FILES) -> Path:
     """Write `ckpt-<phase>-<step>`. A good one of that name stays as it is; a damaged one is replaced.
 
@@ -55,7 +60,7 @@ def save(logdir: Path, phase: str, step: int, tensors: Mapping[str, np.ndarray],
     """
     if names := npz.not_finite(tensors):
         raise CheckpointError(f"{names[0]}: not finite at {phase} step {step}; not saved, the previous checkpoint stays the newest")
-    target = logdir / f"ckpt-{phase}-{step:09d}"
+    target = logdir / name_of(phase, step)
     if _is_good(target):
         return target
     content: dict[str, bytes | memoryview] = {"tensors.npz": npz.pack(tensors), "state.json": _state_json(phase, step, state)}

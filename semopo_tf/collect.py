@@ -33,6 +33,7 @@ from semopo_tf.errors import CommandParser, ConfigError, DataError, SimulatorErr
 from semopo_tf.files import FILES, locked, sha256, write_whole
 from semopo_tf.rollout import ATTEMPTS, Discarded, play, require_few, retry_seed
 from semopo_tf.types import Environment, Policy
+from semopo_tf.videos import absolute_source
 
 LOCK_NAME = ".collect.lock"
 RESTARTS = 3  # of the worker processes in one collection
@@ -127,7 +128,7 @@ def main(argv: list[str]) -> int:
     """
     args = parse(argv)
     names = ("size", "action_repeat", "camera", "background", "background_color", "background_split", "background_seed", "mask_rule", "options")
-    settings = {name: getattr(args, name) for name in names} | {"background": absolute_background(args.background)}
+    settings = {name: getattr(args, name) for name in names} | {"background": absolute_source(args.background)}
     recipe = Recipe(args.task, args.policy, tuple(settings.items()))
     seeds = [episode_seed(args.seed, index) for index in range(args.episodes)]
     card = make_card(recipe, args.seed)  # before anything is written: a wrong setting leaves no directory behind
@@ -162,13 +163,6 @@ def _make_directory(out: Path) -> Path:
     return out
 
 
-def absolute_background(source: str) -> str:
-    """The source as the card keeps it: a folder by its absolute path, so that an evaluation elsewhere finds it."""
-    if source == "none" or source.startswith("builtin:"):
-        return source
-    return str(Path(source).expanduser().absolute())
-
-
 def episode_seed(seed: int, index: int) -> int:
     """32 bits that decide episode `index` of the collection `seed`."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
@@ -177,7 +171,7 @@ def episode_seed(seed: int, index: int) -> int:
 def make_card(recipe: Recipe, seed: int) -> dict[str, Any]:
     """The part of `dataset.json` that decides the episodes. Builds the environment once, so that every wrong setting shows here."""
     environment, _ = _player(recipe)
-    background = getattr(environment, "background", None)  # a registered environment need not have one
+    background = envs.background_of(environment)
     for name, reason in background.skipped if background else ():
         print(f"semopo_tf: warning: background {name} is skipped: {reason}", file=sys.stderr)
     identity = {"task": recipe.task, "policy": recipe.policy, "seed": seed}

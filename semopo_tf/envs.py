@@ -28,7 +28,6 @@ PLAIN, MOVING = "dmc_", "dmcdrv_"
 MASK_RULES = ("sky", "blue")
 PAPER_TASKS = ("walker_walk", "cheetah_run", "hopper_hop", "humanoid_walk")
 BACKGROUND_FRAMES = 1000
-BACKGROUND_STREAM = 0xBAC6  # keeps the background's start independent of the initial state drawn from the same seed
 UNLIMITED = 1e9  # the suite reports +-1e10 for an actuator without limits
 
 _registry: dict[str, Callable[..., Environment]] = {}
@@ -146,6 +145,16 @@ def shared_background(source: str, size: int, color: str, split: str, seed: int)
     return load_background(source, size=size, color=color, split=split, seed=seed, frames=BACKGROUND_FRAMES)
 
 
+def shows_no_background(task: str) -> bool:
+    """Whether a task is one of the package's own that is never seen in front of something."""
+    return task.startswith((PLAIN, exbmdp.PREFIX)) and task not in _registry
+
+
+def background_of(environment: Environment) -> Background | None:
+    """The moving background that an environment of the suite shows; None for all others."""
+    return environment.background if isinstance(environment, SuiteEnvironment) else None
+
+
 def _suite_name(task: str) -> str:
     """`<domain>_<task>` of a suite task. Whether it exists only the simulator knows.
 
@@ -221,8 +230,7 @@ class SuiteEnvironment:
     def reset(self, seed: int) -> Observation:
         """Begin the episode of `seed` (a non-negative integer of any size)."""
         if self.background is not None:
-            rng = np.random.default_rng(np.random.SeedSequence([seed, BACKGROUND_STREAM]))
-            self._frame = int(rng.integers(len(self.background.frames)))
+            self._frame = self.background.first_frame(seed)
         self._simulator.send("reset", int(seed))
         return self.receive()
 

@@ -1,19 +1,22 @@
 """`evaluate.py`: play a run's policy in the simulator, append a row per episode to scores.jsonl, and show what its model sees."""
 
 import argparse
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from semopo_tf import config as configuration
+from semopo_tf import published
 from semopo_tf.cards import read_run_data
 from semopo_tf.errors import CheckpointError, CommandParser, ConfigError, cut
-from semopo_tf.rollout import Discarded, play
 from semopo_tf.run import Records, video_grid, write_video
+from semopo_tf.scoring import evaluate
 
 if TYPE_CHECKING:
     from semopo_tf.agent import Agent, FilterPolicy
+    from semopo_tf.checkpoints import Checkpoint
     from semopo_tf.config import Config
     from semopo_tf.types import Episode
 
@@ -29,33 +32,58 @@ def main(argv: list[str]) -> int:
     arguments = parse(argv)
     logdir = Path(arguments.logdir).expanduser()
     run = load_run(logdir, arguments.checkpoint)
-    from semopo_tf import envs, wiring  # after the arguments are known to be right: imports TensorFlow
+    from semopo_tf import wiring  # after the arguments are known to be right: imports TensorFlow
+
+    require_named(run.config.task, arguments.task)
+    if not arguments.checkpoint and not (logdir / "DONE").exists():
+        print(f"warning: {logdir}: the run is not complete; playing {run.checkpoint}")
+    overrides = {key: value for key in wiring.CARD_KEYS if (value := getattr(arguments, key)) is not None}
+    scores, rows, shown = Records(logdir / "scores.jsonl"), [], list["Episode"]()
+    for row, episode in scored(run, arguments.episodes, arguments.environments, overrides):
+        scores.append(row)
+        rows.append(row)
+        shown += [episode] if arguments.video and len(shown) < VIDEO_EPISODES else []
+        print(f"episode {row['episode_seed']}: return {row['return']:.1f}, {row['length']} decisions", flush=True)
+    print(f"{run.checkpoint}: {summary(rows)}")
+    for path in write_videos(logdir / "videos", run, shown) if shown else ():
+        print(f"video: {path}")
+    return 0
+
+
+def scored(
+    run: "Run", episodes: int | None = None, environments: int = 1, overrides: Mapping[str, str] | None = None
+) -> Iterator[tuple[dict[str, Any], "Episode"]]:
+    """Play a run's policy: a row as in scores.jsonl and the episode itself, for each of the fixed list of episode seeds.
+
+    Args:
+      episodes: how many of the list; `eval.final_episodes` by default.
+      environments: played side by side; changes no result.
+      overrides: background, background_color, background_split and mask_rule, where they shall differ from the run's.
+
+    Raises:
+      SemopoError: as `wiring.environment_settings` and `scoring.evaluate`.
+    """
+    from semopo_tf import wiring
 
     config = run.config
-    require_named(config.task, arguments.task)
-    overrides = {key: value for key in wiring.CARD_KEYS if (value := getattr(arguments, key)) is not None}
+    count = episodes or config.eval.final_episodes
+    if not count:
+        raise ConfigError("--episodes: expected at least 1, received none, and the run's eval.final_episodes is 0; add --episodes 10")
     settings = wiring.environment_settings(config, run.card, overrides)
-    count = arguments.episodes or config.eval.final_episodes
-    seeds = wiring.episode_seeds(config.eval.seed, count)
-    environments = [envs.make(config.task, **settings) for _ in range(min(arguments.environments, count))]
-    scores, episodes, discarded = Records(logdir / "scores.jsonl"), [], list[Discarded]()
-    try:
-        for seed, episode in zip(seeds, play(environments, run.policy, seeds, discarded), strict=True):
-            again = sum(entry.seed == seed for entry in discarded)
-            row = wiring.score_row(config, settings, phase=run.phase, step=run.step, seed=seed, episode=episode, discarded=again, source="evaluate")
-            scores.append(row)
-            episodes.append(episode)
-            print(f"episode {seed}: return {row['return']:.1f}, {row['length']} decisions", flush=True)
-    finally:
-        for environment in environments:
-            environment.close()
-    returns = [wiring.episode_return(episode) for episode in episodes]
-    spread = f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {count} episodes (standard deviation of episodes)"
-    print(f"{run.phase} {run.step}: {spread}{wiring.replayed(len(discarded))}")
-    if arguments.video:
-        for path in write_videos(logdir / "videos", run, episodes):
-            print(f"video: {path}")
-    return 0
+    for played in evaluate(run.policy, config.task, settings, wiring.episode_seeds(config.eval.seed, count), environments):
+        yield wiring.score_row(config, settings, played, phase=run.phase, step=run.step, checkpoint=run.checkpoint, source="evaluate"), played.episode
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean return of score rows of one task: raw, and normalised where the paper has constants for the task."""
+    from semopo_tf import wiring
+
+    returns = [row["return"] for row in rows]
+    raw = f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {len(rows)} episodes (standard deviation of episodes)"
+    values = {rule: published.normalised(rows[0]["task"], float(np.mean(returns)), rule) for rule in published.RULES}
+    told = [f"{value:.3f} ({rule})" for rule, value in values.items() if value is not None]
+    normalised = f"; normalised {', '.join(told)}" if told else ""
+    return raw + wiring.replayed(sum(row["discarded"] for row in rows)) + normalised
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -92,11 +120,12 @@ def require_named(task: str, given: str | None) -> None:
 class Run:
     """A trained agent with what is needed to use it."""
 
-    def __init__(self, config: "Config", card: dict[str, Any] | None, agent: "Agent", policy: "FilterPolicy", phase: str, step: int):
-        self.config, self.card, self.agent, self.policy, self.phase, self.step = config, card, agent, policy, phase, step
+    def __init__(self, config: "Config", card: dict[str, Any] | None, agent: "Agent", policy: "FilterPolicy", found: "Checkpoint"):
+        self.config, self.card, self.agent, self.policy = config, card, agent, policy
+        self.checkpoint, self.phase, self.step = found.path.name, found.phase, found.step
 
 
-def load_run(logdir: Path, checkpoint: str | None = None) -> Run:
+def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
     """The agent of a run directory; needs neither its dataset nor a simulator.
 
     Args:
@@ -106,6 +135,7 @@ def load_run(logdir: Path, checkpoint: str | None = None) -> Run:
       CheckpointError: when the directory holds no usable checkpoint.
       ConfigError, DataError: when a file of it is not what a run writes.
     """
+    logdir = Path(logdir).expanduser()
     if not (logdir / "config.yaml").is_file() or not (logdir / "dataset_manifest.json").is_file():
         raise CheckpointError(f"{logdir}: expected the logdir of a run (config.yaml, dataset_manifest.json), found none")
     config = configuration.load_saved(logdir / "config.yaml")
@@ -122,11 +152,12 @@ def load_run(logdir: Path, checkpoint: str | None = None) -> Run:
         if newest is None:
             raise CheckpointError(f"{logdir}: no checkpoint yet; train until the first save_every = {config.save_every} updates")
         found = newest
-    engine.choose_device("auto")
-    agent = wiring.make_agent(config, image_size=manifest["image_size"], action_size=manifest["action_size"])
+    sizes = {"image_size": manifest["image_size"], "action_size": manifest["action_size"]}
+    device, _ = engine.choose_device("auto")
+    jit = engine.choose_jit(config.jit, device)  # as in training: what XLA compiles differs in the last bits
+    agent = wiring.make_agent(config, **sizes, jit=jit)
     wiring.restore(agent.variables(), found.tensors, found.path)
-    policy = FilterPolicy(agent, image_size=manifest["image_size"], action_size=manifest["action_size"], jit=False)
-    return Run(config, manifest["card"], agent, policy, found.phase, found.step)
+    return Run(config, manifest["card"], agent, FilterPolicy(agent, **sizes, jit=jit.pixels), found)
 
 
 def load_policy(logdir: str | Path) -> "FilterPolicy":
@@ -135,7 +166,7 @@ def load_policy(logdir: str | Path) -> "FilterPolicy":
     Raises:
       CheckpointError: when the directory holds no usable checkpoint.
     """
-    return load_run(Path(logdir).expanduser()).policy
+    return load_run(logdir).policy
 
 
 def write_videos(directory: Path, run: Run, episodes: list["Episode"]) -> list[Path]:
@@ -149,12 +180,11 @@ def write_videos(directory: Path, run: Run, episodes: list["Episode"]) -> list[P
     from semopo_tf.random import Key
     from semopo_tf.types import Batch
 
-    shown = episodes[:VIDEO_EPISODES]
     name = f"evaluation-{run.phase}-{run.step:09d}"
-    seen = np.concatenate([episode.image for episode in shown])
+    seen = np.concatenate([episode.image for episode in episodes])
     write_video(directory / f"{name}-episodes.mp4", seen.repeat(4, 1).repeat(4, 2))
-    length = min(VIDEO_LENGTH, *(len(episode.image) for episode in shown))
-    columns = {key: tf.constant(np.stack([getattr(episode, key)[:length] for episode in shown])) for key in Batch._fields}
+    length = min(VIDEO_LENGTH, *(len(episode.image) for episode in episodes))
+    columns = {key: tf.constant(np.stack([getattr(episode, key)[:length] for episode in episodes])) for key in Batch._fields}
     key = Key(run.config.eval.seed, "report", tf.constant(0, tf.int64))
     rows = run.agent.world_model.reconstruct(Batch(**columns), key, min(VIDEO_CONTEXT, length - 1))
     write_video(directory / f"{name}-model.mp4", video_grid({key: row.numpy() for key, row in rows.items()}))

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import semopo_tf
-from semopo_tf import alarms, checkpoints, cost, devices, dump, engine, envs, npz, wiring
+from semopo_tf import alarms, checkpoints, cost, devices, dump, engine, npz, wiring
 from semopo_tf.agent import Agent, FilterPolicy
 from semopo_tf.cards import read_card, read_run_data
 from semopo_tf.checkpoints import Checkpoint
@@ -21,11 +21,11 @@ from semopo_tf.episodes import cache_place, held_out, open_dataset
 from semopo_tf.errors import CheckpointError, DataError, DeviceError, NumericalError
 from semopo_tf.files import write_whole
 from semopo_tf.random import Key
-from semopo_tf.rollout import Discarded, play
 from semopo_tf.run import Patience, Progress, Records, TensorBoard, read_records, video_grid, write_video
 from semopo_tf.sampler import Pool, Sampler
+from semopo_tf.scoring import Played, evaluate, make_environment
 from semopo_tf.stopping import Interrupted, Interruptible, Stop
-from semopo_tf.types import Batch, Environment, Episode, Policy, Stage
+from semopo_tf.types import Batch, Policy, Stage
 
 HOST_STACK_BYTES = 1 << 28  # of the images handed to one compiled call, where the host holds them
 REPORTED = ("image_loss", "endo_kl", "exo_kl", "joint_kl", "actor_loss", "imagined_reward", "penalty")
@@ -61,7 +61,7 @@ class Trainer:
         make_policy: Callable[..., Policy] = FilterPolicy,
     ):
         self._config, self._logdir = config, logdir
-        self._stop, self._saved = stop or Stop(), ("", 0)
+        self._stop, self._saved = stop or Stop(), ""  # name of the newest checkpoint
         self._make_agent, self._make_policy = make_agent, make_policy
         self._device, self._device_name = engine.choose_device(config.device)
         self._jit = engine.choose_jit(config.jit, self._device)
@@ -105,7 +105,7 @@ class Trainer:
 
     def _check_environment(self) -> None:
         """Fail now rather than at the first evaluation, hours from here."""
-        environment = self._make_environment()
+        environment = make_environment(self._config.task, self._settings)
         environment.close()
         seen, shown = self._dataset.frames.shape[1:], tuple(environment.image_shape)
         if seen != shown:
@@ -113,9 +113,6 @@ class Trainer:
         expected, received = self._dataset.action.shape[1], environment.action_size
         if expected != received:
             raise DataError(f"{self._dataset.directory}: actions of size {expected}, but {self._config.task} takes {received}; correct --task")
-
-    def _make_environment(self) -> Environment:
-        return envs.make(self._config.task, **self._settings)
 
     def _make_parts(self) -> None:
         """Sampler, agent and acting policy."""
@@ -221,7 +218,7 @@ class Trainer:
             self._metrics.cut(state["metrics_size"])
             self._timing.cut(state["timing_size"])
             print(f"continuing from {found.path.name}")
-            self._saved = found.phase, found.step
+            self._saved = found.path.name
             return Place(found.phase, found.step, state["sums"], state["count"], state.get("pending", []))
         self._metrics.cut(0)
         self._timing.cut(0)
@@ -400,42 +397,31 @@ class Trainer:
         if step == self._config.steps.policy and self._config.eval.final_episodes:
             return
         seeds = wiring.episode_seeds(self._config.eval.seed, self._config.eval.episodes)
-        played = list(self._play(seeds))
-        returns = [wiring.episode_return(episode) for _, episode, _ in played]
-        self._write_returns(phase, step, returns, sum(again for _, _, again in played))
+        scores, discarded = zip(*((played.score, played.discarded) for played in self._play(seeds)), strict=True)
+        self._write_returns(phase, step, scores, sum(discarded))
 
-    def _write_returns(self, phase: str, step: int, returns: list[float], discarded: int) -> None:
+    def _write_returns(self, phase: str, step: int, returns: Sequence[float], discarded: int) -> None:
         mean, std = float(np.mean(returns)), float(np.std(returns))
         self._write(phase, step, {"eval_return": mean, "eval_return_std": std, "eval_episodes": len(returns), "eval_discarded": discarded})
         spread = f"return {mean:.1f} +- {std:.1f} over {len(returns)} episodes"
         print(f"evaluation at {phase} {step}: {spread}{wiring.replayed(discarded)}", flush=True)
 
-    def _play(self, seeds: Sequence[int]) -> Iterator[tuple[int, Episode, int]]:
-        """(seed, episode, attempts discarded before it) for each seed."""
-        if not seeds:
-            return
-        discarded: list[Discarded] = []
-        environments = [self._make_environment() for _ in range(min(self._config.eval.environments, len(seeds)))]
-        try:
-            for seed, episode in zip(seeds, play(environments, self._policy, seeds, discarded), strict=True):
-                yield seed, episode, sum(entry.seed == seed for entry in discarded)
-        finally:
-            for environment in environments:
-                environment.close()
+    def _play(self, seeds: Sequence[int]) -> Iterator[Played]:
+        return evaluate(self._policy, self._config.task, self._settings, seeds, self._config.eval.environments)
 
     def _save(self, phase: str, step: int, loop: StageLoop, pending: Sequence[str] = ()) -> None:
         """Save this step, unless it is saved already: what was pending then is done again by a run that goes on from there."""
-        if self._saved == (phase, step):
+        if self._saved == checkpoints.name_of(phase, step):
             return
         tensors = {name: variable.numpy() for name, variable in self._agent.variables().items()}
         if npz.not_finite(tensors):
             raise self._not_finite(loop, step)
         state = {"metrics_size": self._metrics.settle(), "timing_size": self._timing.settle(), "sums": loop.sums.tolist(), "count": loop.count}
         state |= {"pending": [name for name in pending if name != "save"], "versions": self._versions}
-        checkpoints.save(self._logdir, phase, step, tensors, state)
+        path = checkpoints.save(self._logdir, phase, step, tensors, state)
         for fault in checkpoints.prune(self._logdir, wiring.PHASES, keep=self._config.keep_checkpoints):
             print(f"warning: {fault}")
-        self._saved = phase, step
+        self._saved = path.name
 
     def _finish(self) -> None:
         """Final evaluation: a row per episode in scores.jsonl and their mean in metrics.jsonl; then the mark that the run is complete."""
@@ -443,10 +429,10 @@ class Trainer:
         if config.eval.final_episodes:
             seeds = wiring.episode_seeds(config.eval.seed, config.eval.final_episodes)
             known = {row["episode_seed"]: row for row in read_records(self._scores.path) if row["source"] == "train"}
-            facts = {"phase": "policy", "step": step, "source": "train"}
-            for seed, episode, discarded in self._play([seed for seed in seeds if seed not in known]):
-                known[seed] = wiring.score_row(config, self._settings, seed=seed, episode=episode, discarded=discarded, **facts)
-                self._scores.append(known[seed])
+            facts = {"phase": "policy", "step": step, "checkpoint": self._saved or None, "source": "train"}
+            for played in self._play([seed for seed in seeds if seed not in known]):
+                known[played.seed] = wiring.score_row(config, self._settings, played, **facts)
+                self._scores.append(known[played.seed])
             rows = [known[seed] for seed in seeds]
             self._write_returns("policy", step, [row["return"] for row in rows], sum(row.get("discarded", 0) for row in rows))
         self._metrics.settle()

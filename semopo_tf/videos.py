@@ -22,6 +22,7 @@ SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", 
 CHANNELS = {"grey": 1, "rgb": 3}
 SPLITS = ("train", "test")
 SHUFFLE_STREAM = 0x51DE0  # keeps the order of clips independent of other uses of the same seed
+START_STREAM = 0xBAC6  # keeps the first frame independent of the initial state drawn from the same seed
 MAX_PIXELS = 1 << 25  # of one native frame; 7680 x 4320
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,m4v,gif"
 HEADER = {"grey": b"P5", "rgb": b"P6"}
@@ -37,6 +38,20 @@ class Background(NamedTuple):
     frames: np.ndarray  # [M, size, size, C] uint8, read-only; C = 1 grey, 3 rgb
     clips: list[str]  # names of the clips used, in order
     skipped: list[tuple[str, str]]  # (name, reason) of files that could not be decoded
+    origin: np.ndarray  # [M] int, the place in `clips` of the clip that a frame is from
+
+    def first_frame(self, seed: int) -> int:
+        """The frame that the episode of `seed` begins with."""
+        return int(np.random.default_rng(np.random.SeedSequence([seed, START_STREAM])).integers(len(self.frames)))
+
+    def clip(self, frame: int) -> str:
+        """Name of the clip that a frame is from."""
+        return self.clips[self.origin[frame]]
+
+
+def absolute_source(source: str) -> str:
+    """A source as cards and scores keep it: a folder by its absolute path, so that it is found from elsewhere."""
+    return source if source == "none" or source.startswith("builtin:") else str(Path(source).expanduser().absolute())
 
 
 def load_background(source: str, *, size: int, color: str, split: str, seed: int, frames: int = 1000) -> Background:
@@ -114,8 +129,8 @@ def video_files(folder: Path) -> list[Path]:
 
 def _fill(clips: list[int] | list[Path], size: int, color: str, frames: int, where: str) -> Background:
     """Decode clips in the given order until `frames` frames are there, one native frame in memory at a time."""
-    filled = np.empty((frames, size, size, CHANNELS[color]), np.uint8)
-    count, used, skipped = 0, [], []
+    filled, origin = np.empty((frames, size, size, CHANNELS[color]), np.uint8), np.empty(frames, np.intp)
+    count, used, skipped = 0, list[str](), []
     for clip in clips:
         name, before = _clip_name(clip), count
         try:
@@ -128,15 +143,17 @@ def _fill(clips: list[int] | list[Path], size: int, color: str, frames: int, whe
             skipped.append((name, str(error)))
             count = before  # a clip counts whole or not at all
         else:
+            origin[before:count] = len(used)
             used.append(name)
         if count == frames:
             break
     if not count:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
         raise DataError(f"{where}: none of {len(clips)} videos can be decoded ({reasons}); replace them or use {DRIVING}")
-    filled = filled[np.arange(frames) % count]
+    repeated = np.arange(frames) % count
+    filled = filled[repeated]
     filled.flags.writeable = False
-    return Background(filled, used, skipped)
+    return Background(filled, used, skipped, origin[repeated])
 
 
 def _clip_name(clip: int | Path) -> str:

@@ -12,7 +12,8 @@ from semopo_tf import checkpoints, envs
 from semopo_tf.config import Config
 from semopo_tf.engine import OFF, Jit
 from semopo_tf.errors import CheckpointError, ConfigError
-from semopo_tf.types import Episode
+from semopo_tf.scoring import Played
+from semopo_tf.videos import absolute_source
 
 AGENT_SECTIONS = (
     "steps",
@@ -82,13 +83,16 @@ def environment_settings(config: Config, card: Mapping[str, Any] | None, overrid
     """Keywords of `envs.make` for the evaluation of a run.
 
     Each of background, colour, split and mask rule comes from the first that names it: `overrides` (flags), `config.env`, the dataset
-    card, `config.without_card`. A task without distractors has no background.
+    card, `config.without_card`. A user's task has a background only if a flag or the card names one.
 
     Args:
       card: the dataset card, or None.
 
+    Returns:
+      Without the four where no background is shown; with `background` alone where that of a moving task is taken away.
+
     Raises:
-      ConfigError: when the data were collected with another image size, action repeat or camera.
+      ConfigError: when the data were collected with another image size, action repeat or camera, or when a task that shows no background is to.
     """
     settings = {key: config.env[key] for key in ("size", "action_repeat", "camera")}
     described = envs.settings_of(card) if card and "environment" in card else {}  # a converted dataset does not say
@@ -96,25 +100,31 @@ def environment_settings(config: Config, card: Mapping[str, Any] | None, overrid
     for key, value in settings.items():
         if key in described and described[key] != value:
             raise ConfigError(f"--env.{key}: expected {described[key]} as in the dataset card, received {value}; add --env.{key} {described[key]}")
-    if not config.task.startswith(envs.MOVING):
-        return settings | options
-    if described.get("background") == "none":
-        described = {}
-    for key in CARD_KEYS:
-        chosen = (overrides or {}).get(key) or config.env[key]
-        settings[key] = chosen if chosen != "card" else described.get(key, config.without_card[key])
+    return settings | options | _background(config, described, overrides or {})
+
+
+def _background(config: Config, described: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """The part of `environment_settings` that says what is behind the agent."""
+    moving = config.task.startswith(envs.MOVING)
+    if envs.shows_no_background(config.task):
+        for key, value in overrides.items():
+            raise ConfigError(f"--{key}: expected no such flag, as {config.task} shows no background, received {value!r}; remove it")
+        return {}
+    asked = {key: value for key in CARD_KEYS if (value := overrides.get(key) or config.env[key]) != "card"}
+    if "background" in asked:
+        asked["background"] = absolute_source(asked["background"])
+    usual = {**config.without_card, "background": config.without_card.background if moving else "none"}
+    carded = {key: described[key] for key in CARD_KEYS if described.get("background", "none") != "none"}
+    shown = usual | carded | asked
+    if shown["background"] == "none":
+        return {"background": "none"} if moving else {}
     # The clips of the data come in the data's order; another source has an order of its own.
-    return settings | {"background_seed": described.get("background_seed", 0)}
+    return shown | {"background_seed": described["background_seed"] if carded else 0}
 
 
 def episode_seeds(seed: int, count: int) -> list[int]:
     """The fixed list of evaluation episodes, the same for every method, run and step. A longer list begins with the shorter one."""
     return [zlib.crc32(f"evaluation/{seed}/{index}".encode()) for index in range(count)]
-
-
-def episode_return(episode: Episode) -> float:
-    """Undiscounted sum of rewards, accumulated in float64."""
-    return float(episode.reward.sum(dtype=np.float64))
 
 
 def replayed(discarded: int) -> str:
@@ -123,13 +133,13 @@ def replayed(discarded: int) -> str:
 
 
 def score_row(
-    config: Config, settings: Mapping[str, Any], *, phase: str, step: int, seed: int, episode: Episode, discarded: int, source: str
+    config: Config, settings: Mapping[str, Any], played: Played, *, phase: str, step: int, checkpoint: str | None, source: str
 ) -> dict[str, Any]:
     """One line of scores.jsonl.
 
     Args:
       settings: of the environment that was played in.
-      seed: of the fixed list; `rollout.retry_seed` has the one that was played after `discarded` attempts.
+      checkpoint: name of the directory that holds the policy; None where none was saved.
       source: `train` for the final evaluation of a run, `evaluate` for evaluate.py.
     """
     return {
@@ -138,10 +148,13 @@ def score_row(
         "run_seed": config.seed,
         "phase": phase,
         "step": step,
-        "episode_seed": seed,
-        "return": episode_return(episode),
-        "length": len(episode.reward) - 1,
-        "discarded": discarded,
+        "checkpoint": checkpoint,
+        "episode_seed": played.seed,
+        "return": played.score,
+        "length": len(played.episode.reward) - 1,
+        "discarded": played.discarded,
+        "clips": played.clips,
+        "clip": played.clip,
         "source": source,
         "environment": dict(settings),
         "versions": envs.environment_versions(),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_videos import write_grey
 
-from semopo_tf import collect, envs
+from semopo_tf import collect, envs, videos
 from semopo_tf.cards import read_card
 from semopo_tf.errors import ConfigError, LockedError, SemopoError, SimulatorError, StorageError, one_line
 from semopo_tf.files import Files, locked, sha256
@@ -227,9 +227,9 @@ def test_wrong_flags(argv, message):
 def test_background_keeps_its_absolute_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert collect.absolute_background("clips") == str(tmp_path / "clips")
-    assert collect.absolute_background("~/clips") == "/home/someone/clips"
-    assert collect.absolute_background("builtin:driving") == "builtin:driving"
+    assert videos.absolute_source("clips") == str(tmp_path / "clips")
+    assert videos.absolute_source("~/clips") == "/home/someone/clips"
+    assert videos.absolute_source("builtin:driving") == "builtin:driving"
 
 
 def test_card_of_a_moving_background(tmp_path, capsys):

@@ -480,15 +480,15 @@ def test_K08_keys_are_literal_and_never_patterns(argv):
 
 def test_K10_a_home_directory_is_expanded_and_nothing_else(tmp_path, monkeypatch):
     """What a shell would replace stays as it is written, wherever a path comes from."""
-    from semopo_tf.collect import absolute_background
     from semopo_tf.episodes import cache_place
+    from semopo_tf.videos import absolute_source
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WHERE", "/elsewhere")
     for word in ("$WHERE/a", "${WHERE}/a", "`pwd`", "$(pwd)", "a;b", "%WHERE%", "{a,b}", "*"):
         assert load(["--logdir", word]).logdir == word
         assert str(cache_place(tmp_path, word, tmp_path)).startswith(word)
-        assert absolute_background(f"/{word}") == f"/{word}"
+        assert absolute_source(f"/{word}") == f"/{word}"
     assert cache_place(tmp_path, "~/caches", tmp_path).parent == tmp_path / "caches"
     for path in Path(configuration.__file__).parent.glob("*.py"):
         assert "expandvars" not in path.read_text()

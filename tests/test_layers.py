@@ -28,7 +28,7 @@ TABLE = {
         4: ["world_model"],
         5: ["agent"],
     },
-    "acting": {2: ["driving", "rendering", "rollout", "exbmdp"], 3: ["simulation", "videos"], 4: ["envs"]},
+    "acting": {2: ["driving", "rendering", "rollout", "exbmdp"], 3: ["simulation", "videos"], 4: ["envs"], 5: ["scoring"]},
     "running": {1: ["alarms"], 2: ["config", "run", "checkpoints", "stopping"]},
     "entry": {
         6: ["wiring", "collect", "data", "doctor", "checkpoint", "dump", "published", "originals"],

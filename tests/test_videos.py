@@ -97,6 +97,15 @@ def test_clips_follow_one_another_and_repeat(tmp_path):
     assert background.frames.shape == (40, 8, 8, 1)
     assert background.frames.dtype == np.uint8
     assert load(tmp_path, frames=5).clips == background.clips[:2]
+    assert [background.clip(frame)[0] for frame in range(40)] == ["abcde"[value // 40] for value in background.frames[:, 0, 0, 0]]
+
+
+def test_an_episode_begins_at_a_frame_of_its_seed(tmp_path):
+    write_grey(tmp_path / "a.mkv", range(30))
+    background = load(tmp_path, frames=30)
+    first = [background.first_frame(seed) for seed in range(200)]
+    assert first == [background.first_frame(seed) for seed in range(200)]
+    assert min(first) == 0 and max(first) == 29
 
 
 def test_V04_seed_orders_the_clips(tmp_path):

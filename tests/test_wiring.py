@@ -44,6 +44,33 @@ def test_a_task_without_distractors_has_no_background():
     assert set(settings("--task", "dmc_walker_walk")) == {"size", "action_repeat", "camera"}
 
 
+def test_without_its_background_a_moving_task_has_nothing_to_say_about_it():
+    plain = {"size", "action_repeat", "camera"}
+    assert set(settings("walker_walk", card=CARD, overrides={"background": "none", "mask_rule": "blue"})) == plain | {"background"}
+    assert set(settings("walker_walk", "--env.background", "none")) == plain | {"background"}
+
+
+@pytest.mark.parametrize("flag", wiring.CARD_KEYS)
+@pytest.mark.parametrize("task", ["dmc_walker_walk", "exbmdp_point"])
+def test_a_background_flag_is_refused_where_none_is_shown(task, flag):
+    with pytest.raises(ConfigError, match=f"--{flag}: expected no such flag, as {task} shows no background, received 'x'; remove it"):
+        settings("--task", task, overrides={flag: "x"})
+
+
+def test_a_users_task_has_the_background_that_its_card_or_a_flag_names():
+    bare = CARD | {"background": CARD["background"] | {"source": "none"}}
+    assert set(settings("--task", "mine", card=bare)) == set(settings("--task", "mine")) == {"size", "action_repeat", "camera"}
+    carded = settings("--task", "mine", card=CARD)
+    assert carded == settings("walker_walk", card=CARD) and carded["background"] == "clips"
+    asked = settings("--task", "mine", card=bare, overrides={"background": "builtin:driving"})
+    assert (asked["background"], asked["background_split"], asked["background_seed"]) == ("builtin:driving", "train", 0)
+
+
+def test_a_folder_of_a_flag_is_kept_by_its_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert settings("walker_walk", card=CARD, overrides={"background": "clips"})["background"] == str(tmp_path / "clips")
+
+
 def test_a_longer_list_of_episode_seeds_begins_with_the_shorter():
     seeds = wiring.episode_seeds(0, 50)
     assert wiring.episode_seeds(0, 10) == seeds[:10]

@@ -1,0 +1,157 @@
+"""Evaluation on real environments: training's own returns again, by evaluate.py, with any number of environments, in front of any background."""
+
+import numpy as np
+import pytest
+from test_videos import write_grey
+
+from semopo_tf import collect, envs, evaluation, published, scoring, training
+from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.run import read_records
+
+EPISODES, CHECKPOINT = 3, "ckpt-policy-000000001"
+SHORT = ["--action_repeat", "50"]  # an episode of the suite in 20 decisions
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for index, name in enumerate("abcde"):
+        write_grey(folder / f"{name}.mkv", range(40 * index, 40 * index + 9))
+    return folder
+
+
+def train(directory, task, collecting, *flags):
+    """A run that evaluates in two environments side by side; one policy update is enough for a checkpoint."""
+    data, logdir = directory / "data", directory / "run"
+    assert collect.main(["--task", task, "--episodes", "2", "--out", str(data), *collecting]) == 0
+    length = ["--steps.model", "0", "--steps.policy", "1", "--eval.final_episodes", str(EPISODES), "--eval.environments", "2"]
+    assert training.main(["--configs", "semopo", "debug", "--task", task, "--offline_dir", str(data), "--logdir", str(logdir), *length, *flags]) == 0
+    return logdir
+
+
+@pytest.fixture(scope="module")
+def point(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("point"), "exbmdp_point", [])
+
+
+@pytest.fixture(scope="module")
+def walker(tmp_path_factory, videos):
+    return train(tmp_path_factory.mktemp("walker"), "dmcdrv_walker_walk", [*SHORT, "--background", str(videos)], "--env.action_repeat", "50")
+
+
+def evaluate(run, *flags):
+    """The rows that a command adds."""
+    before = len(read_records(run / "scores.jsonl"))
+    assert evaluation.main(["--logdir", str(run), *flags]) == 0
+    return read_records(run / "scores.jsonl")[before:]
+
+
+def told(row):
+    """What a row says of its episode, whoever played it and in which process."""
+    return {key: value for key, value in row.items() if key not in ("source", "versions")}
+
+
+@pytest.mark.parametrize("name", ["point", "walker"])
+def test_returns_of_training_and_of_any_number_of_environments_are_equal_to_the_bit(name, request, capsys):
+    run = request.getfixturevalue(name)
+    trained = read_records(run / "scores.jsonl")[:EPISODES]
+    assert len({row["return"] for row in trained}) == EPISODES
+    assert {(row["source"], row["checkpoint"], row["phase"], row["step"]) for row in trained} == {("train", CHECKPOINT, "policy", 1)}
+    for environments in ("1", "2", "3"):
+        again = evaluate(run, "--environments", environments)
+        assert [row["source"] for row in again] == ["evaluate"] * EPISODES
+        assert [told(row) for row in again] == [told(row) for row in trained]
+    assert f"{CHECKPOINT}: return " in capsys.readouterr().out
+
+
+def test_rows_name_what_was_in_the_background(point, walker, videos):
+    (row,) = evaluate(point, "--episodes", "1")
+    assert (row["clips"], row["clip"], "background" in row["environment"]) == ([], None, False)
+    rows = read_records(walker / "scores.jsonl")[:EPISODES]
+    for row in rows:
+        assert sorted(row["clips"]) == ["a.mkv", "b.mkv", "c.mkv", "e.mkv"] and row["clip"] in row["clips"]
+    shown = envs.shared_background(str(videos), 64, "grey", "train", 0)
+    expected = [shown.frames[shown.first_frame(row["episode_seed"])].flat[0] // 40 for row in rows]
+    assert ["abcde".index(row["clip"][0]) for row in rows] == expected
+
+
+def test_the_background_is_chosen_by_flags(walker, videos, monkeypatch):
+    usual = read_records(walker / "scores.jsonl")[0]
+    monkeypatch.chdir(videos.parent)
+    (row,) = evaluate(walker, "--episodes", "1", "--background", videos.name, "--background_split", "test", "--mask_rule", "blue")
+    assert row["clips"] == ["d.mkv"] and not set(row["clips"]) & set(usual["clips"])
+    assert row["environment"] == usual["environment"] | {"background_split": "test", "mask_rule": "blue"}
+    (row,) = evaluate(walker, "--episodes", "1", "--background", "none")
+    assert (row["clips"], row["clip"], row["task"]) == ([], None, "dmcdrv_walker_walk")
+    assert row["environment"] == {"size": 64, "action_repeat": 50, "camera": -1, "background": "none"}
+    (row,) = evaluate(walker, "--episodes", "1", "--background_color", "rgb")
+    assert row["environment"] == usual["environment"] | {"background_color": "rgb"}
+
+
+def test_without_its_background_a_task_is_the_plain_one():
+    settings = {"size": 16, "action_repeat": 2}
+    seen = []
+    for make in (
+        lambda: scoring.make_environment("dmcdrv_cheetah_run", settings | {"background": "none"}),
+        lambda: envs.make("dmc_cheetah_run", **settings),
+    ):
+        environment = make()
+        seen.append([environment.reset(3), *(environment.step(np.full(6, 0.5)) for _ in range(3))])
+        environment.close()
+    for one, other in zip(*seen, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        assert one.reward == other.reward
+
+
+def test_what_cannot_be_shown_is_one_line(point, walker, tmp_path):
+    write_grey(tmp_path / "only.mkv", [1, 2])
+    with pytest.raises(DataError, match="expected at least 2 videos for the test split, received 1; add a video or use the train split"):
+        evaluate(walker, "--background", str(tmp_path), "--background_split", "test")
+    with pytest.raises(ConfigError, match="--background: expected no such flag, as exbmdp_point shows no background, received 'none'; remove it"):
+        evaluate(point, "--background", "none")
+
+
+@pytest.mark.parametrize(
+    ("task", "normalised"),
+    [("dmcdrv_walker_walk", True), ("exbmdp_point", False)],
+)
+def test_the_last_line_has_the_return_raw_and_by_the_rules_that_hold(task, normalised):
+    rows = [{"task": task, "return": value, "discarded": 0} for value in (100.0, 300.0)]
+    rules = [f"{published.normalised(task, 200.0, rule):.3f} ({rule})" for rule in ("definition", "paper_table1")] if normalised else []
+    expected = "return 200.0 +- 100.0 over 2 episodes (standard deviation of episodes)"
+    assert evaluation.summary(rows) == expected + (f"; normalised {', '.join(rules)}" if rules else "")
+
+
+def test_a_notebook_plays_the_same(point):
+    run = evaluation.load_run(str(point))
+    ((row, episode),) = evaluation.scored(run, 1)
+    assert told(row) == told(read_records(point / "scores.jsonl")[0])
+    assert row["return"] == episode.reward.sum(dtype=np.float64)
+
+
+def test_a_run_that_is_not_complete_says_what_is_played(point, capsys):
+    (point / "DONE").rename(point / "NOT_DONE")
+    evaluate(point, "--episodes", "1")
+    (point / "NOT_DONE").rename(point / "DONE")
+    assert f"the run is not complete; playing {CHECKPOINT}" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_is_given_up_closes_its_environments(monkeypatch):
+    closed = []
+
+    class Watched:
+        action_size, image_shape = 1, (4, 4, 3)
+
+        def __init__(self, **settings):
+            if len(made) == 2:
+                raise ConfigError("no third")
+            made.append(self)
+
+        def close(self):
+            closed.append(self)
+
+    monkeypatch.setitem(envs._registry, "watched", Watched)
+    made = []
+    with pytest.raises(ConfigError, match="no third"):
+        list(scoring.evaluate(None, "watched", {}, [1, 2, 3], environments=3))
+    assert sorted(map(id, closed)) == sorted(map(id, made)) and len(made) == 2
