@@ -34,7 +34,7 @@ TABLE = {
         6: ["wiring", "collect", "data", "doctor", "checkpoint", "dump"],
         7: ["trainer", "bench", "replay_dump"],
         8: ["training", "evaluation"],
-        9: ["probe", "sweep", "report", "__init__"],
+        9: ["probe", "export", "sweep", "report", "__init__"],
         10: ["summary"],
     },
 }
@@ -52,7 +52,7 @@ ONLY = {
 }
 TENSORFLOW = {"tensorflow", "tensorflow_probability", "keras", "tf_keras"}
 SIMULATORS = {"dm_control", "mujoco", "gym", "gymnasium"}
-WITH_TENSORFLOW = {"random", "sampler", "trainer", "evaluation", "probe", "doctor", "bench", "replay_dump"} | {
+WITH_TENSORFLOW = {"random", "sampler", "trainer", "evaluation", "probe", "export", "doctor", "bench", "replay_dump"} | {
     m for m, (_, column) in PLACE.items() if column == "learning"
 }
 
