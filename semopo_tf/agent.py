@@ -228,7 +228,7 @@ class FilterPolicy:
 
     def __init__(self, agent: Agent, *, image_size: int, action_size: int, jit: bool = False):
         self._model, self._actor = agent.world_model, agent.actor_critic
-        self._action_size = action_size
+        self.image_size, self.action_size = image_size, action_size
         one = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.initial(1))
         many = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape], x.dtype), one)
         self._one = (one[1], one[0])
@@ -238,7 +238,7 @@ class FilterPolicy:
 
     def initial(self, episodes: int) -> tuple[Latent, tf.Tensor]:
         """State before the first frame of `episodes` episodes."""
-        return self._model.main.rssm.initial(episodes), tf.zeros([episodes, self._action_size])
+        return self._model.main.rssm.initial(episodes), tf.zeros([episodes, self.action_size])
 
     def __call__(
         self, image: np.ndarray, state: tuple[Latent, tf.Tensor], seeds: np.ndarray, step: int
@@ -248,11 +248,17 @@ class FilterPolicy:
         return action.numpy(), (latent, action)
 
     def _filter_and_act(self, image: tf.Tensor, latent: Latent, action: tf.Tensor, seeds: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, Latent]:
-        """image [E, H, W, 3], latent [E, ...], action [E, A], seeds [E] -> action [E, A], latent [E, ...]."""
-        return tf.map_fn(lambda row: self._filter_one(row, step), (image, latent, action, seeds), fn_output_signature=self._one)
+        return self.filter(image, latent, action, seeds, tf.fill(tf.shape(seeds), step))
 
-    def _filter_one(self, row: tuple[tf.Tensor, Latent, tf.Tensor, tf.Tensor], step: tf.Tensor) -> tuple[tf.Tensor, Latent]:
-        image, latent, action, seed = row
+    def filter(self, image: tf.Tensor, latent: Latent, action: tf.Tensor, seeds: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, Latent]:
+        """One decision of each episode: image [E, H, W, 3], latent [E, ...], action [E, A], seeds [E], steps [E] -> action [E, A], latent [E, ...].
+
+        latent and action are those of the episode's decision before; where its step is 0 they count for nothing, as `latent.stats` never does.
+        """
+        return tf.map_fn(self._filter_one, (image, latent, action, seeds, steps), fn_output_signature=self._one)
+
+    def _filter_one(self, row: tuple[tf.Tensor, Latent, tf.Tensor, tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, Latent]:
+        image, latent, action, seed, step = row
         branch = self._model.main
         latent = tf.nest.map_structure(lambda x: x[None], latent)
         noise = branch.rssm.draw(Key(seed, "evaluation", step), "state", (1, 1))

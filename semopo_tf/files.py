@@ -100,6 +100,19 @@ class Files:
             if not path.is_dir():
                 raise
 
+    def sync_tree(self, path: Path) -> None:
+        """Force a directory with all in it to the disk, whoever wrote it."""
+        for entry in sorted(path.iterdir()):
+            if entry.is_dir():
+                self.sync_tree(entry)
+                continue
+            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                self.sync(descriptor)
+            finally:
+                self.close(descriptor)
+        self.sync_directory(path)
+
     def remove_tree(self, path: Path) -> None:
         """Remove a file, a link or a directory with all in it, as far as that is possible; no link is followed."""
         with contextlib.suppress(OSError):

@@ -25,13 +25,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from semopo_tf import analysis, collect
 from semopo_tf import config as configuration
-from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command
+from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command, shown
 from semopo_tf.files import locked, write_whole
 from semopo_tf.run import last_progress, read_records
 
@@ -86,6 +86,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="runs whose name begins so")
     parser.add_argument("--list", action="store_true", help="print the table and start nothing")
     arguments = parser.parse_args(argv)
+    if arguments.processes is not None and arguments.processes < 1:
+        raise ConfigError(f"--processes: expected at least 1, received {arguments.processes}")
     sweep = read_sweep(arguments.file)
     rows = [row for row in sweep["rows"] if not arguments.only or row.name.startswith(tuple(arguments.only))]
     processes = arguments.processes or sweep["processes"]
@@ -118,7 +120,8 @@ def read_sweep(path: Path) -> dict[str, Any]:
     """
     page = configuration.read_yaml(path)
     _known(set(page), KEYS, str(path))
-    if not isinstance(page.get("out"), str) or not isinstance(page.get("runs"), list):
+    require_kinds(page, str(path))
+    if "out" not in page or "runs" not in page:
         raise ConfigError(f"{path}: expected `out` (a directory) and `runs` (a list)")
     out, data = Path(page["out"]).expanduser(), page.get("data", {})
     collections = {out / "data" / name: [*map(str, flags)] for name, flags in data.items()}
@@ -127,7 +130,49 @@ def read_sweep(path: Path) -> dict[str, Any]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"{path}: two runs are called {twice[0]}; give them different names")
-    return {"out": str(out), "processes": int(page.get("processes", 1)), "collections": collections, "rows": rows}
+    return {"out": str(out), "processes": page.get("processes", 1), "collections": collections, "rows": rows}
+
+
+class Kind(NamedTuple):
+    """What may stand for a key of the page."""
+
+    fits: Callable[[Any], bool]
+    said: str
+
+
+TEXT = Kind(lambda x: isinstance(x, str) and x != "", "a text")
+NAME = Kind(
+    lambda x: TEXT.fits(x) and not PurePath(x).is_absolute() and ".." not in PurePath(x).parts, "a name below `out`, not absolute, without .."
+)
+COUNT = Kind(lambda x: type(x) is int and x >= 1, "a whole number of at least 1")
+TRUTH = Kind(lambda x: isinstance(x, bool), "true or false")
+LIST = Kind(lambda x: isinstance(x, list), "a list")
+WORDS = Kind(lambda x: isinstance(x, list) and all(isinstance(word, str | int | float) for word in x), "a list of words and numbers")
+VALUES = Kind(lambda x: WORDS.fits(x) and x != [], "a list of at least one word or number")
+MAPPING = Kind(lambda x: isinstance(x, dict) and all(map(NAME.fits, x)), "a mapping of names, none absolute or with ..")
+PAGE = {"out": TEXT, "processes": COUNT, "data": MAPPING, "flags": WORDS, "runs": LIST}
+RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "grid": MAPPING, "probe": TRUTH}
+
+
+def require_kinds(page: Mapping[str, Any], where: str) -> None:
+    """Every value of the page, as far as it is there, is what the module's docstring shows.
+
+    Raises:
+      ConfigError: naming the first that is not.
+    """
+    _require(page, PAGE, where)
+    _require(page.get("data", {}), dict.fromkeys(page.get("data", {}), WORDS), f"{where}: data")
+    for place, entry in enumerate(page.get("runs", []), 1):
+        _require({f"run {place}": entry}, {f"run {place}": MAPPING}, f"{where}: runs")
+        run = f"{where}: run {entry.get('name', place)}"
+        _require(entry, RUN, run)
+        _require(entry.get("grid", {}), dict.fromkeys(entry.get("grid", {}), VALUES), f"{run}: grid")
+
+
+def _require(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> None:
+    for key, value in values.items():
+        if key in kinds and not kinds[key].fits(value):
+            raise ConfigError(f"{where}: {key}: expected {kinds[key].said}, received {shown(value)}")
 
 
 def expand(entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common: Sequence[Any], where: str) -> list[Row]:
@@ -161,7 +206,7 @@ def _filled(word: str, chosen: Mapping[str, Any]) -> str:
 
 def _known(keys: set[str], allowed: set[str], where: str) -> None:
     if keys - allowed:
-        raise ConfigError(f"{where}: unknown key {sorted(keys - allowed)[0]!r}; expected some of {', '.join(sorted(allowed))}")
+        raise ConfigError(f"{where}: unknown key {sorted(keys - allowed, key=str)[0]!r}; expected some of {', '.join(sorted(allowed))}")
 
 
 class Job:

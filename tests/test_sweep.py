@@ -66,6 +66,59 @@ def test_a_wrong_page_is_refused_before_anything_is_started(tmp_path, change, me
     assert not (tmp_path / "out").exists()
 
 
+LISTED = "data:\n  random: [--task, exbmdp_point, --policy, random, --episodes, 3]"
+GRID = "grid: {{seed: [1, 2]}}"
+WORDS = r"expected a list of words and numbers, received"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("out: {out}", "out: 3"), r": out: expected a text, received 3"),
+        (("out: {out}", "out: ''"), r": out: expected a text, received ''"),
+        (("processes: 2", "processes: two"), r": processes: expected a whole number of at least 1, received 'two'"),
+        (("processes: 2", "processes: 0"), r": processes: .* received 0"),
+        (("processes: 2", "processes: 1.5"), r": processes: .* received 1.5"),
+        (("processes: 2", "processes: true"), r": processes: .* received True"),
+        (("processes: 2", "flags: {{}}"), rf": flags: {WORDS} {{}}"),
+        (("processes: 2", "flags: --eval.every"), rf": flags: {WORDS} '--eval.every'"),
+        (("processes: 2", "flags: [[--eval.every, 7]]"), rf": flags: {WORDS} \[\['--eval.every', 7\]\]"),
+        (("processes: 2", "flags: [--eval.every, null]"), rf": flags: {WORDS} \['--eval.every', None\]"),
+        ((LISTED, "data: []"), r": data: expected a mapping of names, none absolute or with .., received \[\]"),
+        ((LISTED, "data: {{1: [--task, exbmdp_point]}}"), r": data: expected a mapping of names"),
+        ((LISTED, "data: {{../random: [--task, exbmdp_point]}}"), r": data: expected a mapping of names"),
+        ((LISTED, "data: {{random: exbmdp_point}}"), rf": data: random: {WORDS} 'exbmdp_point'"),
+        ((PAGE[PAGE.index("runs:") :], "runs: semopo\n"), r": runs: expected a list, received 'semopo'"),
+        ((PAGE[PAGE.index("runs:") :], "runs: [semopo]\n"), r": runs: run 1: expected a mapping of names, .* received 'semopo'"),
+        (("name: semopo", "name: 3"), r": run 3: name: expected a name below `out`, .* received 3"),
+        (("name: semopo", "name: /semopo"), r": run /semopo: name: expected a name below `out`"),
+        (("name: semopo", "name: ../semopo"), r": run ../semopo: name: expected a name below `out`"),
+        (("    data: random", "    data: [random]"), r": run semopo: data: expected a text, received \['random'\]"),
+        (("    flags: [--configs, semopo,", "    flags: [{{}},"), rf": run semopo: flags: {WORDS} \[{{}}, "),
+        ((GRID, "grid: 3"), r": run semopo: grid: expected a mapping of names, .* received 3"),
+        ((GRID, "grid: {{seed: 12}}"), r": run semopo: grid: seed: expected a list of at least one word or number, received 12"),
+        ((GRID, "grid: {{seed: '12'}}"), r": run semopo: grid: seed: .* received '12'"),
+        ((GRID, "grid: {{seed: []}}"), r": run semopo: grid: seed: .* received \[\]"),
+        ((GRID, "grid: {{seed: [[1]]}}"), r": run semopo: grid: seed: .* received \[\[1\]\]"),
+        (("probe: true", "probe: maybe"), r": run semopo: probe: expected true or false, received 'maybe'"),
+        (("probe: true", "probe: 1"), r": run semopo: probe: expected true or false, received 1"),
+        (("processes: 2", "3: x\nfour: x"), r"unknown key 3; expected some of"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_its_key(tmp_path, change, message):
+    changed = PAGE.replace(*change)
+    assert changed != PAGE
+    with pytest.raises(ConfigError, match=rf"sweep.yaml{message}" if message.startswith(":") else message) as caught:
+        sweep.main(["--file", str(write(tmp_path, changed))])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_of_processes_below_one_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--processes: expected at least 1, received 0"):
+        sweep.main(["--file", str(write(tmp_path)), "--processes", "0"])
+
+
 def test_the_pages_flags_are_every_runs_and_a_flag_may_name_a_value_of_the_grid(tmp_path):
     text = "flags: [--eval.every, 7]\n" + PAGE.replace("debug,", 'debug, --world_model, "other/seed={{seed}}",')
     found = sweep.read_sweep(write(tmp_path, text))

@@ -1,0 +1,147 @@
+"""`python -m semopo_tf.export --logdir RUN --out DIR`: the acting policy of a run as a TensorFlow SavedModel, to be used without this package.
+
+Two signatures of plainly named tensors. E episodes are side by side, each with a state, a seed and a clock (`step`) of its own:
+
+    initial   episodes int32 []                                    -> deter [E, D], stoch [E, S] or [E, S, C], action [E, A], step int64 [E]
+    act       image uint8 [E, H, W, 3], seed int64 [E], and these  -> the same four one decision later; `action`, in [-1, 1], is the one to take
+
+An episode may start anew at any time: its rows of `initial` in place of its own. `examples/act.py` does it all in twenty lines; `export.json`
+beside the model says which run and checkpoint it is.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import semopo_tf
+from semopo_tf.errors import CommandParser, ConfigError, StorageError, run_command
+from semopo_tf.files import FILES, Files, temporary_sibling
+
+if TYPE_CHECKING:
+    from semopo_tf.agent import FilterPolicy
+    from semopo_tf.evaluation import Run
+
+FORMAT = 1
+SETTINGS = ("TF_ENABLE_ONEDNN_OPTS",)  # of the environment: what decides the last bit of an action on one machine
+
+
+def main(argv: list[str]) -> int:
+    """Export a run's policy.
+
+    Raises:
+      SemopoError: any of `errors`, each with its exit code; ConfigError where the target exists.
+    """
+    parser = CommandParser(prog="python -m semopo_tf.export", description=__doc__.splitlines()[0])
+    parser.add_argument("--logdir", required=True, type=Path, help="the run whose policy is exported")
+    parser.add_argument("--out", required=True, type=Path, help="directory to make: the SavedModel and export.json")
+    parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
+    arguments = parser.parse_args(argv)
+    logdir, out = arguments.logdir.expanduser(), arguments.out.expanduser()
+    if os.path.lexists(out):
+        raise ConfigError(f"--out {out}: expected a new directory, received one that exists; choose another or remove it")
+    from semopo_tf.evaluation import load_run
+
+    run = load_run(logdir, arguments.checkpoint)
+    checkpoint = arguments.checkpoint or f"ckpt-{run.phase}-{run.step:09d}"
+    if run.phase == "model":
+        print(f"warning: {checkpoint} is of the model phase: its policy has learned nothing yet")
+    write(out, run, describe(run, checkpoint))
+    print(f"{out}: the policy of {logdir}, {checkpoint}")
+    return 0
+
+
+def describe(run: "Run", checkpoint: str) -> dict[str, Any]:
+    """What export.json says of the run."""
+    import tensorflow as tf
+
+    config = run.config
+    return {
+        "format": FORMAT,
+        "method": config.method,
+        "task": config.task,
+        "run_seed": config.seed,
+        "phase": run.phase,
+        "step": run.step,
+        "checkpoint": checkpoint,
+        "image_size": run.policy.image_size,
+        "action_size": run.policy.action_size,
+        "action_range": [-1.0, 1.0],
+        "action_repeat": config.env.action_repeat,
+        "precision": config.precision,
+        "versions": {"semopo_tf": semopo_tf.__version__, "tensorflow": tf.__version__, "numpy": np.__version__},
+        "settings": {name: os.environ.get(name) for name in SETTINGS},
+    }
+
+
+def write(out: Path, run: "Run", facts: Mapping[str, Any], files: Files = FILES) -> None:
+    """Write the SavedModel and export.json, whole or not at all.
+
+    Args:
+      facts: of `describe`; the types and shapes of all tensors are added.
+
+    Raises:
+      StorageError: when the disk refuses; nothing of the attempt is left behind.
+    """
+    import tensorflow as tf
+
+    temporary, module = temporary_sibling(out), tf.Module()
+    try:
+        files.make_directory(temporary)
+        functions = signatures(run.policy)
+        read = {id(variable) for variable in functions["act"].variables}
+        module.weights = {name: variable for name, variable in run.agent.variables().items() if id(variable) in read}
+        # The functions' gradients would bring the graph of learning along.
+        tf.saved_model.save(module, str(temporary), functions, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
+        content = {**facts, "signatures": {name: _tensors(function) for name, function in functions.items()}}
+        files.write(temporary / "export.json", json.dumps(content, indent=1, allow_nan=False).encode())
+        files.sync_tree(temporary)
+        files.rename(temporary, out)
+        files.sync_directory(out.parent)
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
+        raise StorageError(f"{out}: cannot be written ({reason}); free some space or choose another --out") from error
+    finally:
+        files.remove_tree(temporary)
+
+
+def signatures(policy: "FilterPolicy") -> dict[str, Any]:
+    """The functions `initial` and `act` of the module's docstring, traced; what they read are all variables that acting needs."""
+    import tensorflow as tf
+
+    from semopo_tf.engine import compiled
+    from semopo_tf.types import Latent
+
+    first, no_action = policy.initial(1)
+    start = {"deter": first.deter, "stoch": first.stoch, "action": no_action, "step": tf.zeros([1], tf.int64)}
+
+    def initial(episodes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {name: tf.repeat(value, episodes, 0) for name, value in start.items()}
+
+    def act(image: tf.Tensor, seed: tf.Tensor, deter: tf.Tensor, stoch: tf.Tensor, action: tf.Tensor, step: tf.Tensor) -> dict[str, tf.Tensor]:
+        unread = tf.nest.map_structure(lambda x: tf.repeat(x, tf.shape(seed)[0], 0), first.stats)
+        action, latent = policy.filter(image, Latent(deter, stoch, unread), action, seed, step)
+        return {"deter": latent.deter, "stoch": latent.stoch, "action": action, "step": step + 1}
+
+    seen = {"image": tf.zeros([1, policy.image_size, policy.image_size, 3], tf.uint8), "seed": tf.zeros([1], tf.int64)}
+    specs = [tf.TensorSpec([None, *value.shape[1:]], value.dtype, name) for name, value in (seen | start).items()]
+    return {
+        "initial": compiled(initial, jit=False, signature=[tf.TensorSpec([], tf.int32, "episodes")]).get_concrete_function(),
+        "act": compiled(act, jit=False, signature=specs).get_concrete_function(),
+    }
+
+
+def _tensors(function: Any) -> dict[str, dict[str, str]]:
+    """{inputs | outputs: {name: type and shape}}, for example `float32 [E, 32]`."""
+    inputs = {spec.name: spec for spec in function.structured_input_signature[0]}
+    sides = {"inputs": inputs, "outputs": function.structured_outputs}
+    return {
+        side: {name: f"{x.dtype.name} {x.shape.as_list()}".replace("None", "E") for name, x in tensors.items()} for side, tensors in sides.items()
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)
