@@ -35,7 +35,6 @@ from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command
 from semopo_tf.files import locked, write_whole
 from semopo_tf.run import last_progress, read_records
 
-KEYS, RUN_KEYS = {"out", "processes", "data", "flags", "runs"}, {"name", "data", "flags", "grid", "probe", "analyses"}
 REFRESH_SECONDS, REPORT_SECONDS = 1.0, 20.0
 TERMINATED = 128 + signal.SIGTERM
 THREAD_SETTINGS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
@@ -119,7 +118,7 @@ def read_sweep(path: Path) -> dict[str, Any]:
       ConfigError: naming the key or run that is wrong.
     """
     page = configuration.read_yaml(path)
-    _known(set(page), KEYS, str(path))
+    _known(set(page), set(PAGE), str(path))
     require_kinds(page, str(path))
     if "out" not in page or "runs" not in page:
         raise ConfigError(f"{path}: expected `out` (a directory) and `runs` (a list)")
@@ -151,7 +150,7 @@ WORDS = Kind(lambda x: isinstance(x, list) and all(isinstance(word, str | int | 
 VALUES = Kind(lambda x: WORDS.fits(x) and x != [], "a list of at least one word or number")
 MAPPING = Kind(lambda x: isinstance(x, dict) and all(map(NAME.fits, x)), "a mapping of names, none absolute or with ..")
 PAGE = {"out": TEXT, "processes": COUNT, "data": MAPPING, "flags": WORDS, "runs": LIST}
-RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "grid": MAPPING, "probe": TRUTH}
+RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "grid": MAPPING, "probe": TRUTH, "analyses": TRUTH}
 
 
 def require_kinds(page: Mapping[str, Any], where: str) -> None:
@@ -177,7 +176,7 @@ def _require(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -
 
 def expand(entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common: Sequence[Any], where: str) -> list[Row]:
     """One row for each combination of an entry's grid; `common` are the flags of every run."""
-    _known(set(entry), RUN_KEYS, f"{where}: run {entry.get('name')}")
+    _known(set(entry), set(RUN), f"{where}: run {entry.get('name')}")
     if "name" not in entry or "flags" not in entry or "data" not in entry:
         raise ConfigError(f"{where}: expected name, data and flags in every run, received {', '.join(entry)}")
     source = out / "data" / entry["data"] if entry["data"] in data else Path(entry["data"])
