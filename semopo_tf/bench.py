@@ -25,7 +25,7 @@ from semopo_tf.types import Policy
 ROWS = ("released", "defaults", "small")
 EPISODES, RECORDS, IMAGE_SIZE, ACTION_SIZE = 8, 501, 64, 6
 ENV_TASK, ENV_STEPS = "dmcdrv_walker_walk", 100
-ENV_SETTINGS = {"size": IMAGE_SIZE, "action_repeat": 2, "camera": -1, "background": "builtin:driving"}
+ENV_SETTINGS: dict[str, Any] = {"size": IMAGE_SIZE, "action_repeat": 2, "camera": -1, "background": "builtin:driving"}
 SIDE_BY_SIDE = (1, 2, 4)  # environments of a measured evaluation
 WARM_UP = 5  # decisions, the first of which compiles the policy
 COLUMNS = {
