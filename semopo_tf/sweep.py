@@ -138,7 +138,7 @@ WORDS = Kind(lambda x: isinstance(x, list) and all(isinstance(word, str | int | 
 VALUES = Kind(lambda x: WORDS.fits(x) and x != [], "a list of at least one word or number")
 MAPPING = Kind(lambda x: isinstance(x, dict) and all(map(NAME.fits, x)), "a mapping of names, none absolute or with ..")
 PAGE = {"out": TEXT, "processes": COUNT, "data": MAPPING, "flags": WORDS, "runs": LIST}
-RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "grid": MAPPING, "probe": TRUTH}
+RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "grid": MAPPING, "probe": TRUTH, "analyses": TRUTH}
 
 
 def require_kinds(page: Mapping[str, Any], where: str) -> None:
