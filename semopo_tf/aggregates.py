@@ -11,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from semopo_tf import statistics
+from semopo_tf.figures import Line, Style, lines, pairs
 from semopo_tf.groups import Dataset, Group, bounds, labels
-from semopo_tf.tables import Table
+from semopo_tf.page import Panel, Part, Section, figure_part, paragraphs, table_part
+from semopo_tf.tables import TIMES, Table
 
 UNITS = ("seed", "episode")
 REPLICATES, SEED = 2000, 0
@@ -22,6 +24,8 @@ MEASURES = {
     "interquartile mean": statistics.interquartile_mean,
     "optimality gap": statistics.optimality_gap,
 }
+PLAY = "python evaluate.py --logdir LOGDIR"
+TITLES = {"Aggregates": "Aggregates over tasks", "Figure 4": "Probability of improvement", "Figure 10": "Performance profiles"}
 THRESHOLDS = 141  # of a profile
 LEAST_REACH = 1.4  # of a profile, which goes up to the highest score
 
@@ -32,6 +36,52 @@ class Compared(NamedTuple):
     datasets: list[Dataset]
     scores: dict[str, dict[str, np.ndarray]]  # unit -> method -> [runs, tasks]
     left_out: list[str]  # in words
+
+
+def aggregate_section(groups: Sequence[Group], rule: str, units: Sequence[str], style: Style) -> Section:
+    """The aggregates, Figure 4 and Figure 10, for both units."""
+    title = "All tasks together"
+    found = compared(groups, rule)
+    if found is None:
+        why, command = "no finished run has scores that can be normalised.", PLAY
+        return Section(title, [Part(name, said, missing=why, command=command) for name, said in TITLES.items()])
+    about = f"""Normalised scores on {", ".join(dataset.label for dataset in found.datasets)}. Unit seed: a score is the mean of a seed's episodes;
+unit episode: every episode is a score, as in the paper's figures. Episodes of one seed are not independent, so the intervals of unit episode are
+too narrow for claims about methods. This page claims by {units[0]}."""
+    limits = f"""Intervals are 95 %, percentiles of {REPLICATES} stratified bootstrap replicates: runs are drawn anew within each task. One seed
+has no interval, and with fewer than about four seeds it is too narrow."""
+    table = aggregate_table(found, units)
+    caption = (
+        "Estimate and interval. The optimality gap is how far scores stay below 1 on average: lower is better. With few tasks one of them decides."
+    )
+    parts = [table_part("Aggregates", TITLES["Aggregates"], table, caption), improvement_part(found, units), profile_part(found, units, style)]
+    return Section(title, parts, paragraphs(about, limits, " ".join(f"Left out: {each}." for each in found.left_out)))
+
+
+def improvement_part(found: Compared, units: Sequence[str]) -> Part:
+    name, title, panels = "Figure 4", TITLES["Figure 4"], []
+    if len(found.scores["seed"]) < 2:
+        why = "it compares two methods on the same datasets, and only one was evaluated."
+        return Part(name, title, missing=why, command="python train.py --configs se_rs ...")
+    for unit in units:
+        rows = [(x, y, float(each.estimate), float(each.low), float(each.high)) for x, y, each in improvements(found.scores[unit])]
+        panels.append(Panel(f"figure4 {unit}", f"Probability of improvement, unit {unit}; values in the table below", pairs(f"unit {unit}", rows)))
+    caption = """Probability that a run of X, on the left, scores higher than one of Y, on the right, mean over tasks; bar: interval, mark:
+estimate. An interval that is wholly above 0.5 says that X is better more often, not by how much."""
+    part, table = figure_part(name, title, panels, caption), improvement_table(found, units)
+    return part._replace(body=part.body + table.html(), files=part.files | table.files())
+
+
+def profile_part(found: Compared, groups: Sequence[Group], rule: str, units: Sequence[str], style: Style) -> Part:
+    panels = []
+    for unit in units:
+        thresholds, curves = profiles(found.scores[unit])
+        drawn = [Line(label, thresholds, each.estimate, each.low, each.high) for label, each in curves.items()]
+        svg = lines(f"unit {unit}", drawn, style, x="normalised score", y="fraction above")
+        panels.append(Panel(f"figure10 {unit}", f"Performance profile, unit {unit}", svg))
+    caption = """Fraction of scores strictly above each value. The bands are pointwise: they hold at each value, not for a whole curve; where there is
+    one seed they have no width."""
+    return figure_part("Figure 10", TITLES["Figure 10"], panels, caption)
 
 
 def compared(groups: Sequence[Group], rule: str) -> Compared | None:
@@ -71,8 +121,8 @@ def aggregate_table(found: Compared, units: Sequence[str]) -> Table:
     for unit in units:
         for label, scores in found.scores[unit].items():
             figures = [shown_interval(interval(measure, scores)) for measure in MEASURES.values()]
-            rows.append([label, unit, f"{scores.shape[0]} × {scores.shape[1]}", *figures])
-    return Table("aggregates", ["method", "unit", "runs × tasks", *MEASURES], rows)
+            rows.append([label, unit, f"{scores.shape[0]} {TIMES} {scores.shape[1]}", *figures])
+    return Table("aggregates", ["method", "unit", f"runs {TIMES} tasks", *MEASURES], rows)
 
 
 def improvements(scores: Mapping[str, np.ndarray]) -> list[tuple[str, str, statistics.Interval]]:

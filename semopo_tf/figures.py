@@ -2,6 +2,7 @@
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE = (4.6, 3.3)  # inches
+SIZE = (4.6, 2.9)  # inches
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")  # told apart by the colour-blind too
 DASHES = ("-", "--", "-.", ":")
 SETTINGS = {
@@ -27,7 +28,8 @@ SETTINGS = {
     "grid.alpha": 0.25,
     "lines.linewidth": 1.6,
 }
-LEGEND_LETTERS = 58  # of a line of the legend
+AXIS_LETTERS = 50  # below a horizontal axis
+LEGEND_LETTERS, LEGEND_ROW = 58, 0.18  # of a line of the legend; inches
 
 
 class Line(NamedTuple):
@@ -38,7 +40,7 @@ class Line(NamedTuple):
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
-    faint: bool = False
+    faint_of: str = ""  # drawn thin in the colour of this label
 
 
 class Bar(NamedTuple):
@@ -83,9 +85,11 @@ def _drawn(draw: Callable[..., "Figure"]) -> Callable[..., bytes]:
 def lines(title: str, found: Sequence[Line], style: Style, *, x: str, y: str = "", log: bool = False) -> "Figure":
     figure, axes = _panel(title)
     for line in found:
-        color, dashes = style.color(line.label), ":" if line.faint else style.dashes(line.label)
+        color, dashes = style.color(line.faint_of or line.label), ":" if line.faint_of else style.dashes(line.label)
         marker = "o" if len(line.x) < 12 else ""
-        axes.plot(line.x, line.y, color=color, linestyle=dashes, marker=marker, markersize=3, label=line.label, linewidth=1 if line.faint else 1.6)
+        axes.plot(
+            line.x, line.y, color=color, linestyle=dashes, marker=marker, markersize=3, label=line.label, linewidth=0.9 if line.faint_of else 1.6
+        )
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, linewidth=0)
     axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
@@ -103,8 +107,9 @@ def bars(title: str, found: Mapping[str, Mapping[str, Bar]], style: Style, *, y:
         x = [places.index(place) + (number - (len(found) - 1) / 2) * width for place in series]
         heights, stds = [bar.value for bar in series.values()], [bar.std for bar in series.values()]
         axes.bar(x, heights, width * 0.92, yerr=stds, color=style.color(label), label=label, capsize=2, error_kw={"linewidth": 0.9})
-    turned = len(places) > 2 or max(map(len, places)) > 24
-    axes.set_xticks(range(len(places)), places, rotation=25 if turned else 0, ha="right" if turned else "center", fontsize=8)
+    names = [place.replace(" ", "\n", 1) for place in places]
+    turned = len(places) * max(len(line) for name in names for line in name.split("\n")) > AXIS_LETTERS
+    axes.set_xticks(range(len(places)), names, rotation=25 if turned else 0, ha="right" if turned else "center", fontsize=8)
     axes.set(ylabel=y)
     axes.set_xlim(-0.7, len(places) - 0.3)
     axes.grid(visible=False, axis="x")
@@ -135,12 +140,18 @@ def _panel(title: str, height: float = SIZE[1]) -> tuple["Figure", "Axes"]:
 
     figure = Figure(figsize=(SIZE[0], height), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, wrap=True)
+    axes.set_title(title)
     return figure, axes
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
+    """Below the axes, which keep their size."""
     handles, names = axes.get_legend_handles_labels()
-    if handles:
-        columns = max(1, min(len(names), LEGEND_LETTERS // (max(map(len, names)) + 6)))
-        figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    if not handles:
+        return
+    names = [textwrap.fill(name, LEGEND_LETTERS) for name in names]
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    columns = max(1, min(len(names), LEGEND_LETTERS // (longest + 5)))
+    rows = -(-sum(1 + name.count("\n") for name in names) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * rows)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)

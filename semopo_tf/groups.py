@@ -1,6 +1,6 @@
 """Runs sorted for tables and figures: by dataset and by method, the seeds of one setting together, and the scores of a group on one scale."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from semopo_tf import published
 from semopo_tf.runs import RunRecord
+from semopo_tf.tables import TIMES
 
 ABLATIONS = ("semopo", "se_rs_drp", "se_rs", "offline_dv2")  # come first, in this order
 # Settings that change no result, or say where things are.
@@ -64,7 +65,7 @@ class Spread(NamedTuple):
 
     @property
     def count(self) -> str:
-        return f"{self.seeds} × {self.episodes}"
+        return f"{self.seeds} {TIMES} {self.episodes}"
 
 
 class Bounds(NamedTuple):
@@ -151,21 +152,21 @@ def _datasets(runs: Sequence[RunRecord]) -> dict[Any, Dataset]:
 
 
 def _variants(runs: Sequence[RunRecord]) -> dict[Any, str]:
-    """By logdir: the method, and the settings in which runs of it on one dataset differ."""
-    values: dict[tuple[str, str], dict[tuple[str, str], set[str]]] = defaultdict(lambda: defaultdict(set))
+    """By logdir: the method, and where runs of it on one dataset differ in a setting, what of it is not the most frequent value."""
+    values: dict[tuple[str, str], dict[tuple[str, str], Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for run in runs:
         for key, value in _own_settings(run).items():
-            values[run.method, key][run.task, run.dataset_hash].add(value)
-    telling: dict[str, list[str]] = defaultdict(list)
-    for (method, key), places in values.items():
-        if any(len(different) > 1 for different in places.values()):
-            telling[method].append(key)
+            values[run.method, key][run.task, run.dataset_hash][value] += 1
+    usual = {
+        of: sum(places.values(), Counter()).most_common(1)[0][0] for of, places in values.items() if any(len(each) > 1 for each in places.values())
+    }
     found, taken = {}, dict[str, tuple]()
     for run in runs:
         own = _own_settings(run)
-        told = tuple(f"{key} {own[key]}" for key in telling[run.method]) if own else (f"imported, {run.origin}",)
+        told = tuple(f"{key} {own[key]}" for method, key in usual if method == run.method and own.get(key, usual[method, key]) != usual[method, key])
+        told += ("imported",) if run.origin else ()
         label = run.method if not told else f"{run.method} ({', '.join(told[:SHOWN_SETTINGS])}{', …' if len(told) > SHOWN_SETTINGS else ''})"
-        while taken.setdefault(label, told) != told:
+        while taken.setdefault(label, (run.method, told)) != (run.method, told):
             label += "'"
         found[run.logdir] = label
     return found

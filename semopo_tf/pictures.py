@@ -24,8 +24,8 @@ ROWS = {
     "joint": ("truth", "model", "error"),
 }
 STREAMS = {"endo": "endogenous", "exo": "exogenous", "joint": "joint"}
-PRINTED = """The paper prints for six frames of cheetah_run: endogenous .088 .088 .089 and .131 .132 .131, exogenous .445 .300 .358 and .413 .208 .445, joint .172 .173
-.175 and .230 .231 .234."""
+PRINTED = """The paper prints for six frames of cheetah_run: endogenous .088 .088 .089 and .131 .132 .131, exogenous .445 .300 .358 and .413 .208
+.445, joint .172 .173 .175 and .230 .231 .234."""
 
 
 def frames_part(groups: Sequence[Group]) -> Part:
@@ -34,17 +34,18 @@ def frames_part(groups: Sequence[Group]) -> Part:
     for group in groups:
         run = _first(group, "uncertainty")
         if run:
-            blocks.append(f"<h4>{html.escape(f'{group.dataset.label}, {group.label}, seed {run.seed}')}</h4>{_frames(run)}")
+            blocks.append(f"<div><h4>{html.escape(f'{group.dataset.label}, {group.label}, seed {run.seed}')}</h4>{_frames(run)}</div>")
     if not blocks:
         return Part("Figure 3", title, missing="no finished run has analysis/uncertainty.json.", command=_command(groups))
-    caption = f"""Two groups of three frames of the dataset, under each the disagreement of the ensembles (mean of norms) about the state of that frame. {PRINTED} One seed and six
-frames each: examples, no statistics; Figures 2, 7 and 8 have those."""
-    return Part("Figure 3", title, "".join(blocks) + f"<figure>{caption_html(caption)}</figure>")
+    caption = f"""Two groups of three frames of the dataset, under each the disagreement of the ensembles (mean of norms) about that frame: endo
+and exo of a separated model, joint of one with a single stream. {PRINTED} One seed and six frames each: examples, no statistics; Figures 2, 7 and
+8 have those."""
+    return Part("Figure 3", title, f"<div class=blocks>{''.join(blocks)}</div><figure>{caption_html(caption)}</figure>")
 
 
 def reconstructions_part(groups: Sequence[Group]) -> Part:
     """Figure 5: for each dataset, observations and under them what each method's acting stream shows."""
-    title, blocks = "Observations and what the state that acts shows of them", []
+    title, blocks = "Observations and what the policy's state shows of them", []
     for dataset, same in by_dataset(groups).items():
         names, rows, seen = [], [], None
         for group in same:
@@ -62,8 +63,9 @@ def reconstructions_part(groups: Sequence[Group]) -> Part:
             blocks.append(f"<h4>{html.escape(dataset.label)}</h4>{strip_html(names, np.concatenate(rows), shown)}")
     if not blocks:
         return Part("Figure 5", title, missing="no finished run has analysis/reconstruction.json.", command=_command(groups))
-    caption = """Frames of the dataset after filtering up to them, and the unmasked mean of the endogenous (or joint) decoder; the first seed of each method. What is sharp in a
-reconstruction is known to the state, what is blurred or absent may still be: a picture measures nothing. All rows of a run lie in its analysis/reconstruction.png."""
+    caption = """Frames of the dataset after filtering up to them, and the unmasked mean of the endogenous (or joint) decoder; the first seed of
+each method. What is sharp in a reconstruction is known to the state, what is blurred or absent may still be: a picture measures nothing. All rows
+of a run lie in its analysis/reconstruction.png."""
     return Part("Figure 5", title, "".join(blocks) + f"<figure>{caption_html(caption)}</figure>")
 
 
@@ -101,14 +103,18 @@ def _frames(run: RunRecord) -> str:
     found = run.analyses["uncertainty"]["frames"]
     shape = [len(group) for group in found["groups"]]
     image = _picture(run, "uncertainty")
-    known = {name: found["values"][stream] for stream, name in STREAMS.items() if stream in found["values"]}
-    wrong = any([len(group) for group in values] != shape for values in known.values()) or not all(where for group in found["groups"] for where in group)
+    known = {stream: found["values"][stream] for stream in STREAMS if stream in found["values"]}
+    wrong = any([len(group) for group in values] != shape for values in known.values()) or not all(
+        where for group in found["groups"] for where in group
+    )
     if wrong or not sum(shape) or image.shape[1] % sum(shape):
-        raise DataError(f"{run.logdir / 'analysis' / 'uncertainty.json'}: its groups, values and picture have different numbers of frames; analyse again")
+        raise DataError(
+            f"{run.logdir / 'analysis' / 'uncertainty.json'}: its groups, values and picture have different numbers of frames; analyse again"
+        )
     pieces, cells = np.split(image, sum(shape), 1), []
     for number, group in enumerate(found["groups"]):
         for place, where in enumerate(group):
-            values = "<br>".join(f"{name} {each[number][place]:.3f}" for name, each in known.items())
+            values = "<br>".join(f"{stream} {each[number][place]:.3f}" for stream, each in known.items())
             piece = pieces[sum(shape[:number]) + place]
             alt = html.escape(f"frame {where[-1]} of {where[0]}", quote=True)
             cells.append(f"<div><img alt='{alt}' src='{_png(piece)}'>{values}</div>")
@@ -122,7 +128,9 @@ def _rows(run: RunRecord) -> dict[str, np.ndarray]:
     expected = (len(record["rows"]) * record["size"], record["frames"] * record["size"])
     known = "observation" in record["rows"] and {"endo", "joint"} & set(record["rows"])
     if image.shape[:2] != expected or not known or len(record["places"]) != record["frames"] or not all(record["places"]):
-        raise DataError(f"{run.logdir / 'analysis' / 'reconstruction.json'}: not what its picture shows ({image.shape[0]} x {image.shape[1]}); analyse again")
+        raise DataError(
+            f"{run.logdir / 'analysis' / 'reconstruction.json'}: not what its picture shows ({image.shape[0]} x {image.shape[1]}); analyse again"
+        )
     return dict(zip(record["rows"], np.split(image, len(record["rows"])), strict=True))
 
 
@@ -131,8 +139,8 @@ def _strip(group: Group, run: RunRecord, video: Path) -> str:
     places = np.linspace(0, len(frames) - 1, STRIP_FRAMES).astype(int)
     width, context = frames.shape[2] // max(1, run.settings["video.episodes"]), run.settings["video.context"]
     image = np.concatenate(list(frames[places][:, :, :width]), 1)
-    caption = f"""{group.dataset.label}, {group.label}, seed {run.seed}: frames {", ".join(map(str, places + 1))} of {video.name}; the first {context} are filtered, the rest
-rolled out under the true actions, unseen."""
+    caption = f"""{group.dataset.label}, {group.label}, seed {run.seed}: frames {", ".join(map(str, places + 1))} of {video.name}; the first
+{context} are filtered, the rest rolled out under the true actions, unseen."""
     names = ROWS.get(run.settings["model.kind"], ROWS["joint"])
     return f"<figure>{strip_html(names, image, caption)}{caption_html(caption)}</figure>"
 

@@ -8,16 +8,18 @@ from semopo_tf.figures import Bar, Line, Style, bars, lines
 from semopo_tf.groups import Group, by_dataset, labels
 from semopo_tf.page import Panel, Part, figure_part
 from semopo_tf.runs import RunRecord, points
+from semopo_tf.tables import TIMES
 
 CURVES = (
     # (heading, phase, metrics: of these the first that a run has)
     ("image loss, nats a frame", "model", ("image_loss",)),
     ("reward loss, nats", "model", ("reward_loss",)),
-    ("KL of the state that acts, nats", "model", ("endo_kl", "joint_kl")),
+    ("KL of the policy's state, nats", "model", ("endo_kl", "joint_kl")),
     ("return in the environment", "policy", ("eval_return",)),
     ("imagined reward less penalty, a step", "policy", ("imagined_reward",)),
     ("penalty, a step", "policy", ("penalty",)),
 )
+CURVES_TITLE = "Losses and returns during training"
 MEASURES = {"mean_norm": "mean of norms", "log_prob_variance": "variance of log-probabilities"}
 ANALYSE = "python -m semopo_tf.analysis --logdir"
 LEAST_POINTS = 2  # of a curve
@@ -30,15 +32,16 @@ def learning_curves(groups: Sequence[Group], style: Style) -> Part:
         for heading, phase, metrics in CURVES:
             found = [line for group in same for line in _curve(group, phase, metrics)]
             if found:
-                title = f"{dataset.label}: {heading}"
+                title = f"{dataset.label}\n{heading}"
                 drawn = lines(title, found, style, x=f"{phase} updates")
-                panels.append(Panel(f"curves {dataset.label} {metrics[0]}", f"{title}; {_legend(found)}", drawn))
+                panels.append(Panel(f"curves {dataset.label} {metrics[0]}", f"{dataset.label}, {heading}; {_legend(found)}", drawn))
     if not panels:
-        return Part("Curves", "Learning curves", missing="no run has a metric at two steps or more.")
-    caption = f"""Mean over seeds and, where there are several, a band of one population standard deviation on either side; one seed is a line alone. {counted(groups)}
-Model-phase values are averages over the updates since the last record; returns are means over the episodes of one evaluation during training. Dotted thin lines are runs that are not
-finished. Losses of models with different likelihoods, or of one stream and two, do not compare in height."""
-    return figure_part("Curves", "Learning curves", panels, caption)
+        return Part("Curves", CURVES_TITLE, missing="no run has a metric at two steps or more.")
+    caption = f"""Mean over seeds and, where there are several, a band of one population standard deviation on either side; one seed is a line
+alone. {counted(groups)} Model-phase values are averages over the updates since the last record; returns are means over the episodes of one
+evaluation during training. Dotted thin lines are runs that are not finished. Losses of models with different likelihoods, or of one stream and
+two, do not compare in height."""
+    return figure_part("Curves", CURVES_TITLE, panels, caption)
 
 
 def gradient_norms(groups: Sequence[Group], style: Style) -> Part:
@@ -48,7 +51,9 @@ def gradient_norms(groups: Sequence[Group], style: Style) -> Part:
         found = []
         for label in labels(group for group in groups if group.dataset.task == task):
             runs = [run for group in groups if (group.dataset.task, group.label) == (task, label) for run in group.finished]
-            for metric in sorted({key for run in runs for row in run.metrics if row["phase"] == "model" for key in row if key.endswith("_grad_norm")}):
+            for metric in sorted(
+                {key for run in runs for row in run.metrics if row["phase"] == "model" for key in row if key.endswith("_grad_norm")}
+            ):
                 name = label if metric == "model_grad_norm" else f"{label}: {metric.removesuffix('_grad_norm')}"
                 found += _mean_line(name, [points(run, "model", metric) for run in runs])
         if found:
@@ -56,9 +61,12 @@ def gradient_norms(groups: Sequence[Group], style: Style) -> Part:
             panels.append(Panel(f"figure9 {task}", f"{title}; {_legend(found)}", lines(title, found, style, x="model updates", log=True)))
     title = "Gradient norms in the model phase"
     if not panels:
-        return Part("Figure 9", title, missing="no finished run has a *_grad_norm in the model phase of its metrics.jsonl.", command="python train.py ...")
-    caption = f"""Global norm of the model's gradient before clipping, averaged over the updates of a record; mean over the finished runs of all levels and seeds of a task, with a band of one population standard
-deviation (none for one run). {counted(groups)} A small norm says that the loss is flat, not that the model is good; the scale depends on the size of the network and on the weights of the losses."""
+        return Part(
+            "Figure 9", title, missing="no finished run has a *_grad_norm in the model phase of its metrics.jsonl.", command="python train.py ..."
+        )
+    caption = f"""Global norm of the model's gradient before clipping, averaged over the updates of a record; mean over the finished runs of all
+levels and seeds of a task, with a band of one population standard deviation (none for one run). {counted(groups)} A small norm says that the loss
+is flat, not that the model is good; the scale depends on the size of the network and on the weights of the losses."""
     return figure_part("Figure 9", title, panels, caption)
 
 
@@ -66,14 +74,17 @@ def uncertainties(groups: Sequence[Group], style: Style) -> list[Part]:
     """Figures 2, 7 and 8."""
     measured = [group for group in groups if _measured(group)]
     titles = {
-        "Figure 2": "Uncertainty of the state that acts: endogenous against joint",
-        "Figure 7": "Uncertainty of the state that acts under both measures",
+        "Figure 2": "Uncertainty of the policy's state: endogenous against joint",
+        "Figure 7": "Uncertainty of the policy's state under both measures",
         "Figure 8": "Uncertainty of the endogenous against the exogenous state",
     }
     if not measured:
-        return [Part(name, title, missing="no finished run has analysis/uncertainty.json.", command=_command(groups)) for name, title in titles.items()]
-    about = f"""Mean and population standard deviation over random states of the dataset, those of several seeds pooled: bar and whisker. {counted(measured, _states)}
-Each model is measured by its own ensemble, in its own latent space: heights of different models compare only as far as their spaces do. """
+        return [
+            Part(name, title, missing="no finished run has analysis/uncertainty.json.", command=_command(groups)) for name, title in titles.items()
+        ]
+    about = f"""Mean and population standard deviation over random states of the dataset, those of several seeds pooled: bar and whisker.
+{counted(measured, _states)} Each model is measured by its own ensemble, in its own latent space: heights of different models compare only as far
+as their spaces do. """
     acting, separated = _acting(measured), [group for group in measured if "exo" in _streams(group)]
     first = [_bars("figure2", "mean_norm", acting, style)]
     both = [_bars("figure7", measure, acting, style) for measure in MEASURES]
@@ -87,7 +98,8 @@ Each model is measured by its own ensemble, in its own latent space: heights of 
     for label in labels(separated):
         series = [(f"{stream}ogenous", stream, [group for group in separated if group.label == label]) for stream in ("endo", "exo")]
         panels += [_bars(f"figure8 {label}", measure, series, style, f"{label}: ") for measure in MEASURES]
-    said = "An exogenous bar above the endogenous one says that the ensemble agrees less about what no action reaches; it does not say that the streams are separated rightly."
+    said = """An exogenous bar above the endogenous one says that the ensemble agrees less about what no action reaches; it does not say that the
+    streams are separated rightly."""
     return [*parts, figure_part("Figure 8", titles["Figure 8"], panels, about + said)]
 
 
@@ -100,12 +112,17 @@ def action_entropy(groups: Sequence[Group], style: Style) -> Part:
         if group:
             runs = _with(group, "entropy")
             found = [line for rule in ("conservative", "uniform") for line in _mean_line(rule, [_epochs(run, rule) for run in runs])]
-            panels.append(Panel(f"figure6 {dataset.label}", f"{dataset.label}; {_legend(found)}", lines(dataset.label, found, style, x="epoch", y="nats")))
-            drawn.append(f"{dataset.label}: {group.label}, n = {len(runs)} seeds, epochs of {runs[0].analyses['entropy']['updates_per_epoch']} updates.")
+            panels.append(
+                Panel(f"figure6 {dataset.label}", f"{dataset.label}; {_legend(found)}", lines(dataset.label, found, style, x="epoch", y="nats"))
+            )
+            drawn.append(
+                f"{dataset.label}: {group.label}, n = {len(runs)} seeds, epochs of {runs[0].analyses['entropy']['updates_per_epoch']} updates."
+            )
     if not panels:
         return Part("Figure 6", title, missing="no finished run has analysis/entropy.json.", command=_command(groups))
-    caption = f"""Differential entropy of the actions in the batches of each epoch: a histogram of every dimension on [-1, 1], summed over dimensions as if they were independent, which makes it an upper bound.
-Conservative sampling draws from a pool that grows; uniform from all episodes. {' '.join(drawn)} It depends on the dataset and its order, not on the model, and says nothing about returns."""
+    caption = f"""Differential entropy of the actions in the batches of each epoch: a histogram of every dimension on [-1, 1], summed over
+dimensions as if they were independent, which makes it an upper bound. Conservative sampling draws from a pool that grows; uniform from all
+episodes. {" ".join(drawn)} It depends on the dataset and its order, not on the model, and says nothing about returns."""
     return figure_part("Figure 6", title, panels, caption)
 
 
@@ -125,7 +142,7 @@ def _curve(group: Group, phase: str, metrics: Sequence[str]) -> list[Line]:
     found = {run.logdir: next((each for metric in metrics if (each := points(run, phase, metric))), {}) for run in group.runs}
     unfinished = [run for run in group.runs if not run.finished and len(found[run.logdir]) >= LEAST_POINTS]
     mean = _mean_line(group.label, [found[run.logdir] for run in group.finished])
-    return mean + [Line(f"{group.label}, seed {run.seed}, unfinished", *_xy(found[run.logdir]), faint=True) for run in unfinished]
+    return mean + [Line(f"{group.label}, seed {run.seed}, unfinished", *_xy(found[run.logdir]), faint_of=group.label) for run in unfinished]
 
 
 def _mean_line(label: str, curves: Sequence[dict[int, float]]) -> list[Line]:
@@ -160,7 +177,7 @@ def _streams(group: Group) -> set[str]:
 
 
 def _states(group: Group) -> str:
-    return f" × {_measured(group)[0].analyses['uncertainty']['states']} states"
+    return f" {TIMES} {_measured(group)[0].analyses['uncertainty']['states']} states"
 
 
 def _command(groups: Sequence[Group]) -> str:
@@ -187,7 +204,9 @@ def _bars(name: str, measure: str, series: Sequence[Series], style: Style, befor
         found[label] = {dataset.label: bar for dataset, bar in each.items() if bar}
     title = f"{before}{MEASURES[measure]}"
     said = "; ".join(f"{label} on {place} {bar.value:.3g} ± {bar.std:.2g}" for label, places in found.items() for place, bar in places.items())
-    return Panel(f"{name} {measure}", f"{title}: {said}", bars(title, {label: places for label, places in found.items() if places}, style, y="uncertainty"))
+    return Panel(
+        f"{name} {measure}", f"{title}: {said}", bars(title, {label: places for label, places in found.items() if places}, style, y="uncertainty")
+    )
 
 
 def _pooled(group: Group, measure: str, stream: str) -> Bar | None:
@@ -199,5 +218,3 @@ def _pooled(group: Group, measure: str, stream: str) -> Bar | None:
 
 def _epochs(run: RunRecord, rule: str) -> dict[int, float]:
     return dict(enumerate(run.analyses["entropy"]["rules"][rule]["entropy"], 1))
-
-

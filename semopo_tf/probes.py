@@ -12,9 +12,10 @@ from semopo_tf.tables import NOTHING, Table
 
 AHEAD = ("5", "15")  # steps of open loop
 STREAMS = ("endo", "exo", "joint")
-CAPTION = """R² of linear probes of the true states on unseen episodes, mean ± population standard deviation over seeds: 1 is perfect, 0 is no better than the mean, below 0 is worse. endo is
-the endogenous stream: the policy sees it (or the joint one) and nothing else. A separated model that works has the agent's position in endo and the background's phase in exo. The mask is the share
-of a pixel that the endogenous stream paints. A linear probe that finds nothing does not prove that nothing is there."""
+CAPTION = """R² of linear probes of the true states on unseen episodes, mean ± population standard deviation over seeds: 1 is perfect, 0 is no
+better than the mean, below 0 is worse. endo is the endogenous stream: the policy sees it (or the joint one) and nothing else. A separated model
+that works has the agent's position in endo and the background's phase in exo. The mask is the share of a pixel that the endogenous stream paints.
+A linear probe that finds nothing does not prove that nothing is there."""
 
 
 def probe_part(groups: Sequence[Group]) -> Part:

@@ -1,7 +1,7 @@
 """What the report reads: the directory of a run, or of an imported one, as a value. Nothing in it is believed before its type is checked.
 
-    ours        config.yaml, dataset_manifest.json, metrics.jsonl, timing.jsonl, scores.jsonl, analysis/, videos/, DONE
-    imported    origin.json, metrics.jsonl, scores.jsonl, as python -m semopo_tf.originals writes them
+ours        config.yaml, dataset_manifest.json, metrics.jsonl, timing.jsonl, scores.jsonl, analysis/, videos/, DONE
+imported    origin.json, metrics.jsonl, scores.jsonl, as python -m semopo_tf.originals writes them
 """
 
 import hashlib

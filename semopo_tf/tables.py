@@ -6,10 +6,11 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
-TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "²": "$^2$", "→": r"$\to$", "<": "$<$", ">": "$>$", "…": r"\ldots{}"}
+TIMES = "\N{MULTIPLICATION SIGN}"
+TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", TIMES: r"$\times$", "²": "$^2$", "→": r"$\to$", "<": "$<$", ">": "$>$", "…": r"\ldots{}"}
 TEX |= {letter: "\\" + letter for letter in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 PAPER = "paper"  # second cell of a row that quotes the paper
-NOTHING = "–"
+NOTHING = "-"
 
 
 class Table(NamedTuple):
