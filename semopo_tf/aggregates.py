@@ -72,7 +72,7 @@ estimate. An interval that is wholly above 0.5 says that X is better more often,
     return part._replace(body=part.body + table.html(), files=part.files | table.files())
 
 
-def profile_part(found: Compared, groups: Sequence[Group], rule: str, units: Sequence[str], style: Style) -> Part:
+def profile_part(found: Compared, units: Sequence[str], style: Style) -> Part:
     panels = []
     for unit in units:
         thresholds, curves = profiles(found.scores[unit])

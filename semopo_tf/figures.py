@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 SIZE = (4.6, 2.9)  # inches
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")  # told apart by the colour-blind too
 DASHES = ("-", "--", "-.", ":")
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "path",
     "text.parse_math": False,
     "font.size": 9,
@@ -36,10 +37,10 @@ class Line(NamedTuple):
     """A curve [points] with a band around it, or none."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    x: ArrayLike
+    y: ArrayLike
+    low: ArrayLike | None = None
+    high: ArrayLike | None = None
     faint_of: str = ""  # drawn thin in the colour of this label
 
 
@@ -86,7 +87,7 @@ def lines(title: str, found: Sequence[Line], style: Style, *, x: str, y: str = "
     figure, axes = _panel(title)
     for line in found:
         color, dashes = style.color(line.faint_of or line.label), ":" if line.faint_of else style.dashes(line.label)
-        marker = "o" if len(line.x) < 12 else ""
+        marker = "o" if np.size(line.x) < 12 else ""
         axes.plot(
             line.x, line.y, color=color, linestyle=dashes, marker=marker, markersize=3, label=line.label, linewidth=0.9 if line.faint_of else 1.6
         )

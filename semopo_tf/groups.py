@@ -64,7 +64,7 @@ class Spread(NamedTuple):
         return f"{self.mean:{form}}" if np.isnan(self.std) else f"{self.mean:{form}} ± {self.std:{form}}"
 
     @property
-    def count(self) -> str:
+    def n(self) -> str:
         return f"{self.seeds} {TIMES} {self.episodes}"
 
 
@@ -120,7 +120,7 @@ def bounds(task: str, rule: str, groups: Iterable[Group]) -> Bounds | None:
     """The paper's constants; where it has none, the smallest and largest episode return of the task's datasets; None where nothing says."""
     printed = published.bounds(task, rule)
     if printed:
-        return Bounds(*printed, True)
+        return Bounds(printed[0], printed[1], True)
     own = [value for group in groups if group.dataset.task == task for run in group.runs for value in episode_returns(run)]
     return Bounds(min(own), max(own), False) if own and max(own) > min(own) else None
 

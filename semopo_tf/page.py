@@ -43,7 +43,8 @@ figure{margin:.8rem 0 1.2rem}figcaption{color:var(--soft);font-size:.88rem;max-w
 .strip .names span{flex:1;display:flex;align-items:center;justify-content:flex-end;text-align:right;font-size:.74rem;line-height:1.1}
 .strip .frame{flex:1 0 26rem;min-width:26rem}.strip img{width:100%;height:auto}
 details{margin:.3rem 0}summary{cursor:pointer}
-@media(max-width:30rem){.parts small{display:block;margin:0;font-size:.85em}body{font-size:15px;padding:1rem .8rem 3rem}h1{font-size:1.5rem}.strip .names{width:5.2rem}th,td{padding:.3rem .5rem}
+@media(max-width:30rem){.parts small{display:block;margin:0;font-size:.85em}body{font-size:15px;padding:1rem .8rem 3rem}
+h1{font-size:1.5rem}.strip .names{width:5.2rem}th,td{padding:.3rem .5rem}
 th:first-child,td:first-child{white-space:normal;min-width:6.5rem}}
 @page{margin:14mm}
 @media print{body{max-width:none;padding:0;font-size:10pt}h2{break-before:page;border:0;margin-top:0}h2.first{break-before:auto}

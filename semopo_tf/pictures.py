@@ -47,7 +47,7 @@ def reconstructions_part(groups: Sequence[Group]) -> Part:
     """Figure 5: for each dataset, observations and under them what each method's acting stream shows."""
     title, blocks = "Observations and what the policy's state shows of them", []
     for dataset, same in by_dataset(groups).items():
-        names, rows, seen = [], [], None
+        names, rows, seen = list[str](), list[np.ndarray](), list[list]()
         for group in same:
             run = _first(group, "reconstruction")
             if run is None:

@@ -34,9 +34,11 @@ def probe_part(groups: Sequence[Group]) -> Part:
 
 
 def _row(dataset: Dataset, label: str, stream: str, runs: Sequence[RunRecord], quantities: Sequence[str]) -> list[str]:
-    paths = [("r2", stream, quantity) for quantity in quantities] + [("open_loop", stream, "position", steps) for steps in AHEAD]
+    paths: list[tuple[str, ...]] = [("r2", stream, quantity) for quantity in quantities] + [
+        ("open_loop", stream, "position", steps) for steps in AHEAD
+    ]
     paths.append(("reward_r2",) if stream != "exo" else ("none",))
-    paths += [("mask", where) if stream == "endo" else ("none",) for where in ("on", "off")]
+    paths += [("mask" if stream == "endo" else "none", where) for where in ("on", "off")]
     return [dataset.label, label, stream, str(len(runs)), *(_shown([_read(run.analyses["probe"], path) for run in runs]) for path in paths)]
 
 

@@ -117,10 +117,10 @@ def beside_paper(number: int, groups: Sequence[Group], choose: Choice, form: str
         return None
     methods = labels(group for group in groups if (group.dataset, group.label) in found)
     columns = [*methods, *(name for name in published.METHODS if name not in methods and any(name in row for row in printed.values()))]
-    rows, records = [], [RECORD]
+    rows, records = [], [list[object](RECORD)]
     for dataset in dict.fromkeys(dataset for dataset, _ in found):
         ours = {label: found[dataset, label] for label in methods if (dataset, label) in found}
-        paper = {method: Spread(*figures, published.SEEDS, "") for method, figures in printed.get(dataset.paper, {}).items()}
+        paper = {method: Spread(mean, std, published.SEEDS, "") for method, (mean, std) in printed.get(dataset.paper, {}).items()}
         rows.append([dataset.label, OURS, *(_cell(ours.get(name), form) for name in columns)])
         rows.append([dataset.label, PAPER, *(_cell(paper.get(name), form) for name in columns)])
         records += _records(dataset.label, OURS, ours) + _records(dataset.label, PAPER, paper)
@@ -185,7 +185,7 @@ def _return_row(group: Group, condition: str, found: Bounds | None, printed: Map
     figures = [f"{figure:.1f}" for figure in (together.std(), together.min(), together.max())]
     paper = f"{printed[group.method][0]:.0f} ± {printed[group.method][1]:.0f}" if group.method in printed and not condition else NOTHING
     name = f"{group.label}\n{condition}" if condition else group.label
-    return [group.dataset.label, name, over_seeds.shown(".1f"), over_seeds.count, *figures, scaled, paper]
+    return [group.dataset.label, name, over_seeds.shown(".1f"), over_seeds.n, *figures, scaled, paper]
 
 
 def _card(groups: Sequence[Group]) -> dict[str, Any] | None:
@@ -227,7 +227,7 @@ def other_data(groups: Sequence[Group]) -> list[str]:
 
 
 def _cell(found: Spread | None, form: str) -> str:
-    return NOTHING if found is None else f"{found.shown(form)}\nn {found.count}" if found.episodes else f"{found.shown(form)}\n{found.seeds} seeds"
+    return NOTHING if found is None else f"{found.shown(form)}\nn {found.n}" if found.episodes else f"{found.shown(form)}\n{found.seeds} seeds"
 
 
 def _records(dataset: str, source: str, found: Mapping[str, Spread]) -> list[list[object]]:
