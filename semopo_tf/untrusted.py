@@ -78,14 +78,22 @@ def read_whole(path: Path, limit: int, *, follow: bool = False) -> tuple[bytes, 
     return data, status
 
 
-def parse_json(data: bytes) -> Any:
-    """One JSON value, strictly: UTF-8, no name twice in an object, no NaN or infinity.
+def no_constant(word: str) -> NoReturn:
+    """Refuse NaN, Infinity and -Infinity, which some programs write into JSON."""
+    raise ValueError(f"{word} is not JSON")
+
+
+def parse_json(data: bytes, constant: Callable[[str], Any] = no_constant) -> Any:
+    """One JSON value, strictly: UTF-8, no name twice in an object.
+
+    Args:
+      constant: gives the value of the words NaN, Infinity and -Infinity.
 
     Raises:
       ValueError: in one line.
     """
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -95,10 +103,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a name stands twice in one object")
     return found
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")
 
 
 def read_npz(data: bytes, wanted: Callable[[str], bool], limit: int) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -203,7 +203,7 @@ def test_a_task_flag_alone_selects_the_weights_of_that_task():
 
 
 def test_the_printed_hyperparameters_are_the_defaults():
-    printed = YAML(typ="safe", pure=True).load((Path(configuration.__file__).parent / "paper_tables.yaml").read_text())["paper_hyperparameters"]
+    printed = YAML(typ="safe", pure=True).load((Path(configuration.__file__).parent / "published.yaml").read_text())["paper_hyperparameters"]
     nets = ("encoder", "decoder", "rssm", "reward_head", "actor", "critic")
     keys = {
         "deterministic_size": ["rssm.deter"],
