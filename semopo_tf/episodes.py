@@ -263,6 +263,14 @@ class Dataset(NamedTuple):
                 f" ({len(short)} such files); lower --batch.length or remove the files"
             )
 
+    def require_files(self, files: list[dict[str, Any]]) -> None:
+        """Raises DataError, naming the first file that differs in name or content from `files`, those that a run began with."""
+        then, now = ({file["name"]: file["sha256"] for file in listed} for listed in (files, self.manifest["files"]))
+        for name in sorted(then.keys() | now.keys()):
+            if then.get(name) != now.get(name):
+                what = "added" if name not in then else "removed" if name not in now else "changed"
+                raise DataError(f"{self.directory / name}: {what} since this run began; restore the dataset as it was, or start another run")
+
 
 def open_dataset(directory: Path, cache: Path | None = None) -> Dataset:
     """Open a directory of episodes, building its cache on first use.

@@ -92,7 +92,7 @@ def mean_norm(centres: tf.Tensor) -> tf.Tensor:
 
 def log_prob_variance(log_probs: tf.Tensor) -> tf.Tensor:
     """Population variance over members of the log-probability of one state (the paper's text). [K, ...] -> [...]."""
-    return tf.reduce_mean(tf.square(log_probs - tf.reduce_mean(log_probs, 0)), 0)
+    return tf.reduce_mean(tf.square(_from_their_mean(log_probs)), 0)
 
 
 def log_prob_std(log_probs: tf.Tensor) -> tf.Tensor:
@@ -101,7 +101,13 @@ def log_prob_std(log_probs: tf.Tensor) -> tf.Tensor:
 
 
 def _squared_distances(centres: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(tf.square(centres - tf.reduce_mean(centres, 0)), -1)
+    return tf.reduce_sum(tf.square(_from_their_mean(centres)), -1)
+
+
+def _from_their_mean(x: tf.Tensor) -> tf.Tensor:
+    """[K, ...] less the mean over K. Measured from the first member, since the rounded mean of equal numbers need not be that number."""
+    x = x - x[0]
+    return x - tf.reduce_mean(x, 0)
 
 
 def _safe_sqrt(square: tf.Tensor) -> tf.Tensor:

@@ -113,12 +113,12 @@ class Sampler:
 
     def draw(self, view: str, key: Key, *, batch: int, length: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Episode [B] and first record inside the episode [B] of each window, int64."""
-        order, size = self._choose(view, key.step)
+        order, size = self.reach(view, key.step)
         episode = tf.gather(order, random.integers(key, f"{view}_episode", [batch], size))
         start = random.integers(key, f"{view}_start", [batch], tf.gather(self._lengths, episode) - length + 1)
         return episode, start
 
-    def _choose(self, view: str, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def reach(self, view: str, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The order that a view draws from and how many of its first episodes are in reach."""
         name = self._view_orders[view]
         order = self._orders[name]

@@ -12,6 +12,7 @@
         flags: [--configs, semopo, exbmdp_point, testbed]                    `{seed}` in a flag stands for the grid's value
         grid: {seed: [1, 2, 3], penalty.weight: [0.0, 0.3]}                  one run for each combination
         probe: true                       python -m semopo_tf.probe afterwards
+        analyses: true                    python -m semopo_tf.analysis afterwards
 
 The same command continues what is unfinished and runs again what failed. Every run's output is in its directory, `log.txt`; the minutes
 that it took, over all its starts, in `minutes.json`.
@@ -28,16 +29,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semopo_tf import collect
+from semopo_tf import analysis, collect
 from semopo_tf import config as configuration
 from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command
 from semopo_tf.files import locked, write_whole
 from semopo_tf.run import last_progress, read_records
 
-KEYS, RUN_KEYS = {"out", "processes", "data", "flags", "runs"}, {"name", "data", "flags", "grid", "probe"}
+KEYS, RUN_KEYS = {"out", "processes", "data", "flags", "runs"}, {"name", "data", "flags", "grid", "probe", "analyses"}
 REFRESH_SECONDS, REPORT_SECONDS = 1.0, 20.0
 TERMINATED = 128 + signal.SIGTERM
 THREAD_SETTINGS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
+
+
+class Command(NamedTuple):
+    """A module of the package and its arguments, and the files in the run directory that it leaves behind."""
+
+    words: tuple[str, ...]
+    leaves: tuple[str, ...]
 
 
 class Row(NamedTuple):
@@ -47,11 +55,16 @@ class Row(NamedTuple):
     logdir: Path
     data: Path
     place: int  # in its entry's grid
-    commands: tuple[tuple[str, ...], ...]  # each a module of the package and its arguments, one after the other
+    commands: tuple[Command, ...]  # one after the other
+
+    @property
+    def left(self) -> list[Command]:
+        """The commands from the first on that has not left all its files."""
+        return [*itertools.dropwhile(lambda command: all((self.logdir / name).exists() for name in command.leaves), self.commands)]
 
     @property
     def done(self) -> bool:
-        return (self.logdir / "DONE").exists() and (len(self.commands) == 1 or (self.logdir / "analysis" / "probe.json").exists())
+        return not self.left
 
     @property
     def minutes(self) -> float:
@@ -131,8 +144,12 @@ def expand(entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common:
         flags = [*map(str, common), *own, *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))]
         train = ("training", *flags, "--offline_dir", str(source), "--logdir", str(logdir))
         config = configuration.load(list(train[1:]))
-        after = (("probe", "--logdir", str(logdir), "--task", config.task),) if entry.get("probe") else ()
-        rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, place, (train, *after)))
+        commands = [Command(train, ("DONE",))]
+        if entry.get("probe"):
+            commands.append(Command(("probe", "--logdir", str(logdir), "--task", config.task), ("analysis/probe.json",)))
+        if entry.get("analyses"):
+            commands.append(Command(("analysis", "--logdir", str(logdir)), tuple(f"analysis/{name}.json" for name in analysis.NAMES)))
+        rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, place, tuple(commands)))
     return rows
 
 
@@ -152,13 +169,13 @@ class Job:
 
     def __init__(self, row: Row, threads: int):
         row.logdir.mkdir(parents=True, exist_ok=True)
-        self.row, self._left = row, list(row.commands)
+        self.row, self._left = row, row.left
         self._before, self._started = row.minutes, time.monotonic()
         self._environment = os.environ | dict.fromkeys(THREAD_SETTINGS, str(threads))
         self._next()
 
     def _next(self) -> None:
-        module, *arguments = self._left.pop(0)
+        module, *arguments = self._left.pop(0).words
         command = [sys.executable, "-m", f"semopo_tf.{module}", *arguments]
         with open(self.row.logdir / "log.txt", "ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment)

@@ -17,13 +17,12 @@ from semopo_tf.cards import read_card, read_run_data
 from semopo_tf.checkpoints import Checkpoint
 from semopo_tf.config import Config
 from semopo_tf.engine import HostImages, Pace, StageLoop
-from semopo_tf.episodes import cache_place, held_out, open_dataset
+from semopo_tf.episodes import cache_place, open_dataset
 from semopo_tf.errors import CheckpointError, DataError, DeviceError, NumericalError
 from semopo_tf.files import write_whole
 from semopo_tf.random import Key
 from semopo_tf.rollout import Discarded, play
 from semopo_tf.run import Patience, Progress, Records, TensorBoard, read_records, video_grid, write_video
-from semopo_tf.sampler import Pool, Sampler
 from semopo_tf.stopping import Interrupted, Interruptible, Stop
 from semopo_tf.types import Batch, Environment, Episode, Policy, Stage
 
@@ -71,7 +70,6 @@ class Trainer:
         self._dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
         self._dataset.require_length(config.batch.length)
         self._claim_dataset()
-        self._train_mask = ~held_out(self._dataset.names, config.valid_fraction, config.seed)
         self._settings = wiring.environment_settings(config, self._card)
         if config.eval.every or config.eval.final_episodes:
             self._check_environment()
@@ -97,11 +95,7 @@ class Trainer:
             facts = {"image_size": height, "action_size": dataset.action.shape[1], "card": self._card, "files": files}
             write_whole(path, json.dumps(facts, indent=1).encode())
             return
-        then, now = ({file["name"]: file["sha256"] for file in listed} for listed in (read_run_data(self._logdir)["files"], files))
-        for name in sorted(then.keys() | now.keys()):
-            if then.get(name) != now.get(name):
-                what = "added" if name not in then else "removed" if name not in now else "changed"
-                raise DataError(f"{dataset.directory / name}: {what} since this run began; restore the dataset as it was, or start another run")
+        dataset.require_files(read_run_data(self._logdir)["files"])
 
     def _check_environment(self) -> None:
         """Fail now rather than at the first evaluation, hours from here."""
@@ -123,15 +117,7 @@ class Trainer:
         image_size, action_size = dataset.frames.shape[1], dataset.action.shape[1]
         self._sizes = {"image_size": image_size, "action_size": action_size}
         self._on_device = self._place_replay(image_size, action_size)
-        self._sampler = Sampler(
-            dataset,
-            self._train_mask,
-            sampling=config.sampling,
-            pool=Pool(**config.pool),
-            policy_starts=config.policy_starts,
-            total_steps=config.steps.model,
-            images_on_device=self._on_device,
-        )
+        self._sampler = wiring.make_sampler(config, dataset, images_on_device=self._on_device)
         self._agent = self._make_agent(config, **self._sizes, jit=self._jit)
         policy = self._make_policy(self._agent, image_size=image_size, action_size=action_size, jit=self._jit.pixels)
         self._policy = Interruptible(policy, self._stop)
@@ -354,7 +340,7 @@ class Trainer:
     def _log(self, phase: str, step: int, loop: StageLoop) -> None:
         """One metrics row: means since the last row, and held-out metrics if there is held-out data."""
         row = loop.take_means()
-        if phase == "model" and not self._train_mask.all():
+        if phase == "model" and self._config.valid_fraction:
             row |= {f"valid_{name}": float(value) for name, value in self._validate(step).items()}
         self._write(phase, step, row)
         for name, text in alarms.raised(row, model_ends=phase == "model" and step == self._config.steps.model).items():

@@ -11,7 +11,9 @@ from semopo_tf import agent as agents
 from semopo_tf import checkpoints, envs
 from semopo_tf.config import Config
 from semopo_tf.engine import OFF, Jit
+from semopo_tf.episodes import Dataset, held_out
 from semopo_tf.errors import CheckpointError, ConfigError
+from semopo_tf.sampler import Pool, Sampler
 from semopo_tf.types import Episode
 
 AGENT_SECTIONS = (
@@ -48,6 +50,26 @@ def make_agent(config: Config, *, image_size: int, action_size: int, jit: Jit = 
         return agents.build(image_size=image_size, action_size=action_size, seed=config.seed, jit=jit, **sections)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def make_sampler(config: Config, dataset: Dataset, *, sampling: str = "", images_on_device: bool = True) -> Sampler:
+    """The sampler of a run on its dataset.
+
+    Args:
+      sampling: `conservative` or `uniform` in place of the configured rule.
+
+    Raises:
+      DataError: when no episode is left to train on.
+    """
+    return Sampler(
+        dataset,
+        ~held_out(dataset.names, config.valid_fraction, config.seed),
+        sampling=sampling or config.sampling,
+        pool=Pool(**config.pool),
+        policy_starts=config.policy_starts,
+        total_steps=config.steps.model,
+        images_on_device=images_on_device,
+    )
 
 
 def restore(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: Path) -> None:

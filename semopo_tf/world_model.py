@@ -142,6 +142,17 @@ class Branch:
         dist = self.rssm.dist
         return function(dist.centre(stats) if subject == "centre" else dist.log_prob(stats, latent.stoch))
 
+    def uncertainties(self, deter: tf.Tensor, key: Key) -> dict[str, tf.Tensor]:
+        """Every measure of `UNCERTAINTY` about the states that deter [N, D] predicts, [N] each.
+
+        The log-probabilities are those of a sample from the prior of one member, drawn for each row by itself.
+        """
+        rows = deter.shape[0]
+        member = self.rssm.draw_members(key, f"{self.name}_predicted_member", rows)
+        prior = tf.nest.map_structure(lambda x: x[0], self.rssm.prior(deter[None], member))
+        sample = self.rssm.dist.sample(prior, self.rssm.draw(key, f"{self.name}_predicted", (rows,)))
+        return {measure: self.uncertainty(Latent(deter, sample, prior), measure) for measure in UNCERTAINTY}
+
 
 class WorldModel:
     """What both world models share: the branch that the policy sees, the reward head, and imagination in them."""
@@ -251,6 +262,23 @@ class WorldModel:
             found[branch.name] = branch.features(branch.observe(branch.evidence(batch.image), action, batch.is_first, key))
             found[f"{branch.name}_open"] = branch.features(_context_then_open_loop(branch, batch, action, key, context))[:, context:]
         return found | {"reward": self.reward(found[self.main.name])}
+
+    def uncertainties(self, batch: Batch, key: Key, records: Sequence[int]) -> dict[str, dict[str, tf.Tensor]]:
+        """For analysis alone: every measure of every stream at `R` chosen records of windows filtered from their beginnings.
+
+        All measures are about the state that the ensemble predicts for the record, from the action that led to it and the filtered
+        states before it, as in imagination: the log-probability measures judge a sample from one random member's prior, not the
+        posterior's, which has seen the record's image and may lie where no member expects it.
+
+        Returns:
+          {stream: {measure: [B, R]}}; the exogenous stream is judged by its own ensemble.
+        """
+        found, shape = {}, [batch.reward.shape[0], len(records)]
+        for branch in self.branches:
+            post = branch.observe(branch.evidence(batch.image), self._action_for(branch, batch.action), batch.is_first, key)
+            deter = tf.reshape(tf.gather(post.deter, records, axis=1), [shape[0] * shape[1], branch.rssm.deter_size])
+            found[branch.name] = {name: tf.reshape(value, shape) for name, value in branch.uncertainties(deter, key).items()}
+        return found
 
     def _reward_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
         """[B, T] negative log-likelihood; r_t is predicted from the state at t, on arrival."""
@@ -405,6 +433,8 @@ def blend(mask: tf.Tensor, endo_mean: tf.Tensor, exo_mean: tf.Tensor) -> tf.Tens
 def _context_then_open_loop(branch: Branch, batch: Batch, action: tf.Tensor, key: Key, context: int) -> Latent:
     """Latent [B, T, ...]: posterior for the first `context` frames, prior rollout from the last of them for the rest."""
     post = branch.observe(branch.evidence(batch.image[:, :context]), action[:, :context], batch.is_first[:, :context], key)
+    if context == action.shape[1]:
+        return post
     last = tf.nest.map_structure(lambda x: x[:, -1], post)
     ahead = branch.open_loop(last, action[:, context:], key)
     return tf.nest.map_structure(lambda x, y: tf.concat([x, y], 1), post, ahead)

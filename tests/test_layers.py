@@ -34,8 +34,9 @@ TABLE = {
         6: ["wiring", "collect", "data", "doctor", "checkpoint", "dump", "published", "originals"],
         7: ["trainer", "bench", "replay_dump"],
         8: ["training", "evaluation"],
-        9: ["probe", "sweep", "report", "__init__"],
-        10: ["summary"],
+        9: ["probe", "analysis", "report", "__init__"],
+        10: ["sweep"],
+        11: ["summary"],
     },
 }
 PLACE = {module: (line, column) for column, lines in TABLE.items() for line, modules in lines.items() for module in modules}
@@ -52,7 +53,7 @@ ONLY = {
 }
 TENSORFLOW = {"tensorflow", "tensorflow_probability", "keras", "tf_keras"}
 SIMULATORS = {"dm_control", "mujoco", "gym", "gymnasium"}
-WITH_TENSORFLOW = {"random", "sampler", "trainer", "evaluation", "probe", "doctor", "bench", "replay_dump"} | {
+WITH_TENSORFLOW = {"random", "sampler", "trainer", "evaluation", "probe", "analysis", "doctor", "bench", "replay_dump"} | {
     m for m, (_, column) in PLACE.items() if column == "learning"
 }
 

@@ -42,7 +42,7 @@ def test_a_page_is_one_run_for_each_combination(tmp_path):
     assert found["collections"] == {tmp_path / "out/data/random": ["--task", "exbmdp_point", "--policy", "random", "--episodes", "3"]}
     assert [row.name for row in found["rows"]][:2] == ["semopo/seed=1,penalty.weight=0.0", "semopo/seed=1,penalty.weight=0.3"]
     assert len(found["rows"]) == 6
-    train, probe = found["rows"][5].commands
+    train, probe = (command.words for command in found["rows"][5].commands)
     assert train[0] == "training" and probe[0] == "probe"
     assert train[train.index("--penalty.weight") + 1] == "1.0" and train[train.index("--seed") + 1] == "2"
     assert train[train.index("--offline_dir") + 1] == str(tmp_path / "out/data/random")
@@ -69,9 +69,9 @@ def test_a_wrong_page_is_refused_before_anything_is_started(tmp_path, change, me
 def test_the_pages_flags_are_every_runs_and_a_flag_may_name_a_value_of_the_grid(tmp_path):
     text = "flags: [--eval.every, 7]\n" + PAGE.replace("debug,", 'debug, --world_model, "other/seed={{seed}}",')
     found = sweep.read_sweep(write(tmp_path, text))
-    words = found["rows"][1].commands[0]
+    words = found["rows"][1].commands[0].words
     assert words[words.index("--world_model") + 1] == "other/seed=2"
-    train = found["rows"][0].commands[0]
+    train = found["rows"][0].commands[0].words
     assert train[1:4] == ("--eval.every", "7", "--configs")
 
 

@@ -1,0 +1,283 @@
+"""`python -m semopo_tf.analysis --logdir DIR`: what a model says about its dataset, and what the sampler drew of it.
+
+    uncertainty       disagreement of the ensembles about random states of the dataset (Figures 2, 3, 7 and 8)
+    reconstruction    what each stream shows of filtered frames (Figure 5)
+    entropy           of the actions in the batches of the model phase, conservative against uniform sampling (Figure 6)
+
+Each is a record in the run directory, `analysis/<name>.json`, with its pictures beside it, `<name>.png`.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import imageio.v3 as imageio
+import numpy as np
+
+from semopo_tf.cards import read_run_data
+from semopo_tf.episodes import Dataset, cache_place, open_dataset
+from semopo_tf.errors import CommandParser, ConfigError, NumericalError, run_command
+from semopo_tf.files import FILES, write_whole
+from semopo_tf.run import video_grid
+
+if TYPE_CHECKING:
+    from semopo_tf.config import Config
+    from semopo_tf.evaluation import Run
+    from semopo_tf.sampler import Sampler
+    from semopo_tf.types import Batch, Tensor
+
+NAMES = ("uncertainty", "reconstruction", "entropy")
+BLOCK = 20  # windows in one call
+GROUPS, GROUP_FRAMES, GROUP_STRIDE = 2, 3, 2  # episodes, frames of each, records from one to the next
+FRAMES = 8  # of a reconstruction
+SHOWN = {"observation": "truth", "endo": "endo", "exo": "exo", "mask": "mask", "both": "joint"}  # rows of a separated model
+BINS = 32  # of a histogram of actions over [-1, 1]
+
+
+def main(argv: list[str]) -> int:
+    """Analyse a run and write the records into its directory.
+
+    Raises:
+      SemopoError: any of `errors`; DataError where the dataset is not the one that the run was trained on.
+    """
+    parser = CommandParser(prog="python -m semopo_tf.analysis", description=__doc__)
+    parser.add_argument("--logdir", required=True, type=Path, help="the run")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of the analyses (default: all)")
+    parser.add_argument("--states", type=int, default=1000, help="of the dataset, for the uncertainty")
+    parser.add_argument("--epochs", type=int, default=30, help="of the model phase, for the entropy")
+    parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
+    parser.add_argument("--offline_dir", type=Path, help="where the run's dataset lies now (default: where the run had it)")
+    arguments = parser.parse_args(argv)
+    for key in ("states", "epochs"):
+        if getattr(arguments, key) < 1:
+            raise ConfigError(f"--{key}: expected at least 1, received {getattr(arguments, key)}")
+    from semopo_tf.evaluation import load_run
+
+    logdir = arguments.logdir.expanduser()
+    run = load_run(logdir, arguments.checkpoint)
+    dataset = open_data(run.config, logdir, arguments.offline_dir)
+    analyses = {
+        "uncertainty": lambda: uncertainty(run, dataset, arguments.states),
+        "reconstruction": lambda: reconstruction(run, dataset),
+        "entropy": lambda: (entropy(run.config, dataset, arguments.epochs), None),
+    }
+    for name in NAMES:
+        if name in arguments.only:
+            record, picture = analyses[name]()
+            write(logdir / "analysis", name, record, picture)
+            print(f"{name}: {described(name, record)}", flush=True)
+    return 0
+
+
+def open_data(config: "Config", logdir: Path, offline_dir: Path | None = None) -> Dataset:
+    """The dataset that a run was trained on.
+
+    Args:
+      offline_dir: where it lies now, if not where the configuration says.
+
+    Raises:
+      DataError: when it is not there, or a file of it is not what the run began with.
+    """
+    directory = (offline_dir or Path(config.offline_dir)).expanduser()
+    dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
+    dataset.require_files(read_run_data(logdir)["files"])
+    return dataset
+
+
+def write(directory: Path, name: str, record: dict[str, Any], picture: np.ndarray | None) -> None:
+    """Write `<name>.json`, and before it the picture [H, W, 3] uint8 as `<name>.png` if there is one.
+
+    Raises:
+      NumericalError: when a figure is not finite; nothing is written then.
+    """
+    try:
+        text = json.dumps(record, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise NumericalError(f"{name}: expected finite figures, received some that are not; try an earlier checkpoint with --checkpoint") from error
+    FILES.make_directory(directory)
+    if picture is not None:
+        write_whole(directory / f"{name}.png", imageio.imwrite("<bytes>", picture, extension=".png"))
+    write_whole(directory / f"{name}.json", text.encode())
+
+
+def described(name: str, record: dict[str, Any]) -> str:
+    """The main figures of a record in a line."""
+    if name == "uncertainty":
+        streams = record["measures"]["mean_norm"].items()
+        return f"mean_norm of {record['states']} states: " + ", ".join(f"{stream} {at['mean']:.4g} +- {at['std']:.4g}" for stream, at in streams)
+    if name == "reconstruction":
+        return "mse " + ", ".join(f"{row} {value:.4g}" for row, value in record["mse"].items())
+    return ", ".join(f"{rule} {found['entropy'][0]:.3f} to {found['entropy'][-1]:.3f} nats" for rule, found in record["rules"].items())
+
+
+class Windows(NamedTuple):
+    """Windows of a dataset, drawn as the run's own sampler draws them, from all its training episodes."""
+
+    batch: "Batch"
+    names: list[str]  # [B] of their episodes
+    start: np.ndarray  # [B] first record
+
+    def place(self, row: int, column: int) -> list[Any]:
+        """[episode name, record] of a record in a window."""
+        return [self.names[row], int(self.start[row]) + column]
+
+
+def draw_windows(sampler: "Sampler", dataset: Dataset, key: Any, *, batch: int, length: int) -> Windows:
+    """`batch` windows of `length` records of the view `all`."""
+    import tensorflow as tf
+
+    sizes = {"batch": batch, "length": length}
+    episode, start = (array.numpy() for array in sampler.draw("all", key, **sizes))
+    image = tf.constant(sampler.host_images("all", key, **sizes))
+    return Windows(sampler.sample("all", key, **sizes, image=image), [dataset.names[at] for at in episode], start)
+
+
+def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[str, Any], np.ndarray]:
+    """Disagreement of every stream's ensemble about random states of the dataset, by every measure (facts of Figures 2, 7 and 8).
+
+    A state is the last record of a window of the length that training uses, so that the filter has its context; the first
+    `batch.length - 1` records of an episode are therefore never among them. The measures are about the state that the ensemble
+    *predicts* for the record: the log-probability measures judge a sample from one random member's prior, as in imagination, not the
+    posterior's (`WorldModel.uncertainties`). `eval.seed` and the dataset decide the states, so that methods are compared on the same ones.
+
+    Returns:
+      The record, means and population standard deviations over the states; and six frames side by side, [H, 6 W, 3] uint8 (Figure 3).
+    """
+    import tensorflow as tf
+
+    from semopo_tf import engine, wiring
+    from semopo_tf.random import Key
+
+    config, seed = run.config, run.config.eval.seed
+    sampler, length = wiring.make_sampler(config, dataset, images_on_device=False), config.batch.length
+    measure = engine.compiled(
+        lambda batch, block: run.agent.world_model.uncertainties(batch, Key(seed, "uncertainty", block), [length - 1]), jit=False
+    )
+    blocks = []
+    for number in range(-(-states // BLOCK)):
+        block = tf.constant(number, tf.int64)
+        windows = draw_windows(sampler, dataset, Key(seed, "uncertainty", block), batch=BLOCK, length=length)
+        blocks.append(measure(windows.batch, block))
+    measures: dict[str, dict[str, dict[str, float]]] = {}
+    for stream, by_measure in blocks[0].items():
+        for name in by_measure:
+            values = np.concatenate([block[stream][name][:, 0] for block in blocks]).astype(np.float64)[:states]
+            measures.setdefault(name, {})[stream] = {"mean": float(values.mean()), "std": float(values.std())}
+    record = {"phase": run.phase, "step": run.step, "states": states, "seed": seed, "measures": measures}
+    record["frames"], picture = example_frames(run, dataset, sampler)
+    return record, picture
+
+
+def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[dict[str, Any], np.ndarray]:
+    """Two groups of three frames, each of one episode, with the uncertainty (`mean_norm`) of every stream (facts of Figure 3).
+
+    Returns:
+      {groups: [[[episode name, record] x3] x2], values: {stream: [[number x3] x2]}}, and the frames side by side.
+    """
+    import tensorflow as tf
+
+    from semopo_tf.random import Key
+
+    key, length = Key(run.config.eval.seed, "uncertainty_frames", tf.constant(0, tf.int64)), run.config.batch.length
+    windows = draw_windows(sampler, dataset, key, batch=BLOCK, length=length)
+    rows = [0, next((row for row in range(BLOCK) if windows.names[row] != windows.names[0]), 1)]
+    columns = [max(0, length - 1 - GROUP_STRIDE * back) for back in reversed(range(GROUP_FRAMES))]
+    batch = tf.nest.map_structure(lambda x: tf.gather(x, rows), windows.batch)
+    found = run.agent.world_model.uncertainties(batch, key, columns)
+    values = {stream: measures["mean_norm"].numpy().astype(np.float64).tolist() for stream, measures in found.items()}
+    picture = np.concatenate([batch.image.numpy()[group, column] for group in range(GROUPS) for column in columns], 1)
+    return {"groups": [[windows.place(row, column) for column in columns] for row in rows], "values": values}, picture
+
+
+def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.ndarray]:
+    """Eight frames of the dataset as the model shows them after filtering up to them: unmasked means, mask and their blend (facts of Figure 5).
+
+    Returns:
+      The record, with the mean squared error of every row that shows the observation (pixels in 0..1, over these frames alone); and the
+      picture, [rows * H, 8 W, 3] uint8.
+    """
+    import tensorflow as tf
+
+    from semopo_tf import wiring
+    from semopo_tf.random import Key
+
+    key, length = Key(run.config.eval.seed, "reconstruction", tf.constant(0, tf.int64)), run.config.batch.length
+    sampler = wiring.make_sampler(run.config, dataset, images_on_device=False)
+    windows = draw_windows(sampler, dataset, key, batch=FRAMES, length=length)
+    found = run.agent.world_model.reconstruct(windows.batch, key, length)
+    names = SHOWN if "mask" in found else {"observation": "truth", "joint": "joint"}
+    rows = {name: found[own].numpy()[:, -1:] for name, own in names.items()}  # [8, 1, H, W, 1 or 3]
+    error = {name: row.astype(np.float64) - rows["observation"] for name, row in rows.items() if name not in ("observation", "mask")}
+    record = {
+        "phase": run.phase,
+        "step": run.step,
+        "rows": list(rows),
+        "frames": FRAMES,
+        "size": dataset.frames.shape[1],
+        "places": [windows.place(row, length - 1) for row in range(FRAMES)],
+        "mse": {name: float(np.mean(difference**2)) for name, difference in error.items()},
+    }
+    return record, video_grid(rows, scale=1)[0]
+
+
+def entropy(config: "Config", dataset: Dataset, epochs: int = 30) -> dict[str, Any]:
+    """Entropy of the actions that the model phase is trained on, epoch by epoch, conservative against uniform sampling (facts of Figure 6).
+
+    From the very batches of training: its seed, batch and window sizes, and its pool for `conservative`. An epoch is
+    `pool.grow_every` updates; where the model phase is shorter than `epochs`, there are fewer. See `action_entropy` for the estimate.
+
+    Raises:
+      ConfigError: when the run has no model phase.
+    """
+    import tensorflow as tf
+
+    from semopo_tf import engine, wiring
+
+    every, total = config.pool.grow_every, config.steps.model
+    firsts = range(0, min(epochs * every, total), every)
+    if not firsts:
+        raise ConfigError("entropy: expected a model phase, received steps.model = 0: such a run draws no batches")
+    rules = {}
+    for rule in ("conservative", "uniform"):
+        sampler = wiring.make_sampler(config, dataset, sampling=rule, images_on_device=False)
+        draw = engine.compiled(lambda step, sampler=sampler: batch_actions(config, sampler, step), jit=False)
+        found: dict[str, list] = {"entropy": [], "pool": []}
+        for first in firsts:
+            updates = [draw(tf.constant(step, tf.int64)).numpy() for step in range(first, min(first + every, total))]
+            found["entropy"].append(action_entropy(np.concatenate(updates)))
+            found["pool"].append(int(sampler.reach("model", tf.constant(first, tf.int64))[1]))
+        rules[rule] = found
+    return {"epochs": len(firsts), "updates_per_epoch": every, "bins": BINS, "dimensions": dataset.action.shape[1], "rules": rules}
+
+
+def batch_actions(config: "Config", sampler: "Sampler", step: "Tensor") -> "Tensor":
+    """The actions [n, A] in the batch of one update of the model phase; no image is read. Those of record 0 are left out: nobody took them."""
+    import tensorflow as tf
+
+    from semopo_tf.random import Key
+
+    length = config.batch.length
+    episode, start = sampler.draw("model", Key(config.seed, "model", step), batch=config.batch.size, length=length)
+    action = sampler.gather(episode, start, length=length, image=tf.zeros([0])).action
+    return tf.boolean_mask(action, start[:, None] + tf.range(length, dtype=tf.int64) > 0)
+
+
+def action_entropy(action: np.ndarray) -> float:
+    """Differential entropy in nats of actions [n, A] in [-1, 1], by a histogram of every dimension.
+
+        sum over dimensions of  - sum over bins of  p ln(p / width),    width = 2 / bins
+
+    The dimensions are taken for independent, which makes the sum an upper bound. Uniform actions have ln 2 a dimension, the most; constant
+    ones the estimate's floor, ln(2 / bins). It falls short by about (bins - 1) / 2n a dimension where only n of the actions are different ones,
+    as in a pool of few short episodes.
+    """
+    width, sum_of_dimensions = 2 / BINS, 0.0
+    for values in np.clip(action, -1, 1).T:
+        share = np.histogram(values, BINS, (-1, 1))[0] / len(values)
+        share = share[share > 0]
+        sum_of_dimensions -= float(np.sum(share * np.log(share / width)))
+    return sum_of_dimensions
+
+
+if __name__ == "__main__":
+    run_command(main)
