@@ -16,7 +16,6 @@ from semopo_tf.groups import Dataset, Group, bounds, labels
 from semopo_tf.page import Panel, Part, Section, figure_part, paragraphs, table_part
 from semopo_tf.tables import TIMES, Table
 
-UNITS = ("seed", "episode")
 REPLICATES, SEED = 2000, 0
 MEASURES = {
     "mean": statistics.mean,
@@ -102,7 +101,7 @@ def compared(groups: Sequence[Group], rule: str) -> Compared | None:
     datasets = [dataset for dataset in dict.fromkeys(group.dataset for group in groups) if dataset in chosen]
     whole = [label for label in labels(groups) if label in found and chosen <= set(found[label])]
     left_out = [f"{label}: not evaluated on all of these datasets" for label in found if label not in whole]
-    matrices: dict[str, dict[str, np.ndarray]] = {unit: {} for unit in UNITS}
+    matrices: dict[str, dict[str, np.ndarray]] = {unit: {} for unit in statistics.UNITS}
     for label in whole:
         seeds = sorted(set.intersection(*(set(found[label][dataset]) for dataset in datasets)))
         if seeds:

@@ -132,6 +132,12 @@ def episode_returns(run: RunRecord) -> list[float]:
     return each or [statistics[key] for key in ("min", "max") if key in statistics]
 
 
+def analyse_command(groups: Iterable[Group]) -> str:
+    """That makes the analyses of the first run which can have them."""
+    own = (run.logdir for group in groups for run in group.finished if not run.origin)
+    return f"python -m semopo_tf.analysis --logdir {next(own, 'LOGDIR')}"
+
+
 def _datasets(runs: Sequence[RunRecord]) -> dict[Any, Dataset]:
     """By logdir. Two datasets of one task and level are told apart by the names of their directories; imported runs do not say theirs."""
     known: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)

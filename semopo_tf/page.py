@@ -41,7 +41,7 @@ figure{margin:.8rem 0 1.2rem}figcaption{color:var(--soft);font-size:.88rem;max-w
 .strip{display:flex;max-width:62rem;overflow-x:auto}
 .strip .names{display:flex;flex-direction:column;flex:none;width:7.5rem;padding-right:.6rem}
 .strip .names span{flex:1;display:flex;align-items:center;justify-content:flex-end;text-align:right;font-size:.74rem;line-height:1.1}
-.strip .frame{flex:1 0 26rem;min-width:26rem}.strip img{width:100%;height:auto}
+.strip .frame{flex:1 0 17rem;min-width:17rem}.strip img{width:100%;height:auto}
 details{margin:.3rem 0}summary{cursor:pointer}
 @media(max-width:30rem){.parts small{display:block;margin:0;font-size:.85em}body{font-size:15px;padding:1rem .8rem 3rem}
 h1{font-size:1.5rem}.strip .names{width:5.2rem}th,td{padding:.3rem .5rem}

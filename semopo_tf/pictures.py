@@ -9,9 +9,8 @@ import imageio.v3 as imageio
 import numpy as np
 
 from semopo_tf.errors import DataError
-from semopo_tf.groups import Group, by_dataset
+from semopo_tf.groups import Group, analyse_command, by_dataset
 from semopo_tf.page import Part, caption_html, embedded
-from semopo_tf.plots import ANALYSE
 from semopo_tf.runs import RunRecord
 from semopo_tf.untrusted import read_whole
 
@@ -36,7 +35,7 @@ def frames_part(groups: Sequence[Group]) -> Part:
         if run:
             blocks.append(f"<div><h4>{html.escape(f'{group.dataset.label}, {group.label}, seed {run.seed}')}</h4>{_frames(run)}</div>")
     if not blocks:
-        return Part("Figure 3", title, missing="no finished run has analysis/uncertainty.json.", command=_command(groups))
+        return Part("Figure 3", title, missing="no finished run has analysis/uncertainty.json.", command=analyse_command(groups))
     caption = f"""Two groups of three frames of the dataset, under each the disagreement of the ensembles (mean of norms) about that frame: endo
 and exo of a separated model, joint of one with a single stream. {PRINTED} One seed and six frames each: examples, no statistics; Figures 2, 7 and
 8 have those."""
@@ -62,7 +61,7 @@ def reconstructions_part(groups: Sequence[Group]) -> Part:
             shown = f"{dataset.label}: frames {', '.join(str(place[-1]) for place in seen)} of their episodes"
             blocks.append(f"<h4>{html.escape(dataset.label)}</h4>{strip_html(names, np.concatenate(rows), shown)}")
     if not blocks:
-        return Part("Figure 5", title, missing="no finished run has analysis/reconstruction.json.", command=_command(groups))
+        return Part("Figure 5", title, missing="no finished run has analysis/reconstruction.json.", command=analyse_command(groups))
     caption = """Frames of the dataset after filtering up to them, and the unmasked mean of the endogenous (or joint) decoder; the first seed of
 each method. What is sharp in a reconstruction is known to the state, what is blurred or absent may still be: a picture measures nothing. All rows
 of a run lie in its analysis/reconstruction.png."""
@@ -93,10 +92,6 @@ def strip_html(names: Sequence[str], image: np.ndarray, shows: str) -> str:
 def _first(group: Group, name: str) -> RunRecord | None:
     """The first seed that has an analysis with its picture."""
     return next((run for run in group.finished if name in run.analyses and (run.logdir / "analysis" / f"{name}.png").exists()), None)
-
-
-def _command(groups: Sequence[Group]) -> str:
-    return next((f"{ANALYSE} {run.logdir}" for group in groups for run in group.finished if not run.origin), f"{ANALYSE} LOGDIR")
 
 
 def _frames(run: RunRecord) -> str:

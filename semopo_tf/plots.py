@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from semopo_tf.figures import Bar, Line, Style, bars, lines
-from semopo_tf.groups import Group, by_dataset, labels
+from semopo_tf.groups import Group, analyse_command, by_dataset, labels
 from semopo_tf.page import Panel, Part, figure_part
 from semopo_tf.runs import RunRecord, points
 from semopo_tf.tables import TIMES
@@ -21,7 +21,6 @@ CURVES = (
 )
 CURVES_TITLE = "Losses and returns during training"
 MEASURES = {"mean_norm": "mean of norms", "log_prob_variance": "variance of log-probabilities"}
-ANALYSE = "python -m semopo_tf.analysis --logdir"
 LEAST_POINTS = 2  # of a curve
 
 
@@ -80,7 +79,8 @@ def uncertainties(groups: Sequence[Group], style: Style) -> list[Part]:
     }
     if not measured:
         return [
-            Part(name, title, missing="no finished run has analysis/uncertainty.json.", command=_command(groups)) for name, title in titles.items()
+            Part(name, title, missing="no finished run has analysis/uncertainty.json.", command=analyse_command(groups))
+            for name, title in titles.items()
         ]
     about = f"""Mean and population standard deviation over random states of the dataset, those of several seeds pooled: bar and whisker.
 {counted(measured, _states)} Each model is measured by its own ensemble, in its own latent space: heights of different models compare only as far
@@ -119,7 +119,7 @@ def action_entropy(groups: Sequence[Group], style: Style) -> Part:
                 f"{dataset.label}: {group.label}, n = {len(runs)} seeds, epochs of {runs[0].analyses['entropy']['updates_per_epoch']} updates."
             )
     if not panels:
-        return Part("Figure 6", title, missing="no finished run has analysis/entropy.json.", command=_command(groups))
+        return Part("Figure 6", title, missing="no finished run has analysis/entropy.json.", command=analyse_command(groups))
     caption = f"""Differential entropy of the actions in the batches of each epoch: a histogram of every dimension on [-1, 1], summed over
 dimensions as if they were independent, which makes it an upper bound. Conservative sampling draws from a pool that grows; uniform from all
 episodes. {" ".join(drawn)} It depends on the dataset and its order, not on the model, and says nothing about returns."""
@@ -178,12 +178,6 @@ def _streams(group: Group) -> set[str]:
 
 def _states(group: Group) -> str:
     return f" {TIMES} {_measured(group)[0].analyses['uncertainty']['states']} states"
-
-
-def _command(groups: Sequence[Group]) -> str:
-    """That makes the analyses of a run which could have them."""
-    own = [run for group in groups for run in group.finished if not run.origin]
-    return f"{ANALYSE} {own[0].logdir}" if own else f"{ANALYSE} LOGDIR"
 
 
 Series = tuple[str, str, list[Group]]  # (label, stream, groups on several datasets)

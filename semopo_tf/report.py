@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from semopo_tf import aggregates, config, pictures, plots, score_tables
+from semopo_tf import aggregates, config, pictures, plots, published, score_tables, statistics
 from semopo_tf.cards import read_card
 from semopo_tf.errors import CommandParser, DataError, run_command
 from semopo_tf.figures import Style
@@ -24,7 +24,6 @@ from semopo_tf.probes import probe_part
 from semopo_tf.runs import reached, read_run
 from semopo_tf.tables import NOTHING, TIMES, Table
 
-RULES = ("definition", "paper_table1")
 BEHAVIOURS = {"iid": "uniform random actions", "expert": "analytic controller"}  # others by their name
 HOW = f"""Everything here is computed from the files that the runs left. A number with ± is the mean over seeds of each seed's mean return, and the
 population standard deviation over seeds; n counts seeds {TIMES} episodes of each. Only finished runs count, at their last evaluated update, in the
@@ -45,8 +44,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", nargs="*", type=Path, default=[], help="datasets with a card, whose mean returns stand beside those of the runs")
     parser.add_argument("--out", required=True, type=Path, help="folder of the page, index.html")
     parser.add_argument("--title", default="semopo_tf: report")
-    parser.add_argument("--unit", choices=aggregates.UNITS, default="seed", help="what counts as a run in aggregates; the other stands beside it")
-    parser.add_argument("--normalisation", choices=RULES, default="definition", help="the paper's rule, or the constants that give its Table 1")
+    parser.add_argument("--unit", choices=statistics.UNITS, default="seed", help="what counts as a run in aggregates; the other stands beside it")
+    parser.add_argument(
+        "--normalisation", choices=published.RULES, default="definition", help="the paper's rule, or the constants that give its Table 1"
+    )
     arguments = parser.parse_args(argv)
     places = {logdir.expanduser().resolve(): logdir.expanduser() for logdir in arguments.logdirs}
     runs = [read_run(logdir) for logdir in places.values()]
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     references = [read_reference(directory.expanduser()) for directory in arguments.data if directory.expanduser().resolve() not in used]
     groups, left_out = grouped(runs)
     style, rule = Style(labels(groups)), arguments.normalisation
-    units = sorted(aggregates.UNITS, key=lambda unit: unit != arguments.unit)
+    units = sorted(statistics.UNITS, key=lambda unit: unit != arguments.unit)
     sections = [
         runs_section(groups, left_out),
         Section("Learning curves", [plots.learning_curves(groups, style)]),
