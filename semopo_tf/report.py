@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from semopo_tf import aggregates, config, pictures, plots, published, score_tables, statistics
+from semopo_tf import aggregates, pictures, plots, published, score_tables, statistics
 from semopo_tf.cards import read_card
 from semopo_tf.errors import CommandParser, DataError, run_command
 from semopo_tf.figures import Style
@@ -21,7 +21,7 @@ from semopo_tf.files import FILES, write_whole
 from semopo_tf.groups import Group, grouped, labels
 from semopo_tf.page import Section, page, paragraphs, table_part
 from semopo_tf.probes import probe_part
-from semopo_tf.runs import reached, read_run
+from semopo_tf.runs import reached, read_run, usual_settings
 from semopo_tf.tables import NOTHING, TIMES, Table
 
 BEHAVIOURS = {"iid": "uniform random actions", "expert": "analytic controller"}  # others by their name
@@ -118,7 +118,7 @@ def _run_row(group: Group) -> list[str]:
 
 def settings(groups: Sequence[Group]) -> str:
     """What differs from the defaults, once for all seeds of a group."""
-    usual, found = config.defaults().flat(), []
+    usual, found = usual_settings(), []
     for group in groups:
         run = group.runs[0]
         own = [key for key in run.settings if key not in ("logdir", "offline_dir", "seed") and run.settings[key] != usual.get(key)]

@@ -4,11 +4,13 @@ ours        config.yaml, dataset_manifest.json, metrics.jsonl, timing.jsonl, sco
 imported    origin.json, metrics.jsonl, scores.jsonl, as python -m semopo_tf.originals writes them
 """
 
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from semopo_tf import config as configuration
@@ -148,9 +150,15 @@ def _level(card: Mapping[str, Any], directory: str) -> str:
     return named if isinstance(named, str) else directory if directory in LEVELS else card.get("policy", directory)
 
 
+@functools.cache
+def usual_settings() -> Mapping[str, Any]:
+    """The defaults by dotted key."""
+    return MappingProxyType(configuration.defaults().flat())
+
+
 def _settings(path: Path) -> dict[str, Any]:
     """By dotted key; a setting that the writer's version did not have is that of the defaults."""
-    found = configuration.defaults().flat() | configuration.flatten(configuration.read_yaml(path))
+    found = dict(usual_settings()) | configuration.flatten(configuration.read_yaml(path))
     for key, kind in SETTINGS.items():
         if wrong := unlike(found[key], kind, key):
             raise ConfigError(f"{path}: {wrong}; restore the file")
