@@ -54,7 +54,7 @@ has no interval, and with fewer than about four seeds it is too narrow."""
         "Estimate and interval. The optimality gap is how far scores stay below 1 on average: lower is better. With few tasks one of them decides."
     )
     parts = [table_part("Aggregates", TITLES["Aggregates"], table, caption), improvement_part(found, units), profile_part(found, units, style)]
-    return Section(title, parts, paragraphs(about, limits, " ".join(f"Left out: {each}." for each in found.left_out)))
+    return Section(title, parts, paragraphs(about, limits, *found.left_out))
 
 
 def improvement_part(found: Compared, units: Sequence[str]) -> Part:
@@ -100,7 +100,8 @@ def compared(groups: Sequence[Group], rule: str) -> Compared | None:
     chosen = max(sets, key=lambda wanted: len(wanted) * sum(wanted <= other for other in sets))
     datasets = [dataset for dataset in dict.fromkeys(group.dataset for group in groups) if dataset in chosen]
     whole = [label for label in labels(groups) if label in found and chosen <= set(found[label])]
-    left_out = [f"{label}: not evaluated on all of these datasets" for label in found if label not in whole]
+    partly = [label for label in found if label not in whole]
+    left_out = [f"Left out, since they were not evaluated on all of these datasets: {'; '.join(partly)}."] if partly else []
     matrices: dict[str, dict[str, np.ndarray]] = {unit: {} for unit in statistics.UNITS}
     for label in whole:
         seeds = sorted(set.intersection(*(set(found[label][dataset]) for dataset in datasets)))
@@ -110,7 +111,7 @@ def compared(groups: Sequence[Group], rule: str) -> Compared | None:
             episodes = min(len(each) for row in scores for each in row)
             matrices["episode"][label] = np.concatenate([np.stack([each[:episodes] for each in row], 1) for row in scores])
         else:
-            left_out.append(f"{label}: no seed that it was trained with on all of these datasets")
+            left_out.append(f"Left out, since it has no seed on all of these datasets: {label}.")
     return Compared(datasets, matrices, left_out) if matrices["seed"] else None
 
 

@@ -29,7 +29,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "lines.linewidth": 1.6,
 }
-AXIS_LETTERS = 50  # below a horizontal axis
+AXIS_LETTERS, SIDE_LETTERS = 50, 18  # of all names below an axis; of a line beside one
 LEGEND_LETTERS, LEGEND_ROW = 58, 0.18  # of a line of the legend; inches
 
 
@@ -61,7 +61,8 @@ class Style:
         return COLORS[self._number(label) % len(COLORS)]
 
     def dashes(self, label: str) -> str:
-        return DASHES[self._number(label) % len(DASHES)]
+        place = self._number(label)
+        return DASHES[(place + place // len(COLORS)) % len(DASHES)]
 
     def _number(self, label: str) -> int:
         return self._place.setdefault(label, len(self._place))
@@ -93,7 +94,9 @@ def lines(title: str, found: Sequence[Line], style: Style, *, x: str, y: str = "
         )
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, linewidth=0)
-    axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
+    axes.set(xlabel=x, ylabel=y)
+    if log:
+        _logarithmic(axes)
     _legend(figure, axes)
     return figure
 
@@ -121,16 +124,18 @@ def bars(title: str, found: Mapping[str, Mapping[str, Bar]], style: Style, *, y:
 @_drawn
 def pairs(title: str, found: Sequence[tuple[str, str, float, float, float]]) -> "Figure":
     """Bars from the lower to the upper limit with a mark at the estimate; X on the left, Y on the right. (X, Y, estimate, low, high) each."""
-    figure, axes = _panel(title, height=1.3 + 0.42 * len(found))
+    names = [[textwrap.fill(name, SIDE_LETTERS) for name in each[:2]] for each in found]
+    tallest = max(name.count("\n") for both in names for name in both)
+    figure, axes = _panel(title, height=1.1 + (0.38 + 0.13 * tallest) * len(found))
     places = np.arange(len(found))[::-1]
     for place, (_, _, estimate, low, high) in zip(places, found, strict=True):
         axes.barh(place, high - low, 0.55, left=low, color=COLORS[0], alpha=0.4)
         axes.plot([estimate] * 2, [place - 0.36, place + 0.36], color="black", linewidth=1.6)
     axes.axvline(0.5, color="black", linestyle="--", linewidth=0.9)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(found) - 0.4), xlabel="P(X > Y)", ylabel="X")
-    axes.set_yticks(places, [each[0] for each in found], fontsize=8)
+    axes.set_yticks(places, [x for x, _ in names], fontsize=8)
     right = axes.secondary_yaxis("right")
-    right.set_yticks(places, [each[1] for each in found], fontsize=8)
+    right.set_yticks(places, [y for _, y in names], fontsize=8)
     right.set_ylabel("Y")
     axes.grid(visible=False, axis="y")
     return figure
@@ -143,6 +148,15 @@ def _panel(title: str, height: float = SIZE[1]) -> tuple["Figure", "Axes"]:
     axes = figure.subplots()
     axes.set_title(title)
     return figure, axes
+
+
+def _logarithmic(axes: "Axes") -> None:
+    """With plain numbers, the powers of ten as such."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:

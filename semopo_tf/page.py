@@ -24,6 +24,7 @@ table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-num
 th,td{padding:.35rem .55rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;white-space:nowrap}
 th{font-weight:600;vertical-align:bottom;white-space:normal;line-height:1.2;border-bottom:1.5px solid var(--ink)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}th:nth-child(2),td:nth-child(2){text-align:left}
+td:nth-child(2){white-space:normal;min-width:6.5rem;max-width:19rem}
 tr.paper td{color:var(--soft);background:var(--faint);border-bottom-color:#b9c3ce}
 small{display:block;font-size:.78em;color:var(--soft)}
 .parts td,.parts th{white-space:normal;text-align:left}.parts td:first-child{white-space:nowrap;min-width:0;position:static}
@@ -42,7 +43,7 @@ figure{margin:.8rem 0 1.2rem}figcaption{color:var(--soft);font-size:.88rem;max-w
 .strip .names{display:flex;flex-direction:column;flex:none;width:7.5rem;padding-right:.6rem}
 .strip .names span{flex:1;display:flex;align-items:center;justify-content:flex-end;text-align:right;font-size:.74rem;line-height:1.1}
 .strip .frame{flex:1 0 17rem;min-width:17rem}.strip img{width:100%;height:auto}
-details{margin:.3rem 0}summary{cursor:pointer}
+details{margin:.2rem 0;break-inside:avoid;font-size:.92rem}.settings{columns:2 26rem;column-gap:2rem}summary{cursor:pointer}
 @media(max-width:30rem){.parts small{display:block;margin:0;font-size:.85em}body{font-size:15px;padding:1rem .8rem 3rem}
 h1{font-size:1.5rem}.strip .names{width:5.2rem}th,td{padding:.3rem .5rem}
 th:first-child,td:first-child{white-space:normal;min-width:6.5rem}}

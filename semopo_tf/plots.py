@@ -129,7 +129,7 @@ episodes. {" ".join(drawn)} It depends on the dataset and its order, not on the 
 def counted(groups: Iterable[Group], detail: Callable[[Group], str] = lambda group: "") -> str:
     """How many seeds stand behind each method, with the datasets where they differ."""
     found: dict[str, dict[str, list[str]]] = {}
-    for group in groups:
+    for group in (group for group in groups if group.finished):
         found.setdefault(group.label, {}).setdefault(f"{len(group.finished)}{detail(group)}", []).append(group.dataset.label)
     said = []
     for label, counts in found.items():

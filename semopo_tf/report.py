@@ -124,7 +124,7 @@ def settings(groups: Sequence[Group]) -> str:
         own = [key for key in run.settings if key not in ("logdir", "offline_dir", "seed") and run.settings[key] != usual.get(key)]
         text = "\n".join(f"{key}: {run.settings[key]}" for key in own) if run.settings else f"imported from {run.origin}: its settings are not known"
         found.append(f"<details><summary>{html.escape(f'{group.dataset.label}, {group.label}')}</summary><pre>{html.escape(text)}</pre></details>")
-    return "<h4>Settings that differ from the defaults</h4>" + "".join(found)
+    return f"<h4>Settings that differ from the defaults</h4><div class=settings>{''.join(found)}</div>"
 
 
 def _range(values: Sequence[int]) -> str:
