@@ -48,9 +48,9 @@ details{margin:.2rem 0;break-inside:avoid;font-size:.92rem}.settings{columns:2 2
 h1{font-size:1.5rem}.strip .names{width:5.2rem}th,td{padding:.3rem .5rem}
 th:first-child,td:first-child{white-space:normal;min-width:6.5rem}}
 @page{margin:14mm}
-@media print{body{max-width:none;padding:0;font-size:10pt}h2{break-before:page;border:0;margin-top:0}h2.first{break-before:auto}
+@media print{html{font-size:10pt}body{max-width:none;padding:0;font-size:1rem}h2{break-before:page;border:0;margin-top:0}h2.first{break-before:auto}
 h3,h4{break-after:avoid}figure,.panels img,tr,.strip,.frames div{break-inside:avoid}
-table{font-size:7.5pt}th,td{padding:.2rem .35rem;white-space:normal}
+table{font-size:7.5pt}th,td{padding:.2rem .3rem}td:first-child,.parts td{white-space:normal}
 .scroll,.strip{overflow:visible}.panels{grid-template-columns:1fr 1fr}.strip .frame{flex:1;min-width:0}nav{display:none}a{color:inherit}
 th:first-child,td:first-child{position:static}}
 """

@@ -15,7 +15,7 @@ from typing import Any
 
 from semopo_tf import aggregates, pictures, plots, published, score_tables, statistics
 from semopo_tf.cards import read_card
-from semopo_tf.errors import CommandParser, DataError, run_command
+from semopo_tf.errors import CommandParser, DataError, StorageError, run_command
 from semopo_tf.figures import Style
 from semopo_tf.files import FILES, write_whole
 from semopo_tf.groups import Group, grouped, labels
@@ -83,10 +83,17 @@ def read_reference(directory: Path) -> tuple[str, dict[str, Any]]:
 
 
 def write(out: Path, text: str, sections: Sequence[Section]) -> None:
-    """The page last, so that it never speaks of files that are not there."""
+    """The page last, so that it never speaks of files that are not there.
+
+    Raises:
+      StorageError: when the folder cannot be written.
+    """
     files = {name: data for section in sections for part in section.parts for name, data in part.files.items()}
     for folder in (out, *(out / name for name in sorted({name.split("/")[0] for name in files}))):
-        FILES.make_directory(folder)
+        try:
+            FILES.make_directory(folder)
+        except OSError as error:
+            raise StorageError(f"--out {folder}: cannot be made ({error.strerror}); free some space or choose another folder") from error
     for name, data in files.items():
         write_whole(out / name, data)
     write_whole(out / "index.html", text.encode())

@@ -17,7 +17,7 @@ import records
 
 from semopo_tf import aggregates, collect, groups, pictures, probe, published, report, runs, statistics, training
 from semopo_tf.cards import read_card
-from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.errors import ConfigError, DataError, StorageError
 from semopo_tf.run import read_records
 from semopo_tf.tables import TIMES, Table
 
@@ -297,6 +297,12 @@ def test_a_folder_that_is_no_run_and_data_without_a_card_are_refused(tmp_path):
     logdir = records.write_run(tmp_path / "run")
     with pytest.raises(DataError, match="expected a dataset with a complete card"):
         report.main([str(logdir), "--data", str(tmp_path), "--out", str(tmp_path / "page")])
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"--out .*file.* cannot be made"):
+        report.main([str(records.write_run(tmp_path / "run")), "--out", str(tmp_path / "file" / "page")])
 
 
 def test_minutes_leave_out_the_time_between_two_starts(tmp_path):
