@@ -148,13 +148,16 @@ class Branch:
     def uncertainties(self, deter: tf.Tensor, key: Key) -> dict[str, tf.Tensor]:
         """Every measure of `UNCERTAINTY` about the states that deter [N, D] predicts, [N] each.
 
-        The log-probabilities are those of a sample from the prior of one member, drawn for each row by itself.
+        The log-probabilities are those of a sample from the prior of one member, drawn for each row by itself. The members are evaluated
+        one after the other: in one stacked product identical members may differ in the last bit, and here they give exactly zero.
         """
-        rows = deter.shape[0]
-        member = self.rssm.draw_members(key, f"{self.name}_predicted_member", rows)
-        prior = tf.nest.map_structure(lambda x: x[0], self.rssm.prior(deter[None], member))
-        sample = self.rssm.dist.sample(prior, self.rssm.draw(key, f"{self.name}_predicted", (rows,)))
-        return {measure: self.uncertainty(Latent(deter, sample, prior), measure) for measure in UNCERTAINTY}
+        rows, rssm = deter.shape[0], self.rssm
+        each = [tf.nest.map_structure(lambda x: x[:, 0], rssm.prior(deter[:, None], tf.constant([member]))) for member in range(rssm.members)]
+        member = rssm.draw_members(key, f"{self.name}_predicted_member", rows)
+        drawn = tf.nest.map_structure(lambda *stats: tf.gather(tf.stack(stats, 1), member, batch_dims=1), *each)
+        sample = rssm.dist.sample(drawn, rssm.draw(key, f"{self.name}_predicted", (rows,)))
+        subjects = {"centre": [rssm.dist.centre(stats) for stats in each], "log_prob": [rssm.dist.log_prob(stats, sample) for stats in each]}
+        return {measure: function(tf.stack(subjects[subject])) for measure, (subject, function) in UNCERTAINTY.items()}
 
 
 class WorldModel:

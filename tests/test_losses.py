@@ -186,9 +186,9 @@ def test_spread_of_log_probabilities_divides_by_the_number_of_members():
 @modes
 @pytest.mark.parametrize("members", [1, 7])
 @pytest.mark.parametrize("name", [*BY_CENTRE, *BY_LOG_PROB])
-def test_identical_members_have_no_penalty_and_a_finite_gradient(mode, members, name, rng):
+def test_identical_members_have_no_penalty_and_no_gradient(mode, members, name, rng):
     shape = (5, 12) if name in BY_CENTRE else (5,)
-    same = np.broadcast_to(np.round(rng.normal(size=shape) * 8) / 8, (members, *shape))  # sums of eighths are exact
+    same = np.broadcast_to(rng.normal(size=shape), (members, *shape))
 
     def value_and_gradient(x):
         with tf.GradientTape() as tape:
@@ -197,11 +197,8 @@ def test_identical_members_have_no_penalty_and_a_finite_gradient(mode, members, 
         return value, tape.gradient(value, x)
 
     value, gradient = tiny.run(mode, value_and_gradient, same)
-    np.testing.assert_allclose(value, np.zeros(5), atol=1e-6)
-    assert np.isfinite(gradient).all()
-    if members == 1:
-        np.testing.assert_array_equal(value, np.zeros(5))
-        np.testing.assert_array_equal(gradient, np.zeros(same.shape))
+    np.testing.assert_array_equal(value, np.zeros(5))
+    np.testing.assert_array_equal(gradient, np.zeros(same.shape))
 
 
 @pytest.mark.parametrize("name", [*BY_CENTRE, *BY_LOG_PROB])

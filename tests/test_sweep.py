@@ -75,6 +75,30 @@ def test_the_pages_flags_are_every_runs_and_a_flag_may_name_a_value_of_the_grid(
     assert train[1:4] == ("--eval.every", "7", "--configs")
 
 
+def test_a_row_goes_on_with_the_first_command_that_has_not_left_its_files(tmp_path):
+    found = sweep.read_sweep(write(tmp_path, PAGE.replace("probe: true", "probe: true\n    analyses: true")))
+    row = found["rows"][0]
+    (row.logdir / "analysis").mkdir(parents=True)
+
+    def after(*files):
+        for name in files:
+            (row.logdir / name).touch()
+        return [command.words[0] for command in row.left]
+
+    assert after() == ["training", "probe", "analysis"]
+    assert after("DONE", "analysis/uncertainty.json") == ["probe", "analysis"] and not row.done
+    assert after("analysis/probe.json") == ["analysis"]
+    assert after("analysis/reconstruction.json", "analysis/entropy.json") == [] and row.done
+    assert row.commands[2].words[1:] == ("--logdir", str(row.logdir))
+
+
+@pytest.mark.full
+def test_a_sweep_runs_the_analyses(tmp_path):
+    path = write(tmp_path, PAGE.replace("probe: true", "analyses: true").replace("[1, 2]", "[1]"))
+    assert sweep.main(["--file", str(path)]) == 0
+    assert len(list((tmp_path / "out/semopo/seed=1/analysis").iterdir())) == 5  # three records, two pictures
+
+
 def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
     spare = "  spare: [--task, exbmdp_point, --policy, expert, --episodes, 1]\nruns:"
     path, out = write(tmp_path, PAGE.replace("runs:", spare)), tmp_path / "out"
