@@ -43,7 +43,7 @@ def read_run_data(logdir: Path) -> dict[str, Any]:
     path, remedy = logdir / "dataset_manifest.json", "restore the file or train again"
     found = _read(path, RUN_DATA, remedy)
     lacking = [key for key in (*RUN_DATA, "card") if key not in found]
-    wrong = f"missing {', '.join(lacking)}" if lacking else found["card"] is not None and _unlike(found["card"], CARD, ".card")
+    wrong = f"missing {', '.join(lacking)}" if lacking else found["card"] is not None and unlike(found["card"], CARD, ".card")
     if wrong:
         raise DataError(f"{path}: {wrong}; {remedy}")
     return found
@@ -56,13 +56,13 @@ def _read(path: Path, pattern: dict[str, Any], remedy: str) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:
         raise DataError(f"{path}: expected a JSON object ({str(error)[:100]}); {remedy}") from error
-    wrong = _unlike(found, pattern, "")
+    wrong = unlike(found, pattern)
     if wrong:
         raise DataError(f"{path}: {wrong}; {remedy}")
     return found
 
 
-def _unlike(value: Any, pattern: Any, where: str) -> str:
+def unlike(value: Any, pattern: Any, where: str = "") -> str:
     """Where a JSON value is not as `pattern` says, in words; empty if it is. Entries that the pattern does not name are free."""
     kind = type(pattern) if isinstance(pattern, dict | list) else pattern
     fits = isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
@@ -75,4 +75,4 @@ def _unlike(value: Any, pattern: Any, where: str) -> str:
         parts = ((item, pattern[0], f"{where}.{place}") for place, item in enumerate(value))
     else:
         return ""
-    return next((wrong for part in parts if (wrong := _unlike(*part))), "")
+    return next((wrong for part in parts if (wrong := unlike(*part))), "")

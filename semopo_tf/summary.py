@@ -22,7 +22,7 @@ from scipy import stats
 from semopo_tf.cards import read_card
 from semopo_tf.errors import CommandParser, ConfigError, run_command
 from semopo_tf.files import write_whole
-from semopo_tf.report import Finished, read_run
+from semopo_tf.runs import RunRecord, read_run
 from semopo_tf.sweep import Row, read_sweep
 
 CONFIDENCE = 0.95
@@ -34,7 +34,7 @@ class Group(NamedTuple):
     """A run of the sweep's page with one combination of its grid: all seeds of it that are done."""
 
     name: str
-    runs: list[Finished]
+    runs: list[RunRecord]
     seeds: int  # of the sweep, done or not
     data: Path
 
@@ -96,13 +96,13 @@ def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, 
     return float(np.mean(first) - np.mean(second)), float((high - low) / 2)
 
 
-def mean_return(run: Finished) -> float:
-    return float(np.mean(run.scores))
+def mean_return(run: RunRecord) -> float:
+    return float(np.mean(run.returns()))
 
 
-def _probed(*path: str) -> Callable[[Finished], float | None]:
-    def read(run: Finished) -> float | None:
-        found: Any = run.probe
+def _probed(*path: str) -> Callable[[RunRecord], float | None]:
+    def read(run: RunRecord) -> float | None:
+        found: Any = run.analyses.get("probe")
         for key in path:
             found = found.get(key) if isinstance(found, Mapping) else None
         return found
@@ -110,11 +110,11 @@ def _probed(*path: str) -> Callable[[Finished], float | None]:
     return read
 
 
-def _policy_stream(run: Finished) -> str:
-    return "endo" if run.config.model.kind == "separated" else "joint"
+def _policy_stream(run: RunRecord) -> str:
+    return "endo" if run.settings["model.kind"] == "separated" else "joint"
 
 
-COLUMNS: dict[str, tuple[str, Callable[[Finished], float | None]]] = {
+COLUMNS: dict[str, tuple[str, Callable[[RunRecord], float | None]]] = {
     # heading: (format, figure of a run, or None where it has none)
     "position": (".2f", lambda run: _probed("r2", _policy_stream(run), "position")(run)),
     "+15 steps": (".2f", lambda run: _probed("open_loop", _policy_stream(run), "position", "15")(run)),
@@ -153,7 +153,7 @@ def markdown(found: Sequence[Group]) -> str:
     return table + "\n\n" + " ".join([*notes, *(_data(place) for place in dict.fromkeys(group.data for group in found))])
 
 
-def _known(read: Callable[[Finished], float | None], runs: Sequence[Finished]) -> list[float]:
+def _known(read: Callable[[RunRecord], float | None], runs: Sequence[RunRecord]) -> list[float]:
     return [value for run in runs if (value := read(run)) is not None]
 
 

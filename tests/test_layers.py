@@ -31,9 +31,9 @@ TABLE = {
     "acting": {2: ["driving", "rendering", "rollout", "exbmdp"], 3: ["simulation", "videos"], 4: ["envs"], 5: ["scoring"]},
     "running": {1: ["alarms"], 2: ["config", "run", "checkpoints", "stopping"]},
     "entry": {
-        6: ["wiring", "collect", "data", "doctor", "checkpoint", "dump", "published", "originals"],
-        7: ["trainer", "bench", "replay_dump"],
-        8: ["training", "evaluation"],
+        6: ["wiring", "collect", "data", "doctor", "checkpoint", "dump", "published", "originals", "runs", "tables", "figures"],
+        7: ["trainer", "bench", "replay_dump", "groups", "page"],
+        8: ["training", "evaluation", "score_tables", "aggregates", "plots", "pictures", "probes"],
         9: ["probe", "analysis", "export", "report", "__init__"],
         10: ["sweep"],
         11: ["summary"],
