@@ -57,7 +57,8 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Any:
     The paper's Figure 4. That of X over Y and that of Y over X sum to 1.
     """
     levels, ranks = np.unique(np.concatenate([x.ravel(), y.ravel()]), return_inverse=True)
-    ours, theirs = (np.swapaxes(part, -1, -2) for part in (ranks[: x.size].reshape(x.shape), ranks[x.size :].reshape(y.shape)))  # [..., M, N or L]
+    ours: np.ndarray = np.swapaxes(ranks[: x.size].reshape(x.shape), -1, -2)  # [..., M, N]
+    theirs: np.ndarray = np.swapaxes(ranks[x.size :].reshape(y.shape), -1, -2)  # [..., M, L]
     count = theirs.shape[-1]
     # Each column gets a range of numbers of its own, so that one sorted list serves them all.
     column = np.arange(theirs.size // count).reshape(theirs.shape[:-1])[..., None]
