@@ -103,14 +103,15 @@ def lines(title: str, found: Sequence[Line], style: Style, *, x: str, y: str = "
 
 @_drawn
 def bars(title: str, found: Mapping[str, Mapping[str, Bar]], style: Style, *, y: str) -> "Figure":
-    """found: series -> place on the x axis -> bar; a place that a series does not have stays free."""
+    """found: series -> place on the x axis -> bar; a place that a series does not have stays free. No value is negative; whiskers end at 0."""
     figure, axes = _panel(title)
     places = list(dict.fromkeys(place for series in found.values() for place in series))
     width = 0.8 / len(found)
     for number, (label, series) in enumerate(found.items()):
         x = [places.index(place) + (number - (len(found) - 1) / 2) * width for place in series]
         heights, stds = [bar.value for bar in series.values()], [bar.std for bar in series.values()]
-        axes.bar(x, heights, width * 0.92, yerr=stds, color=style.color(label), label=label, capsize=2, error_kw={"linewidth": 0.9})
+        whiskers = [[min(pair) for pair in zip(heights, stds, strict=True)], stds]
+        axes.bar(x, heights, width * 0.92, yerr=whiskers, color=style.color(label), label=label, capsize=2, error_kw={"linewidth": 0.9})
     names = [place.replace(" ", "\n", 1) for place in places]
     turned = len(places) * max(len(line) for name in names for line in name.split("\n")) > AXIS_LETTERS
     axes.set_xticks(range(len(places)), names, rotation=25 if turned else 0, ha="right" if turned else "center", fontsize=8)

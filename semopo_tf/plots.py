@@ -82,8 +82,8 @@ def uncertainties(groups: Sequence[Group], style: Style) -> list[Part]:
             Part(name, title, missing="no finished run has analysis/uncertainty.json.", command=analyse_command(groups))
             for name, title in titles.items()
         ]
-    about = f"""Mean and population standard deviation over random states of the dataset, those of several seeds pooled: bar and whisker.
-{counted(measured, _states)} Each model is measured by its own ensemble, in its own latent space: heights of different models compare only as far
+    about = f"""Mean and population standard deviation over random states of the dataset, those of several seeds pooled: bar and whisker, which ends at 0,
+as no measure is negative. {counted(measured, _states)} Each model is measured by its own ensemble, in its own latent space: heights of different models compare only as far
 as their spaces do. """
     acting, separated = _acting(measured), [group for group in measured if "exo" in _streams(group)]
     first = [_bars("figure2", "mean_norm", acting, style)]
@@ -96,7 +96,7 @@ as their spaces do. """
         return [*parts, Part("Figure 8", titles["Figure 8"], missing="no separated model is among the runs with analysis/uncertainty.json.")]
     panels = []
     for label in labels(separated):
-        series = [(f"{stream}ogenous", stream, [group for group in separated if group.label == label]) for stream in ("endo", "exo")]
+        series = [(f"{stream}genous", stream, [group for group in separated if group.label == label]) for stream in ("endo", "exo")]
         panels += [_bars(f"figure8 {label}", measure, series, style, f"{label}: ") for measure in MEASURES]
     said = """An exogenous bar above the endogenous one says that the ensemble agrees less about what no action reaches; it does not say that the
     streams are separated rightly."""
