@@ -82,9 +82,9 @@ def uncertainties(groups: Sequence[Group], style: Style) -> list[Part]:
             Part(name, title, missing="no finished run has analysis/uncertainty.json.", command=analyse_command(groups))
             for name, title in titles.items()
         ]
-    about = f"""Mean and population standard deviation over random states of the dataset, those of several seeds pooled: bar and whisker, which ends at 0,
-as no measure is negative. {counted(measured, _states)} Each model is measured by its own ensemble, in its own latent space: heights of different models compare only as far
-as their spaces do. """
+    about = f"""Mean and population standard deviation over random states of the dataset, those of several seeds pooled: bar and whisker, which
+ends at 0, as no measure is negative. {counted(measured, _states)} Each model is measured by its own ensemble, in its own latent space: heights of
+different models compare only as far as their spaces do. """
     acting, separated = _acting(measured), [group for group in measured if "exo" in _streams(group)]
     first = [_bars("figure2", "mean_norm", acting, style)]
     both = [_bars("figure7", measure, acting, style) for measure in MEASURES]
