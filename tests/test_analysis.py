@@ -32,8 +32,9 @@ def data(tmp_path_factory):
 
 def trained(data, logdir, *names, **flags):
     """A run of few updates at the tiny sizes."""
-    more = [word for key, value in flags.items() for word in (f"--{key.replace('__', '.')}", str(value))]
-    words = ["--configs", *names, "walker_walk", "debug", *TINY, *QUIET, "--offline_dir", str(data), "--logdir", str(logdir), *more]
+    given = {key.replace("__", "."): str(value) for key, value in flags.items()}
+    sizes = [word for key, value in (tiny.SIZES | given).items() for word in (f"--{key}", value)]
+    words = ["--configs", *names, "walker_walk", "debug", *sizes, *QUIET, "--offline_dir", str(data), "--logdir", str(logdir)]
     assert training.main(words) == 0
     return logdir
 
@@ -268,3 +269,47 @@ def test_entropy_by_hand(rng):
     narrow = rng.uniform(-0.5, 0.5, (100_000, 1))
     assert analysis.action_entropy(narrow) == pytest.approx(0.0, abs=1e-2)  # ln 1
     assert analysis.action_entropy(np.array([[1.0 + 1e-6], [1.0]])) == analysis.action_entropy(np.ones((2, 1)))
+
+
+# ------------------------------------------------------------------------------------------------ a distractor of pure noise
+
+
+def noisy_episode(number, records=40):
+    """A red disc that the actions push, in front of a wall whose grey level is drawn anew for every frame."""
+    rng = np.random.default_rng(number)
+    action = rng.uniform(-1, 1, (records, 2)).astype(np.float32)
+    action[0] = 0
+    place = np.empty((records, 2))
+    place[0] = rng.uniform(1, SIZE - 2, 2)
+    for t in range(1, records):
+        place[t] = np.clip(place[t - 1] + 2 * action[t], 0, SIZE - 1)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    share = 1 / (1 + np.exp(4 * (np.hypot(x - place[:, :1, None], y - place[:, 1:, None]) - 2)))[..., None]
+    image = (1 - share) * rng.uniform(0, 1, (records, 1, 1, 1)) + share * [0.95, 0.2, 0.1]
+    steps, zeros = np.arange(records), np.zeros(records, np.float32)
+    return Episode((255 * image).astype(np.uint8), action, zeros, zeros + 1, steps == 0, steps == records - 1, zeros > 0)
+
+
+NOISE = {
+    **{"sampling": "uniform", "encoder__depth": 8, "decoder__depth": 8, "model__image_scale": 20, "batch__size": 8, "log_every": 100},
+    **{"rssm__deter": 32, "rssm__stoch": 8, "rssm__hidden": 32, "rssm__ensemble": 5, "rssm__ensemble_hidden": 32, "save_every": 10_000},
+}
+
+
+@pytest.mark.parametrize(
+    ("flags", "factor"),
+    [
+        ({"steps__model": 500, "model_opt__lr": 0.003, "batch__length": 6}, 1.0),
+        pytest.param({"steps__model": 1800, "model_opt__lr": 0.001, "batch__length": 10}, 1.5, marks=pytest.mark.full),
+    ],
+    ids=["short", "long"],
+)
+def test_a_distractor_of_pure_noise_makes_the_exogenous_members_disagree_more(tmp_path, flags, factor):
+    (tmp_path / "data").mkdir()
+    for number in range(30):
+        synthetic.write_episode(tmp_path / "data" / f"{number:03d}.npz", noisy_episode(number))
+    logdir = trained(tmp_path / "data", tmp_path / "run", "semopo", **NOISE | flags)
+    assert analysis.main(["--logdir", str(logdir), "--only", "uncertainty", "--states", "400"]) == 0
+    for measure in ("mean_norm", "sum_squares"):
+        found = stored(logdir, "uncertainty")["measures"][measure]
+        assert found["exo"]["mean"] > factor * found["endo"]["mean"]
