@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from semopo_tf.actor_critic import ActorCritic
+from semopo_tf.adversary import Adversary
 from semopo_tf.engine import Jit, compiled
 from semopo_tf.imagination import imagine
 from semopo_tf.nets import compute_type
@@ -27,8 +28,9 @@ class Agent:
     """World model, actor-critic and their optimisers.
 
     Args:
-      model_opt: arguments of `Optimizer` for the world model.
+      model_opt: arguments of `Optimizer` for the world model, and for the adversary if it has one.
       split_optimizers: one optimiser a branch instead of one for all.
+      adversary_updates: steps of the adversary before each model update.
       penalty_weight: lambda of Eq. 2.
       steps: updates of the stages `model` and `policy`.
       precision: `mixed_float16` brings a loss scale; the half type itself is the networks' business.
@@ -41,6 +43,7 @@ class Agent:
         *,
         model_opt: Mapping[str, float],
         split_optimizers: bool,
+        adversary_updates: int,
         horizon: int,
         discount: float,
         penalty_weight: float,
@@ -50,6 +53,10 @@ class Agent:
         self.world_model, self.actor_critic = world_model, actor_critic
         self._horizon, self._discount, self._penalty_weight = horizon, discount, penalty_weight
         self._model_opts = [Optimizer(name, group, **model_opt) for name, group in world_model.groups(split_optimizers).items()]
+        self._adversary = None
+        if world_model.adversary:
+            head = world_model.adversary
+            self._adversary = Adversary(head, world_model.adversary_loss, Optimizer("exo_reward", head, **model_opt), adversary_updates)
         self._table_type = compute_type(precision)
         self._loss_scale = LossScale("model_scale") if precision == "mixed_float16" else None
         self.stages = (
@@ -59,13 +66,20 @@ class Agent:
 
     def update_model(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
         """One world-model update: one forward, one backward for all optimisers, one step of each (facts of the gradient table)."""
+        before = self._adversary.read() if self._adversary else []
         losses, gradients = self._model_gradients(batch, key)
-        return losses.metrics | step_if_finite(self._model_opts, gradients, [losses.total], self._loss_scale)
+        metrics = losses.metrics | step_if_finite(self._model_opts, gradients, [losses.total], self._loss_scale)
+        if self._adversary:
+            self._adversary.restore(before, metrics["finite"] < 1)
+        return metrics
 
     def gradients(self, phase: str, batch: Batch, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """Losses and other metrics of a phase's update, and its gradients by variable, scaled where there is a loss scale. Changes nothing."""
         if phase == "model":
+            before = self._adversary.read() if self._adversary else []
             losses, gradients = self._model_gradients(batch, key)
+            if self._adversary:
+                self._adversary.restore(before, tf.constant(True))
             return losses.metrics, {f"model/{name}": gradient for name, gradient in gradients.items()}
         metrics, gradients = self.actor_critic.gradients(self._rollouts(batch, key))
         return metrics, {f"policy/{name}": gradient for name, gradient in gradients.items()}
@@ -74,7 +88,7 @@ class Agent:
         trained = self.world_model.trained
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(trained.values()))
-            losses = self.world_model.losses(batch, key)
+            losses = self.world_model.losses(batch, key, self._adversary.fit if self._adversary else None)
             scaled = losses.total * self._loss_scale.scale if self._loss_scale else losses.total
         return losses, gradients_of(scaled, trained, tape)
 
@@ -121,7 +135,9 @@ class Agent:
 
     def variables(self) -> dict[str, tf.Variable]:
         """Everything a checkpoint must hold, by stable name: `model/...`, `model_opt/...`, `policy/...`."""
-        found = {f"model/{name}": variable for name, variable in self.world_model.trained.items()}
+        found = {f"model/{name}": variable for name, variable in (self.world_model.trained | self.world_model.adversary).items()}
+        if self._adversary:
+            found |= {f"model_opt/{name}": variable for name, variable in self._adversary.state().items()}
         for optimizer in self._model_opts:
             found |= {f"model_opt/{name}": variable for name, variable in optimizer.state().items()}
         if self._loss_scale:
@@ -159,7 +175,7 @@ def build(
       jit: what will be compiled; the numbers do not depend on it beyond rounding.
 
     Raises:
-      ValueError: when the kernels do not fit the image.
+      ValueError: when the kernels do not fit the image, or a joint model is asked for what needs two streams.
     """
     convolutional = {"precision": precision, "products": jit.products}
     shared = {"seed": seed, "reward_head": {**reward_head, "precision": precision}, "kl": kl, "measure": penalty["measure"], "remat": remat}
@@ -167,6 +183,9 @@ def build(
     shared |= {key: model[key] for key in ("reward_gradient", "image_scale")}
     if model["kind"] == "separated":
         shared |= {"exo_action": model["exo_action"], "exo_weight": model["exo_only"] ** model["exo_only_power"], "exo_stoch": model["exo_stoch"]}
+        shared["drp_scale"] = model["drp_scale"] if model["drp"] else 0.0
+    elif model["drp"]:
+        raise ValueError("--model.drp True: expected model.kind separated, received joint; a joint model has no exogenous stream")
     world_model = WORLD_MODELS[model["kind"]](
         image_size=image_size,
         action_size=action_size,
@@ -191,6 +210,7 @@ def build(
         behaviour,
         model_opt=model_opt,
         split_optimizers=model["split_optimizers"],
+        adversary_updates=model["drp_updates"],
         penalty_weight=penalty["weight"],
         steps=steps,
         precision=precision,

@@ -153,8 +153,17 @@ def model_update_flops(config: Config, *, image_size: int, action_size: int) -> 
     inner = sum(work(layers) for stream in streams(config, action_size) for layers in recurrent(*stream, embed).values())
     reward = mlp(config["reward_head"], feature_size(config["rssm"]), 1)
     heads = 3 * work(reward) - (0 if config["model"]["reward_gradient"] else reward[0].multiplications)
+    if adversary := adversary_head(config):  # its own steps, then a frozen pass whose gradient goes to its input
+        heads += config["model"]["drp_updates"] * (3 * work(adversary) - adversary[0].multiplications) + 2 * work(adversary)
     count = 2 * frames
     return Flops(count * encoders * len(streams(config, action_size)), count * 3 * pixels, count * 3 * inner, count * heads)
+
+
+def adversary_head(config: Config) -> list[Layer]:
+    """The reward head of dissociated reward prediction, if there is one."""
+    if config["model"]["kind"] == "joint" or not config["model"]["drp"] or not config["model"]["drp_scale"]:
+        return []
+    return mlp(config["reward_head"], feature_size(streams(config, 0)[1].rssm), 1)
 
 
 def policy_update_flops(config: Config, *, action_size: int) -> Flops:
@@ -171,7 +180,7 @@ def policy_update_flops(config: Config, *, action_size: int) -> Flops:
 
 
 def parameters(config: Config, *, image_size: int, action_size: int) -> int:
-    """Trained numbers of the world model."""
+    """Trained numbers of the world model, its adversary among them."""
     return sum(_parameters(config, image_size, action_size).values())
 
 
@@ -185,6 +194,7 @@ def _parameters(config: Config, image_size: int, action_size: int) -> dict[str, 
     shared = [*decoders(config)[:2], mask(config, image_size)]
     found["joint"] = sum(layer.parameters for layers in shared for layer in layers)
     found["exo_only"] = sum(layer.parameters for layers in decoders(config)[2:] for layer in layers)
+    found["adversary"] = sum(layer.parameters for layer in adversary_head(config))
     return found | {"reward": sum(layer.parameters for layer in mlp(config["reward_head"], feature_size(config["rssm"]), 1))}
 
 

@@ -55,13 +55,14 @@ def read_rows(path: Path, data: bytes) -> tuple[list[Row], list[str]]:
       DataError: for a line that is no row.
     """
     rows, notes, dropped = [], [], collections.Counter[str]()
-    *lines, rest = data.split(b"\n")
-    if rest:
-        notes.append("the last line is not whole and is left out")
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
     for line, text in enumerate(lines, 1):
         try:
             found = parse_json(text, constant=float)
         except ValueError as error:
+            if line == len(lines) and not data.endswith(b"\n"):
+                notes.append("the last line is not whole and is left out")
+                break
             raise DataError(f"{path}: line {line}: expected a JSON object ({str(error)[:60]}); remove the line") from error
         row = _row(path, line, found)
         dropped.update(row.names - set(row.values))
@@ -116,15 +117,15 @@ def place(path: Path, rows: Sequence[Row], format: str) -> list[Placed]:
     """
     if format in ONLINE:
         return [Placed("policy", row.step, row) for row in rows]
-    placed, newest = [], {"model": 0, "policy": 0}
+    placed, newest = [], {"model": -1, "policy": -1}
     for row, phase in zip(rows, _phases(path, rows), strict=True):
         if not row.evaluation:
-            late = phase == "model" and newest["policy"]
+            late = phase == "model" and newest["policy"] >= 0
             if late or row.step <= newest[phase]:
                 before = f"policy step {newest['policy']}" if late else f"step {newest[phase]}"
                 raise DataError(f"{path}: line {row.line}: {phase} step {row.step} after {before}: two runs in one file; keep the lines of one")
             newest[phase] = row.step
-        placed.append(Placed(phase, newest["model"] if phase == "model" else row.step, row))
+        placed.append(Placed(phase, max(newest["model"], 0) if phase == "model" else row.step, row))
     return placed
 
 

@@ -17,7 +17,7 @@ from semopo_tf.files import FILES, temporary_sibling, write_aside
 from semopo_tf.foreign import EVALUATED, FORMATS, LOSSES, ONLINE, Placed, Row, check_format, place, read_rows
 from semopo_tf.untrusted import read_whole
 
-MAX_BYTES = 1 << 28
+MAX_BYTES = 1 << 25  # of one file; a full run of DreamerV2 writes a few megabytes
 # What the originals call quantities that have a name here; all others keep theirs.
 BEHAVIOUR = {"reward_mean": "imagined_reward", "critic_target": "target"}
 JOINT = {"kl_loss": "joint_kl_loss", "model_kl": "joint_kl", "prior_ent": "joint_prior_ent", "post_ent": "joint_post_ent"}
@@ -97,7 +97,9 @@ def convert(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, bytes], list
     notes += more
     shared = {"method": said["method"], "task": said["task"], "run_seed": said["seed"]}
     scores = [shared | row for condition, episodes in conditions.items() for row in score_rows(*condition, episodes)]
-    metrics = [metric_row(each, NAMES[said["format"]]) for each in trained] + [evaluation_row(*each, found) for each, found in conditions.items()]
+    metrics = [metric_row(each, NAMES[said["format"]]) for each in trained if each.row.values] + [
+        evaluation_row(*each, found) for each, found in conditions.items()
+    ]
     metrics.sort(key=lambda row: (("model", "policy").index(row["phase"]), row["step"]))
     axis = "steps of the simulator (decisions times action repeat)" if said["format"] in ONLINE else "updates in the phase"
     origin = {**said, "file": str(path), "sha256": hashlib.sha256(data).hexdigest(), "axis": axis, "notes": notes}
@@ -117,7 +119,7 @@ def sort_out(placed: Sequence[Placed]) -> tuple[list[Placed], Conditions, list[s
     for each in episodes:
         if each.row.evaluation in each.row.values:
             conditions[each.phase, each.step].append(each.row)
-    last = max((each.step for each in trained if "actor_loss" in each.row.names), default=0)
+    last = max((each.step for each in trained if "actor_loss" in each.row.names), default=-1)
     newest = max((step for phase, step in conditions if phase == "policy"), default=-1)
     if newest < last:
         notes.append(f"the policy of the last step, {last}, was not evaluated; the newest evaluation is {'none' if newest < 0 else f'at {newest}'}")
@@ -126,7 +128,8 @@ def sort_out(placed: Sequence[Placed]) -> tuple[list[Placed], Conditions, list[s
 
 def metric_row(each: Placed, names: Mapping[str, str]) -> dict[str, Any]:
     """A row of metrics.jsonl under our names."""
-    return {"phase": each.phase, "step": each.step} | {names.get(name, name): value for name, value in each.row.values.items()}
+    condition = {"phase": each.phase, "step": each.step}
+    return condition | {names.get(name, name): value for name, value in each.row.values.items()} | condition
 
 
 def evaluation_row(phase: str, step: int, episodes: Sequence[Row]) -> dict[str, Any]:

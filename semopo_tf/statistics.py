@@ -54,13 +54,14 @@ def optimality_gap(x: np.ndarray, threshold: float = 1.0) -> Any:
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Any:
     """Mean over tasks of P(X > Y) + P(X = Y) / 2 for a run of each (Mann-Whitney's U / (N L)): x [..., N, M], y [..., L, M] -> [...].
 
-    With it goes the paper's Figure 4. P(X over Y) + P(Y over X) = 1.
+    The paper's Figure 4. That of X over Y and that of Y over X sum to 1.
     """
     levels, ranks = np.unique(np.concatenate([x.ravel(), y.ravel()]), return_inverse=True)
-    ours, theirs = (np.swapaxes(part, -1, -2) for part in (ranks[: x.size].reshape(x.shape), ranks[x.size :].reshape(y.shape)))  # [..., M, N or L]
+    ours: np.ndarray = np.swapaxes(ranks[: x.size].reshape(x.shape), -1, -2)  # [..., M, N]
+    theirs: np.ndarray = np.swapaxes(ranks[x.size :].reshape(y.shape), -1, -2)  # [..., M, L]
     count = theirs.shape[-1]
     # Each column gets a range of numbers of its own, so that one sorted list serves them all.
-    column = np.arange(theirs.size // count).reshape(*theirs.shape[:-1], 1)
+    column = np.arange(theirs.size // count).reshape(theirs.shape[:-1])[..., None]
     ordered = np.sort(theirs + column * len(levels), -1).ravel()
     sought = ours + column * len(levels)
     below, not_above = (np.searchsorted(ordered, sought, side) - column * count for side in ("left", "right"))

@@ -13,6 +13,9 @@ Who learns from what (`reward_gradient: False`):
     both mask decoders, mask        joint image
     exogenous-only decoder          exogenous-only image
     reward head                     reward
+
+With dissociated reward prediction a second reward head reads the exogenous features; it is no part of `trained` and learns apart
+(`adversary.py`), and the exogenous encoder and RSSM learn to make its prediction bad.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -170,6 +173,7 @@ class WorldModel:
         self._reward_gradient, self._measure, self._image_scale = reward_gradient, measure, image_scale
         self._remat, self._infer = remat, compile_part(self.infer)
         self._image_terms = {"image": image_scale}  # weight of each loss that `image_losses` returns, in its order
+        self.adversary: dict[str, tf.Variable] = {}  # of a head that `trained` does not hold
 
     def _finish(self, image_size: int, decoder: Mapping[str, Any]) -> None:
         """Name and initialise all variables once the sub-class has made its layers."""
@@ -189,8 +193,11 @@ class WorldModel:
         """Optimiser name -> the variables it steps."""
         return {"model": self.trained}
 
-    def losses(self, batch: Batch, key: Key) -> Losses:
+    def losses(self, batch: Batch, key: Key, before_adversary: Callable[[tf.Tensor, tf.Tensor], None] | None = None) -> Losses:
         """Weighted total, metrics and posterior states of a batch; trains nothing.
+
+        Args:
+          before_adversary: called with the exogenous features and the reward, where there is an adversary, before its loss is taken.
 
         images --encoders--> evidence --infer--> states, KL, reward loss --decoders--> image losses
                convolutions           recurrence and heads               convolutions
@@ -205,7 +212,13 @@ class WorldModel:
         outputs = len(self._image_terms) + len(self.image_metrics)
         by_frame = by_slices(self.image_losses, self._remat, *rows, outputs=[()] * outputs) if self._remat else self.image_losses(*rows)
         losses |= {name: tf.reshape(loss, shape) for name, loss in zip(self._image_terms, by_frame, strict=False)}
-        total = weigh(losses, {f"{branch.name}_kl": 1.0 for branch in self.branches} | {"reward": 1.0} | self._image_terms, shape)
+        scales = {f"{branch.name}_kl": 1.0 for branch in self.branches} | {"reward": 1.0} | self._image_terms
+        if self.adversary:
+            if before_adversary:
+                before_adversary(feats[1], batch.reward)
+            losses["exo_reward"] = self.adversary_loss(feats[1], batch.reward)
+            scales["exo_reward"] = -self._adversary_scale
+        total = weigh(losses, scales, shape)
         metrics |= {f"{name}_loss": tf.reduce_mean(loss) for name, loss in losses.items()} | {"model_loss": total}
         metrics |= {name: tf.reduce_mean(value) for name, value in zip(self.image_metrics, by_frame[len(self._image_terms) :], strict=True)}
         return Losses(total, metrics, posts[0])
@@ -230,6 +243,11 @@ class WorldModel:
         raise NotImplementedError
 
     image_metrics: tuple[str, ...] = ()
+    _adversary_scale = 0.0
+
+    def adversary_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
+        """[B, T] negative log-likelihood of the reward under the head that reads the exogenous features [B, T, F]."""
+        raise NotImplementedError
 
     def _action_for(self, branch: Branch, action: tf.Tensor) -> tf.Tensor:
         return action
@@ -317,6 +335,7 @@ class SeparatedWorldModel(WorldModel):
         the released commands) or `taken` (the true action: TIA).
       exo_weight: weight w of the exogenous-only reconstruction; 0 builds no such decoder.
       exo_stoch: size of the exogenous stochastic state; 0 for the endogenous one's.
+      drp_scale: weight of dissociated reward prediction, J_Radv = -drp_scale * max_q ln q(r | exo feat) (paper App. D.3); 0 builds no such head.
     """
 
     def __init__(
@@ -330,6 +349,7 @@ class SeparatedWorldModel(WorldModel):
         exo_action: str,
         exo_weight: float,
         exo_stoch: int,
+        drp_scale: float = 0.0,
         **shared: Any,
     ):
         super().__init__(Branch("endo", image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm), **shared)
@@ -353,6 +373,15 @@ class SeparatedWorldModel(WorldModel):
                 branch = self.main if name == "endo_decoder" else self.exo
                 self.layers[name].build((None, branch.rssm.feat_size))
         self._finish(image_size, decoder)
+        self._adversary_scale = drp_scale
+        if drp_scale:
+            self._exo_reward_head = MLP(outputs={"reward": 1}, name="exo_reward", **shared["reward_head"])
+            self._exo_reward_head.build((None, self.exo.rssm.feat_size))
+            self.adversary = named_variables({"exo_reward": self._exo_reward_head})
+            initialise(self.adversary, self._seed)
+
+    def adversary_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
+        return -unit_normal_log_prob(self._exo_reward_head(feat)["reward"][..., 0], reward, 0)
 
     def groups(self, split: bool) -> dict[str, dict[str, tf.Variable]]:
         """One optimiser for all, or two as in the released code, which both step the joint decoder (facts of its optimiser lists)."""

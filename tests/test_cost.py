@@ -16,6 +16,7 @@ NAMES = [
     ("released", "semopo", "walker_walk", "debug"),
     ("offline_dv2", "walker_walk", "small"),
     ("released", "offline_dv2", "walker_walk"),
+    ("se_rs_drp", "walker_walk", "small"),
 ]
 PLAIN = ("semopo", "walker_walk", "--kl.strict_elbo", "True")
 
@@ -32,7 +33,7 @@ def numbers(variables):
 def test_parameters_and_the_memory_of_weights_are_those_of_the_agent(names):
     config = load(names)
     agent = wiring.make_agent(config, **FULL)
-    trained = numbers(agent.world_model.trained.values())
+    trained = numbers((agent.world_model.trained | agent.world_model.adversary).values())
     assert cost.parameters(config, **FULL) == trained
     moments = [v for name, v in agent.variables().items() if name.startswith("model_opt/") and ("/first/" in name or "/second/" in name)]
     held = cost.memory(config, **FULL, records=1000)
@@ -83,6 +84,17 @@ def test_the_joint_model_has_one_stream_and_a_reward_gradient():
     assert 2 * joint.encoders == separated.encoders
     assert joint.heads > separated.heads  # the reward trains the representation: one more product in its first layer
     assert joint.decoders < separated.decoders / 2
+
+
+def test_dissociated_reward_prediction_costs_its_head_twenty_steps_a_model_update():
+    plain, one, twenty = (
+        cost.model_update_flops(load(("se_rs_drp", "walker_walk", *flags)), **FULL).heads
+        for flags in (("--model.drp", "False"), ("--model.drp_updates", "1"), ())
+    )
+    config = load(("se_rs_drp", "walker_walk"))
+    head, rows = cost.adversary_head(config), 2 * config.batch.size * config.batch.length
+    assert twenty - one == 19 * rows * (3 * cost.work(head) - head[0].multiplications)
+    assert one - plain == rows * (5 * cost.work(head) - head[0].multiplications)
 
 
 def test_memory_of_data_and_evidence_are_exact_and_activations_fall_with_half_precision_and_remat():

@@ -25,7 +25,7 @@ def videos(tmp_path_factory):
 def unlearning(config, **sizes):
     """An agent that acts as ever and whose updates do nothing: they would take most of these tests' time."""
     agent = wiring.make_agent(config, **sizes)
-    agent.stages = tuple(stage._replace(update=lambda batch, key: {"nothing": tf.zeros([])}) for stage in agent.stages)
+    agent.stages = tuple(stage._replace(update=lambda batch, key: {"finite": tf.ones([])}) for stage in agent.stages)
     return agent
 
 

@@ -24,6 +24,7 @@ TABLE = {
     "paper": SEPARATED,
     "paper, strict ELBO": {name: layers for name, layers in SEPARATED.items() if name != "exo_image"},
     "paper, reward gradient": SEPARATED | {"reward": {"reward"} | ENDO},
+    "se_rs_drp": SEPARATED | {"reward": {"reward"} | ENDO, "exo_reward": EXO},
     "offline_dv2": {"joint_kl": JOINT, "image": JOINT | {"decoder"}, "reward": JOINT | {"reward"}},
     "offline_dv2, no reward gradient": {"joint_kl": JOINT, "image": JOINT | {"decoder"}, "reward": {"reward"}},
 }
@@ -32,6 +33,7 @@ FLAGS = {
     "paper": (tiny.PAPER, {}),
     "paper, strict ELBO": (tiny.PAPER, {"kl.strict_elbo": True}),
     "paper, reward gradient": (tiny.PAPER, {"model.reward_gradient": True}),
+    "se_rs_drp": (tiny.SE_RS_DRP, {}),
     "offline_dv2": (tiny.OFFLINE_DV2, {}),
     "offline_dv2, no reward gradient": (tiny.OFFLINE_DV2, {"model.reward_gradient": False}),
 }
@@ -45,7 +47,7 @@ class Row:
         rng = np.random.default_rng(2)
         self.terms = TABLE[name]
         model = tiny.agent(*overlays, **flags).world_model
-        tiny.randomise(model.trained, rng, gain=2.0)
+        tiny.randomise(model.trained | model.adversary, rng, gain=2.0)
         self.layers = set(model.layers)
         with tf.GradientTape(persistent=True) as tape:
             losses = model.losses(tiny.batch(rng), tiny.key())

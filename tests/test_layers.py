@@ -24,7 +24,7 @@ TABLE = {
     "learning": {
         1: ["convolutions"],
         2: ["distributions", "losses", "nets", "optim", "imagination", "devices", "recurrence", "remat"],
-        3: ["rssm", "actor_critic", "engine"],
+        3: ["rssm", "actor_critic", "engine", "adversary"],
         4: ["world_model"],
         5: ["agent"],
     },
@@ -164,7 +164,6 @@ def test_the_environment_of_tensorflow_is_set_by_importing_the_package():
 
 METHODS = {
     *config.read_yaml(config.CONFIG_FILE)["methods"],
-    "se_rs",
     "se_cs",
     "tia",
     "lompo",

@@ -35,6 +35,7 @@ SIZES = {
 
 RELEASED = ("released", "semopo")  # categorical, zero action, two optimisers
 PAPER = ("semopo",)  # Gaussian, no action input, one optimiser
+SE_RS_DRP = ("se_rs_drp",)  # with an adversary on the exogenous stream
 OFFLINE_DV2 = ("offline_dv2",)  # joint model, Gaussian
 
 
