@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from test_videos import write_grey
 
-from semopo_tf import collect, envs, evaluation, published, scoring, training
+from semopo_tf import collect, envs, evaluation, published, scoring, training, wiring
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.run import read_records
+from semopo_tf.stopping import Stop
 
 EPISODES, CHECKPOINT = 3, "ckpt-policy-000000001"
 REPEAT = 100  # an episode of the suite in 10 decisions
@@ -20,12 +22,20 @@ def videos(tmp_path_factory):
     return folder
 
 
+def unlearning(config, **sizes):
+    """An agent that acts as ever and whose updates do nothing: they would take most of these tests' time."""
+    agent = wiring.make_agent(config, **sizes)
+    agent.stages = tuple(stage._replace(update=lambda batch, key: {"finite": tf.ones([])}) for stage in agent.stages)
+    return agent
+
+
 def train(directory, task, collecting, *flags):
-    """A run that evaluates in two environments side by side; one policy update is enough for a checkpoint."""
+    """A run that evaluates in two environments side by side, with its checkpoint."""
     data, logdir = directory / "data", directory / "run"
     assert collect.main(["--task", task, "--episodes", "1", "--out", str(data), *collecting]) == 0
     length = ["--steps.model", "0", "--steps.policy", "1", "--eval.final_episodes", str(EPISODES), "--eval.environments", "2"]
-    assert training.main(["--configs", "semopo", "debug", "--task", task, "--offline_dir", str(data), "--logdir", str(logdir), *length, *flags]) == 0
+    words = ["--configs", "semopo", "debug", "--task", task, "--offline_dir", str(data), "--logdir", str(logdir), *length, *flags]
+    assert training.train(words, Stop(), make_agent=unlearning) == 0
     return logdir
 
 
