@@ -154,7 +154,7 @@ def _picture(run: RunRecord, name: str) -> np.ndarray:
     """[H, W, 3] uint8."""
     path = run.logdir / "analysis" / f"{name}.png"
     try:
-        image: Any = imageio.imread(read_whole(path, MAX_PICTURE_BYTES)[0], extension=".png")
+        image: Any = imageio.imread(read_whole(path, MAX_PICTURE_BYTES)[0], plugin="pillow")
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: cannot be read as a picture; analyse the run again") from error
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:

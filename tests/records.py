@@ -1,6 +1,8 @@
 """Run directories as runs, `semopo_tf.analysis` and `semopo_tf.originals` leave them, in milliseconds: what the report reads and nothing else."""
 
+import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,11 @@ def write_run(
     if done:
         (logdir / "DONE").write_text("")
     return logdir
+
+
+@functools.cache
+def _configuration(method: str, task: str, flags: tuple[str, ...]) -> str:
+    return configuration.load(["--configs", method, TASKS[task], "debug", "--task", task, *flags]).to_yaml()
 
 
 def score(task: str, episode: int, value: float, *, source: str = "train", step: int = 12, **changed: Any) -> dict[str, Any]:
