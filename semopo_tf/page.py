@@ -26,7 +26,7 @@ th{font-weight:600;vertical-align:bottom;white-space:normal;line-height:1.2;bord
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}th:nth-child(2),td:nth-child(2){text-align:left}
 td:nth-child(2){white-space:normal;min-width:6.5rem;max-width:19rem}
 tr.paper td{color:var(--soft);background:var(--faint);border-bottom-color:#b9c3ce}
-small{display:block;font-size:.78em;color:var(--soft)}
+small{display:block;font-size:.78em;color:var(--soft)}small code{font-size:1em}
 .parts td,.parts th{white-space:normal;text-align:left}.parts td:first-child{white-space:nowrap;min-width:0;position:static}
 .parts small{display:inline;margin-left:.4rem}
 .yes{color:#00704f;font-weight:600}.no{color:#a33c00;font-weight:600}

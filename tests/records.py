@@ -1,6 +1,8 @@
 """Run directories as runs, `semopo_tf.analysis` and `semopo_tf.originals` leave them, in milliseconds: what the report reads and nothing else."""
 
+import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,22 +52,10 @@ def write_run(
 ) -> Path:
     """A run of the `debug` size that was trained on a dataset with the card `about` and evaluated once after training."""
     logdir.mkdir(parents=True)
-    argv = [
-        "--configs",
-        method,
-        TASKS[task],
-        "debug",
-        "--task",
-        task,
-        "--seed",
-        str(seed),
-        "--offline_dir",
-        f"data/{data}",
-        "--logdir",
-        str(logdir),
-        *flags,
-    ]
-    (logdir / "config.yaml").write_text(configuration.load(argv).to_yaml())
+    text = _configuration(method, task, tuple(flags))
+    for key, value in {"seed": seed, "offline_dir": f"data/{data}", "logdir": logdir}.items():
+        text = re.sub(rf"^{key}: .*$", f"{key}: {value}", text, flags=re.MULTILINE)
+    (logdir / "config.yaml").write_text(text)
     described = dict(about or card(task))
     files = [{"name": f"{number}.npz", "size": 1, "sha256": f"{described['returns']}{number}"} for number in range(described["episodes"])]
     (logdir / "dataset_manifest.json").write_text(json.dumps({"image_size": 64, "action_size": 2, "card": described, "files": files}))
@@ -86,6 +76,11 @@ def write_run(
     if done:
         (logdir / "DONE").write_text("")
     return logdir
+
+
+@functools.cache
+def _configuration(method: str, task: str, flags: tuple[str, ...]) -> str:
+    return configuration.load(["--configs", method, TASKS[task], "debug", "--task", task, *flags]).to_yaml()
 
 
 def score(task: str, episode: int, value: float, *, source: str = "train", step: int = 12, **changed: Any) -> dict[str, Any]:
