@@ -146,7 +146,7 @@ def loaded_by(code: str, names: set[str]) -> set[str]:
 
 
 def test_data_records_and_environments_load_neither_tensorflow_nor_a_simulator():
-    modules = "config, checkpoint, checkpoints, episodes, run, envs, rollout, collect, data, doctor, training, evaluation"
+    modules = "config, checkpoint, checkpoints, episodes, run, envs, rollout, collect, data, doctor, training, evaluation, report, summary"
     assert loaded_by(f"import semopo_tf\nfrom semopo_tf import {modules}", TENSORFLOW | SIMULATORS) == set()
 
 
