@@ -95,7 +95,9 @@ def test_an_update_moves_the_head_and_the_exogenous_stream(mode):
     case = Case(**{"model.drp_updates": 2})
     before = tiny.snapshot(case.agent.variables())
     metrics = tiny.run(mode, lambda batch: case.agent.update_model(batch, KEY), case.batch)
-    changed = {name.split("/")[1] for name, value in before.items() if name.startswith("model/") and (value != case.agent.variables()[name].numpy()).any()}
+    changed = {
+        name.split("/")[1] for name, value in before.items() if name.startswith("model/") and (value != case.agent.variables()[name].numpy()).any()
+    }
     assert metrics["finite"] == 1 and {"exo_reward", "exo_rssm", "exo_encoder", "reward", "endo_rssm"} <= changed
     assert case.agent.variables()["model_opt/exo_reward/updates"].numpy() == 2
 

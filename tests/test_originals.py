@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import records
 
-from semopo_tf import originals
+from semopo_tf import originals, report
 from semopo_tf.errors import ConfigError, DataError, StorageError, one_line
 from semopo_tf.files import FILES
 from semopo_tf.run import read_records
@@ -218,6 +219,21 @@ def test_the_origin_says_where_the_numbers_are_from(imported, tmp_path):
     said = {"format": "tia", "method": "an original", "task": "dmcdrv_walker_walk", "level": "random", "seed": 3, "sha256": digest}
     assert said.items() <= origin.items() and origin["file"] == str(tmp_path / "metrics.jsonl")
     assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == ["metrics.jsonl", "origin.json", "scores.jsonl"]
+
+
+@pytest.mark.parametrize("format", ["semopo", "offline_dv2"])
+def test_their_run_stands_in_the_tables_and_curves_beside_ours(format, tmp_path):
+    ours = records.write_run(tmp_path / "ours", "semopo", "dmcdrv_walker_walk", 1, returns=[10, 20])
+    theirs = tmp_path / "theirs"
+    assert originals.main(flags(write(tmp_path / "metrics.jsonl", FILES_OF[format]), theirs, format)) == 0
+    assert report.main([str(ours), str(theirs), "--out", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    last = 105.0 if format == "semopo" else 50.0
+    assert "an original (imported)" in page
+    table = (tmp_path / "page" / "tables" / "table5.csv").read_text()
+    assert f"walker_walk random,an original (imported),these runs,{last}," in table and "walker_walk random,semopo,these runs,15.0," in table
+    curve = (tmp_path / "page" / "figures" / "curves_walker_walk_random_image_loss.svg").read_text()
+    assert "an original (imported)" in curve and "semopo" in curve
 
 
 def test_a_torn_last_line_is_left_out_with_a_note(tmp_path, capsys):
