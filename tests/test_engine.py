@@ -119,7 +119,7 @@ def test_means_are_over_all_chunks_since_the_last_row_and_then_start_afresh(case
 EPOCH = 50
 
 
-@pytest.mark.parametrize("overlays", [tiny.PAPER, tiny.RELEASED], ids=["paper", "released"])
+@pytest.mark.parametrize("overlays", [pytest.param(tiny.PAPER, marks=pytest.mark.full), tiny.RELEASED], ids=["paper", "released"])
 def test_full_partial_and_off_agree_to_rounding_over_an_epoch(overlays):
     """Fifty updates of each stage in one call; under `full` that is the whole epoch as one XLA program. Each against itself to the bit."""
     cases = {jit: Case(overlays, jit=jit, rates={"penalty.weight": 0.1}) for jit in ("off", "partial", "full")}
