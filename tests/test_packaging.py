@@ -198,7 +198,7 @@ def test_make_test_runs_the_suite_and_installs_nothing_twice(make):
 
 def test_make_test_full_leaves_no_test_out(make):
     assert make("test-full").returncode == 0
-    assert make.calls.read_text().splitlines() == ["-m pytest -n 2 --dist loadfile"]
+    assert make.calls.read_text().splitlines() == ["-m pytest -n 2 --dist loadfile --no-loadscope-reorder"]
 
 
 @pytest.mark.parametrize("status", [1, 5])
