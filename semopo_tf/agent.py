@@ -65,7 +65,7 @@ class Agent:
         )
 
     def update_model(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
-        """One world-model update: one forward, one backward for all optimisers, one step of each (facts of the gradient table)."""
+        """One world-model update: one forward, one backward for all optimisers, one step of each (who learns from what: `world_model`)."""
         before = self._adversary.read() if self._adversary else []
         losses, gradients = self._model_gradients(batch, key)
         metrics = losses.metrics | step_if_finite(self._model_opts, gradients, [losses.total], self._loss_scale)

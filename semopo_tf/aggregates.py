@@ -1,7 +1,7 @@
 """What several tasks say together: mean, median, interquartile mean, optimality gap, probability of improvement, performance profiles.
 
 Two units: `seed`, one score a seed (the mean of its episodes), for claims about methods; `episode`, one score an episode as in the paper's Figures
-4 and 10, whose intervals are too narrow for that, since episodes of one seed are not independent (baselines.md 12).
+4 and 10, whose intervals are too narrow for that, since episodes of one seed are not independent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,6 +58,7 @@ has no interval, and with fewer than about four seeds it is too narrow."""
 
 
 def improvement_part(found: Compared, units: Sequence[str]) -> Part:
+    """Figure 4, with its values as a table; named as missing where there is one method."""
     name, title, panels = "Figure 4", TITLES["Figure 4"], []
     if len(found.scores["seed"]) < 2:
         why = "it compares two methods on the same datasets, and only one was evaluated."
@@ -72,6 +73,7 @@ estimate. An interval that is wholly above 0.5 says that X is better more often,
 
 
 def profile_part(found: Compared, units: Sequence[str], style: Style) -> Part:
+    """Figure 10: a panel for each unit."""
     panels = []
     for unit in units:
         thresholds, curves = profiles(found.scores[unit])

@@ -133,7 +133,7 @@ def draw_windows(sampler: "Sampler", dataset: Dataset, key: Any, *, batch: int, 
 
 
 def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[str, Any], np.ndarray]:
-    """Disagreement of every stream's ensemble about random states of the dataset, by every measure (facts of Figures 2, 7 and 8).
+    """Disagreement of every stream's ensemble about random states of the dataset, by every measure (paper, Figures 2, 7 and 8).
 
     A state is the last record of a window of the length that training uses, so that the filter has its context; the first
     `batch.length - 1` records of an episode are therefore never among them. The measures are about the state that the ensemble
@@ -169,7 +169,7 @@ def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[
 
 
 def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[dict[str, Any], np.ndarray]:
-    """Two groups of three frames, each of one episode, with the uncertainty (`mean_norm`) of every stream (facts of Figure 3).
+    """Two groups of three frames, each of one episode, with the uncertainty (`mean_norm`) of every stream (paper, Figure 3).
 
     Returns:
       {groups: [[[episode name, record] x3] x2], values: {stream: [[number x3] x2]}}, and the frames side by side.
@@ -190,7 +190,7 @@ def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[di
 
 
 def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.ndarray]:
-    """Eight frames of the dataset as the model shows them after filtering up to them: unmasked means, mask and their blend (facts of Figure 5).
+    """Eight frames of the dataset as the model shows them after filtering up to them: unmasked means, mask and their blend (paper, Figure 5).
 
     Returns:
       The record, with the mean squared error of every row that shows the observation (pixels in 0..1, over these frames alone); and the
@@ -221,7 +221,7 @@ def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.nda
 
 
 def entropy(config: "Config", dataset: Dataset, epochs: int = 30) -> dict[str, Any]:
-    """Entropy of the actions that the model phase is trained on, epoch by epoch, conservative against uniform sampling (facts of Figure 6).
+    """Entropy of the actions that the model phase is trained on, epoch by epoch, conservative against uniform sampling (paper, Figure 6).
 
     From the very batches of training: its seed, batch and window sizes, and its pool for `conservative`. An epoch is
     `pool.grow_every` updates; where the model phase is shorter than `epochs`, there are fewer. See `action_entropy` for the estimate.

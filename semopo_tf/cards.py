@@ -1,6 +1,7 @@
 """The dataset card, `dataset.json`: how the episodes of a folder were made. `collect` writes it, everything else reads it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def read_card(directory: Path) -> dict[str, Any] | None:
       DataError: when it is not a JSON object, or an entry has another type.
     """
     path = directory / CARD_NAME
-    return _read(path, CARD, "remove the file or collect the dataset again") if os.path.lexists(path) else None
+    remedy = "remove the file or collect the dataset again"
+    return read_object(path, lambda found: unlike(found, CARD), remedy) if os.path.lexists(path) else None
 
 
 def read_run_data(logdir: Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def read_run_data(logdir: Path) -> dict[str, Any]:
       DataError: when it is not what a run writes.
     """
     path, remedy = logdir / "dataset_manifest.json", "restore the file or train again"
-    found = _read(path, RUN_DATA, remedy)
+    found = read_object(path, lambda found: unlike(found, RUN_DATA), remedy)
     lacking = [key for key in (*RUN_DATA, "card") if key not in found]
     wrong = f"missing {', '.join(lacking)}" if lacking else found["card"] is not None and unlike(found["card"], CARD, ".card")
     if wrong:
@@ -49,15 +51,22 @@ def read_run_data(logdir: Path) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path, pattern: dict[str, Any], remedy: str) -> dict[str, Any]:
+def read_object(path: Path, wrong_with: Callable[[Any], str], remedy: str, max_bytes: int = MAX_CARD_BYTES) -> dict[str, Any]:
+    """A file that holds a JSON object.
+
+    Args:
+      wrong_with: says in words what is wrong with the value; empty where nothing is.
+
+    Raises:
+      DataError: naming the file, what is wrong, and the remedy.
+    """
     try:
-        found = parse_json(read_whole(path, MAX_CARD_BYTES)[0])
+        found = parse_json(read_whole(path, max_bytes)[0])
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:
         raise DataError(f"{path}: expected a JSON object ({str(error)[:100]}); {remedy}") from error
-    wrong = unlike(found, pattern)
-    if wrong:
+    if wrong := wrong_with(found):
         raise DataError(f"{path}: {wrong}; {remedy}")
     return found
 

@@ -37,7 +37,7 @@ class LatentDistribution(Protocol):
 
 
 class GaussianLatent:
-    """S independent normals; std = 2 sigmoid(raw / 2) + min_std (facts of the released code: `sigmoid2`, 0.1)."""
+    """S independent normals; std = 2 sigmoid(raw / 2) + min_std (released code: `sigmoid2`, 0.1)."""
 
     noise_kind = "normal"
 

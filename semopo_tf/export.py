@@ -46,15 +46,14 @@ def main(argv: list[str]) -> int:
     from semopo_tf.evaluation import load_run
 
     run = load_run(logdir, arguments.checkpoint)
-    checkpoint = arguments.checkpoint or f"ckpt-{run.phase}-{run.step:09d}"
     if run.phase == "model":
-        print(f"warning: {checkpoint} is of the model phase: its policy has learned nothing yet")
-    write(out, run, describe(run, checkpoint))
-    print(f"{out}: the policy of {logdir}, {checkpoint}")
+        print(f"warning: {run.checkpoint} is of the model phase: its policy has learned nothing yet")
+    write(out, run, describe(run))
+    print(f"{out}: the policy of {logdir}, {run.checkpoint}")
     return 0
 
 
-def describe(run: "Run", checkpoint: str) -> dict[str, Any]:
+def describe(run: "Run") -> dict[str, Any]:
     """What export.json says of the run."""
     import tensorflow as tf
 
@@ -66,7 +65,7 @@ def describe(run: "Run", checkpoint: str) -> dict[str, Any]:
         "run_seed": config.seed,
         "phase": run.phase,
         "step": run.step,
-        "checkpoint": checkpoint,
+        "checkpoint": run.checkpoint,
         "image_size": run.policy.image_size,
         "action_size": run.policy.action_size,
         "action_range": [-1.0, 1.0],

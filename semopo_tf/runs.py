@@ -14,11 +14,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from semopo_tf import config as configuration
-from semopo_tf.cards import read_run_data, unlike
+from semopo_tf.cards import read_object, read_run_data, unlike
 from semopo_tf.checkpoints import PHASES
-from semopo_tf.errors import ConfigError, DataError, cut, shown
+from semopo_tf.errors import ConfigError, DataError, shown
 from semopo_tf.run import read_records
-from semopo_tf.untrusted import parse_json, read_whole
 
 MAX_ANALYSIS_BYTES = 1 << 24
 LEVELS = ("random", "medrep", "medium")
@@ -192,20 +191,8 @@ def _newest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _object(path: Path, pattern: Mapping[str, Any], remedy: str) -> dict[str, Any]:
-    """A JSON object with all the entries of a pattern at least.
-
-    Raises:
-      DataError: naming the file.
-    """
-    try:
-        found = parse_json(read_whole(path, MAX_ANALYSIS_BYTES)[0])
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: expected a JSON object ({cut(str(error), 100)}); {remedy}") from error
-    if wrong := _unfit(found, pattern):
-        raise DataError(f"{path}: {wrong}; {remedy}")
-    return found
+    """A JSON object with all the entries of a pattern at least."""
+    return read_object(path, lambda found: _unfit(found, pattern), remedy, MAX_ANALYSIS_BYTES)
 
 
 def _unfit(value: Any, pattern: Any, where: str = "") -> str:

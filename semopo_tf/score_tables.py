@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 5 beside the same figures of the given runs, and a table of all returns (App. D.2, F; facts.md 1.10 and 1.11)."""
+"""The paper's Tables 1 to 5 beside the same figures of the given runs, and a table of all returns (paper, App. D.2 and F)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

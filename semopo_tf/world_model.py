@@ -415,7 +415,7 @@ class SeparatedWorldModel(WorldModel):
         return -unit_normal_log_prob(self._exo_reward_head(feat)["reward"][..., 0], reward, 0)
 
     def groups(self, split: bool) -> dict[str, dict[str, tf.Variable]]:
-        """One optimiser for all, or two as in the released code, which both step the joint decoder (facts of its optimiser lists)."""
+        """One optimiser for all, or two as in the released code, which both step the joint decoder."""
         if not split:
             return super().groups(split)
         joint = ("endo_decoder", "exo_decoder", "mask")

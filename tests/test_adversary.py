@@ -157,10 +157,10 @@ def test_the_endogenous_gradients_do_not_know_of_the_adversary(case):
 def test_the_gradient_of_the_exogenous_stream_is_minus_the_scale_times_that_of_the_head(case):
     values = list(case.model.variables_of("exo_rssm").values())
     with tf.GradientTape(persistent=True) as tape:
-        metrics = case.model.losses(case.batch, KEY).metrics
+        losses = case.model.losses(case.batch, KEY)
+        metrics = losses.metrics
         rest = metrics["exo_kl_loss"] + metrics["image_loss"] + 1.5 * metrics["exo_image_loss"]
-        whole = rest - 20_000 * metrics["exo_reward_loss"]
-    pairs = zip(tape.gradient(rest, values), tape.gradient(metrics["exo_reward_loss"], values), tape.gradient(whole, values), strict=True)
+    pairs = zip(tape.gradient(rest, values), tape.gradient(metrics["exo_reward_loss"], values), tape.gradient(losses.total, values), strict=True)
     for one, other, total in pairs:
         if other is not None:
             tiny.close(total / 20_000, (one - 20_000 * other) / 20_000, 1e-4)
