@@ -1,4 +1,6 @@
-"""Measure training speed and memory: python bench.py [--configs released ...] [--batch B --length T] [--json FILE] [--compare FILE]."""
+"""Measure training speed and memory: python bench.py [--configs released ...] [--batch B --length T] [--json FILE]
+[--compare FILE].
+"""
 
 from semopo_tf.bench import main
 from semopo_tf.errors import run_command

@@ -1,4 +1,6 @@
-"""Act with an exported policy and nothing else of this package: python examples/act.py EXPORT [EPISODE.npz [SEED]] prints an action a frame."""
+"""Act with an exported policy and nothing else of this package: python examples/act.py EXPORT [EPISODE.npz [SEED]]
+prints an action a frame.
+"""
 
 import os
 import sys

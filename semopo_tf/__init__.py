@@ -13,13 +13,15 @@ __all__ = ["__version__", "load_policy", "register"]
 
 
 def __getattr__(name: str):
-    """Import the two public functions on first use, so that `import semopo_tf` needs neither TensorFlow nor a simulator."""
+    """Import the two public functions on first use, so that `import semopo_tf` needs neither TensorFlow nor a
+    simulator.
+    """
     if name == "load_policy":
         from semopo_tf.evaluation import load_policy
 
         return load_policy
     if name == "register":
-        from semopo_tf.envs import register
+        from semopo_tf.envs.tasks import register
 
         return register
     raise AttributeError(f"module 'semopo_tf' has no attribute {name!r}")

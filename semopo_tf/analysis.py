@@ -14,23 +14,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import imageio.v3 as imageio
 import numpy as np
 
-from semopo_tf.cards import read_run_data
-from semopo_tf.episodes import Dataset, cache_place, open_dataset
+from semopo_tf.data.cards import read_run_data
+from semopo_tf.data.dataset import Dataset, cache_place, open_dataset
 from semopo_tf.errors import CommandParser, ConfigError, NumericalError, run_command
-from semopo_tf.files import FILES, write_whole
-from semopo_tf.run import video_grid
+from semopo_tf.storage.files import FILES, write_whole
+from semopo_tf.storage.video import video_grid
 
 if TYPE_CHECKING:
     from semopo_tf.config import Config
+    from semopo_tf.data.sampler import Sampler
     from semopo_tf.evaluation import Run
-    from semopo_tf.sampler import Sampler
     from semopo_tf.types import Batch, Tensor
 
 NAMES = ("uncertainty", "reconstruction", "entropy")
 BLOCK = 20  # windows in one call
 GROUPS, GROUP_FRAMES, GROUP_STRIDE = 2, 3, 2  # episodes, frames of each, records from one to the next
 FRAMES = 8  # of a reconstruction
-SHOWN = {"observation": "truth", "endo": "endo", "exo": "exo", "mask": "mask", "both": "joint"}  # rows of a separated model
+SHOWN = {
+    "observation": "truth",
+    "endo": "endo",
+    "exo": "exo",
+    "mask": "mask",
+    "both": "joint",
+}  # rows of a separated model
 BINS = 32  # of a histogram of actions over [-1, 1]
 
 
@@ -46,7 +52,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--states", type=int, default=1000, help="of the dataset, for the uncertainty")
     parser.add_argument("--epochs", type=int, default=30, help="of the model phase, for the entropy")
     parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
-    parser.add_argument("--offline_dir", type=Path, help="where the run's dataset lies now (default: where the run had it)")
+    parser.add_argument(
+        "--offline_dir", type=Path, help="where the run's dataset lies now (default: where the run had it)"
+    )
     arguments = parser.parse_args(argv)
     for key in ("states", "epochs"):
         if getattr(arguments, key) < 1:
@@ -93,7 +101,9 @@ def write(directory: Path, name: str, record: dict[str, Any], picture: np.ndarra
     try:
         text = json.dumps(record, indent=1, allow_nan=False)
     except ValueError as error:
-        raise NumericalError(f"{name}: expected finite figures, received some that are not; try an earlier checkpoint with --checkpoint") from error
+        raise NumericalError(
+            f"{name}: expected finite figures, received some that are not; try an earlier checkpoint with --checkpoint"
+        ) from error
     FILES.make_directory(directory)
     if picture is not None:
         write_whole(directory / f"{name}.png", imageio.imwrite("<bytes>", picture, extension=".png"))
@@ -104,10 +114,15 @@ def described(name: str, record: dict[str, Any]) -> str:
     """The main figures of a record in a line."""
     if name == "uncertainty":
         streams = record["measures"]["mean_norm"].items()
-        return f"mean_norm of {record['states']} states: " + ", ".join(f"{stream} {at['mean']:.4g} +- {at['std']:.4g}" for stream, at in streams)
+        return f"mean_norm of {record['states']} states: " + ", ".join(
+            f"{stream} {at['mean']:.4g} +- {at['std']:.4g}" for stream, at in streams
+        )
     if name == "reconstruction":
         return "mse " + ", ".join(f"{row} {value:.4g}" for row, value in record["mse"].items())
-    return ", ".join(f"{rule} {found['entropy'][0]:.3f} to {found['entropy'][-1]:.3f} nats" for rule, found in record["rules"].items())
+    return ", ".join(
+        f"{rule} {found['entropy'][0]:.3f} to {found['entropy'][-1]:.3f} nats"
+        for rule, found in record["rules"].items()
+    )
 
 
 class Windows(NamedTuple):
@@ -133,25 +148,33 @@ def draw_windows(sampler: "Sampler", dataset: Dataset, key: Any, *, batch: int, 
 
 
 def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[str, Any], np.ndarray]:
-    """Disagreement of every stream's ensemble about random states of the dataset, by every measure (paper, Figures 2, 7 and 8).
+    """Disagreement of every stream's ensemble about random states of the dataset, by every measure (paper, Figures 2, 7
+    and 8).
 
-    A state is the last record of a window of the length that training uses, so that the filter has its context; the first
-    `batch.length - 1` records of an episode are therefore never among them. The measures are about the state that the ensemble
-    *predicts* for the record: the log-probability measures judge a sample from one random member's prior, as in imagination, not the
-    posterior's (`WorldModel.uncertainties`). `eval.seed` and the dataset decide the states, so that methods are compared on the same ones.
+    A state is the last record of a window of the length that training uses, so that the filter has its context; the
+    first `batch.length - 1` records of an episode are therefore never among them. The measures are about the state that
+    the
+    ensemble
+    *predicts* for the record: the log-probability measures judge a sample from one random member's prior, as in
+    imagination, not the posterior's (`WorldModel.uncertainties`). `eval.seed` and the dataset decide the states, so
+    that methods are
+    compared on the same ones.
 
     Returns:
-      The record, means and population standard deviations over the states; and six frames side by side, [H, 6 W, 3] uint8 (Figure 3).
+      The record, means and population standard deviations over the states; and six frames side by side, [H, 6 W, 3]
+      uint8 (Figure 3).
     """
     import tensorflow as tf
 
-    from semopo_tf import engine, wiring
+    from semopo_tf.engine import compiling
     from semopo_tf.random import Key
+    from semopo_tf.run import build
 
     config, seed = run.config, run.config.eval.seed
-    sampler, length = wiring.make_sampler(config, dataset, images_on_device=False), config.batch.length
-    measure = engine.compiled(
-        lambda batch, block: run.agent.world_model.uncertainties(batch, Key(seed, "uncertainty", block), [length - 1]), jit=False
+    sampler, length = build.make_sampler(config, dataset, images_on_device=False), config.batch.length
+    measure = compiling.compiled(
+        lambda batch, block: run.agent.world_model.uncertainties(batch, Key(seed, "uncertainty", block), [length - 1]),
+        jit=False,
     )
     blocks = []
     for number in range(-(-states // BLOCK)):
@@ -169,7 +192,8 @@ def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[
 
 
 def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[dict[str, Any], np.ndarray]:
-    """Two groups of three frames, each of one episode, with the uncertainty (`mean_norm`) of every stream (paper, Figure 3).
+    """Two groups of three frames, each of one episode, with the uncertainty (`mean_norm`) of every stream (paper,
+    Figure 3).
 
     Returns:
       {groups: [[[episode name, record] x3] x2], values: {stream: [[number x3] x2]}}, and the frames side by side.
@@ -190,24 +214,29 @@ def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[di
 
 
 def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.ndarray]:
-    """Eight frames of the dataset as the model shows them after filtering up to them: unmasked means, mask and their blend (paper, Figure 5).
+    """Eight frames of the dataset as the model shows them after filtering up to them: unmasked means, mask and their
+    blend (paper, Figure 5).
 
     Returns:
-      The record, with the mean squared error of every row that shows the observation (pixels in 0..1, over these frames alone); and the
-      picture, [rows * H, 8 W, 3] uint8.
+      The record, with the mean squared error of every row that shows the observation (pixels in 0..1, over these frames
+      alone); and the picture, [rows * H, 8 W, 3] uint8.
     """
     import tensorflow as tf
 
-    from semopo_tf import wiring
     from semopo_tf.random import Key
+    from semopo_tf.run import build
 
     key, length = Key(run.config.eval.seed, "reconstruction", tf.constant(0, tf.int64)), run.config.batch.length
-    sampler = wiring.make_sampler(run.config, dataset, images_on_device=False)
+    sampler = build.make_sampler(run.config, dataset, images_on_device=False)
     windows = draw_windows(sampler, dataset, key, batch=FRAMES, length=length)
     found = run.agent.world_model.reconstruct(windows.batch, key, length)
     names = SHOWN if "mask" in found else {"observation": "truth", "joint": "joint"}
     rows = {name: found[own].numpy()[:, -1:] for name, own in names.items()}  # [8, 1, H, W, 1 or 3]
-    error = {name: row.astype(np.float64) - rows["observation"] for name, row in rows.items() if name not in ("observation", "mask")}
+    error = {
+        name: row.astype(np.float64) - rows["observation"]
+        for name, row in rows.items()
+        if name not in ("observation", "mask")
+    }
     record = {
         "phase": run.phase,
         "step": run.step,
@@ -221,17 +250,20 @@ def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.nda
 
 
 def entropy(config: "Config", dataset: Dataset, epochs: int = 30) -> dict[str, Any]:
-    """Entropy of the actions that the model phase is trained on, epoch by epoch, conservative against uniform sampling (paper, Figure 6).
+    """Entropy of the actions that the model phase is trained on, epoch by epoch, conservative against uniform sampling
+    (paper, Figure 6).
 
     From the very batches of training: its seed, batch and window sizes, and its pool for `conservative`. An epoch is
-    `pool.grow_every` updates; where the model phase is shorter than `epochs`, there are fewer. See `action_entropy` for the estimate.
+    `pool.grow_every` updates; where the model phase is shorter than `epochs`, there are fewer. See `action_entropy` for
+    the estimate.
 
     Raises:
       ConfigError: when the run has no model phase.
     """
     import tensorflow as tf
 
-    from semopo_tf import engine, wiring
+    from semopo_tf.engine import compiling
+    from semopo_tf.run import build
 
     every, total = config.pool.grow_every, config.steps.model
     firsts = range(0, min(epochs * every, total), every)
@@ -239,19 +271,27 @@ def entropy(config: "Config", dataset: Dataset, epochs: int = 30) -> dict[str, A
         raise ConfigError("entropy: expected a model phase, received steps.model = 0: such a run draws no batches")
     rules = {}
     for rule in ("conservative", "uniform"):
-        sampler = wiring.make_sampler(config, dataset, sampling=rule, images_on_device=False)
-        draw = engine.compiled(lambda step, sampler=sampler: batch_actions(config, sampler, step), jit=False)
+        sampler = build.make_sampler(config, dataset, sampling=rule, images_on_device=False)
+        draw = compiling.compiled(lambda step, sampler=sampler: batch_actions(config, sampler, step), jit=False)
         found: dict[str, list] = {"entropy": [], "pool": []}
         for first in firsts:
             updates = [draw(tf.constant(step, tf.int64)).numpy() for step in range(first, min(first + every, total))]
             found["entropy"].append(action_entropy(np.concatenate(updates)))
             found["pool"].append(int(sampler.reach("model", tf.constant(first, tf.int64))[1]))
         rules[rule] = found
-    return {"epochs": len(firsts), "updates_per_epoch": every, "bins": BINS, "dimensions": dataset.action.shape[1], "rules": rules}
+    return {
+        "epochs": len(firsts),
+        "updates_per_epoch": every,
+        "bins": BINS,
+        "dimensions": dataset.action.shape[1],
+        "rules": rules,
+    }
 
 
 def batch_actions(config: "Config", sampler: "Sampler", step: "Tensor") -> "Tensor":
-    """The actions [n, A] in the batch of one update of the model phase; no image is read. Those of record 0 are left out: nobody took them."""
+    """The actions [n, A] in the batch of one update of the model phase; no image is read. Those of record 0 are left
+    out: nobody took them.
+    """
     import tensorflow as tf
 
     from semopo_tf.random import Key
@@ -267,9 +307,10 @@ def action_entropy(action: np.ndarray) -> float:
 
         sum over dimensions of  - sum over bins of  p ln(p / width),    width = 2 / bins
 
-    The dimensions are taken for independent, which makes the sum an upper bound. Uniform actions have ln 2 a dimension, the most; constant
-    ones the estimate's floor, ln(2 / bins). It falls short by about (bins - 1) / 2n a dimension where only n of the actions are different ones,
-    as in a pool of few short episodes.
+    The dimensions are taken for independent, which makes the sum an upper bound. Uniform actions have ln 2 a dimension,
+    the most; constant ones the estimate's floor, ln(2 / bins). It falls short by about (bins - 1) / 2n a dimension
+    where only n of the
+    actions are different ones, as in a pool of few short episodes.
     """
     width, sum_of_dimensions = 2 / BINS, 0.0
     for values in np.clip(action, -1, 1).T:

@@ -1,8 +1,9 @@
 """`bench.py`: speed and memory of training on this machine, one row a configuration, as a table and as JSON.
 
-Every row runs in a process of its own on random frames in memory, so that its first update and its peak memory are its own. The
-matrix-multiply rate is measured in the same process before and after every update: the ratio of the two survives a machine that is busy
-or slow, absolute times do not.
+Every row runs in a process of its own on random frames in memory, so that its first update and its peak memory are its
+own. The matrix-multiply rate is measured in the same process before and after every update: the ratio of the two
+survives a
+machine that is busy or slow, absolute times do not.
 """
 
 import json
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from semopo_tf import config as configuration
-from semopo_tf import cost
+from semopo_tf.engine import cost
 from semopo_tf.errors import CommandParser, ConfigError, SemopoError
-from semopo_tf.files import write_whole
+from semopo_tf.storage.files import write_whole
 from semopo_tf.types import Policy
 
 ROWS = ("released", "defaults", "small")
@@ -47,7 +48,10 @@ COLUMNS = {
     "save_percent": ("saving, % of the model phase", 2),
 }
 LATER = tuple(key for key in COLUMNS if key.startswith("eval_"))  # not in results of earlier versions
-PER_SECOND = {"model_update_s": "model updates/s", "policy_update_s": "policy updates/s"}  # printed beside the JSON's seconds
+PER_SECOND = {
+    "model_update_s": "model updates/s",
+    "policy_update_s": "policy updates/s",
+}  # printed beside the JSON's seconds
 HIGHER_IS_BETTER = ("model_fraction_of_matmul", *(key for key in COLUMNS if key.endswith("_per_s") or "_per_s_" in key))
 
 
@@ -81,9 +85,16 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> Any:
-    """The command line; `--batch` and `--length` hold for every row except `small`, which keeps its own unless they are given."""
+    """The command line; `--batch` and `--length` hold for every row except `small`, which keeps its own unless they are
+    given.
+    """
     parser = CommandParser(prog="bench.py", description=__doc__)
-    parser.add_argument("--configs", nargs="+", default=list(ROWS), help="rows: a preset or size, or several joined by a plus, e.g. released+small")
+    parser.add_argument(
+        "--configs",
+        nargs="+",
+        default=list(ROWS),
+        help="rows: a preset or size, or several joined by a plus, e.g. released+small",
+    )
     parser.add_argument("--batch", type=int, help="windows a batch (default: 16, small 8)")
     parser.add_argument("--length", type=int, help="records a window (default: 50, small 16)")
     parser.add_argument("--precision", help="as in training")
@@ -94,7 +105,9 @@ def parse(argv: list[str]) -> Any:
     parser.add_argument("--no_env", action="store_true", help="do not start the simulator")
     parser.add_argument("--json", help="write the result to this file")
     parser.add_argument("--compare", help="print the change against a file written by --json")
-    parser.add_argument("--trace", help="write a profile of one update of each phase to this directory, for TensorBoard")
+    parser.add_argument(
+        "--trace", help="write a profile of one update of each phase to this directory, for TensorBoard"
+    )
     arguments = parser.parse_args(argv)
     for key in ("batch", "length", "updates"):
         value = getattr(arguments, key)
@@ -106,7 +119,12 @@ def parse(argv: list[str]) -> Any:
 def command(name: str, arguments: Any) -> list[str]:
     """The command line of a row: SeMOPO on walker_walk with the overlays that the row names."""
     overlays = [part for part in name.split("+") if part != "defaults"]
-    flags = {"precision": arguments.precision, "jit": arguments.jit, "remat": arguments.remat, "device": arguments.device}
+    flags = {
+        "precision": arguments.precision,
+        "jit": arguments.jit,
+        "remat": arguments.remat,
+        "device": arguments.device,
+    }
     flags["batch.size"] = arguments.batch or (None if "small" in overlays or "debug" in overlays else 16)
     flags["batch.length"] = arguments.length
     given = [word for key, value in flags.items() if value is not None for word in (f"--{key}", str(value))]
@@ -128,27 +146,33 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
     import numpy as np
     import tensorflow as tf
 
-    from semopo_tf import engine, wiring
-    from semopo_tf.sampler import Pool, Sampler
+    from semopo_tf.data.sampler import Pool, Sampler
+    from semopo_tf.engine import compiling, devices
+    from semopo_tf.engine.loop import StageLoop
+    from semopo_tf.run import build
 
     config = configuration.load(words)
-    device, description = engine.choose_device(config.device)
-    jit = engine.choose_jit(config.jit, device)
+    device, description = devices.choose_device(config.device)
+    jit = compiling.choose_jit(config.jit, device)
     names = {"batch": config.batch.size, "length": config.batch.length}
     flops = cost.model_update_flops(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE).total
     row: dict[str, Any] = {"config": name, **names, "model_update_flops": flops}
     with tf.device(device):
         dataset, matmul_gflops = random_dataset(), yardstick("GPU" in device)
-        choices = {"sampling": config.sampling, "policy_starts": config.policy_starts, "total_steps": config.steps.model}
+        choices = {
+            "sampling": config.sampling,
+            "policy_starts": config.policy_starts,
+            "total_steps": config.steps.model,
+        }
         sampler = Sampler(dataset, np.ones(EPISODES, bool), pool=Pool(**config.pool), **choices)
-        agent = wiring.make_agent(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=jit)
+        agent = build.make_agent(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=jit)
         for stage in agent.stages:
             table = None if stage.pixels else agent.evidence(dataset.frames, jit=jit.pixels)
 
             def sample(view: str, key: Any, table: Any = table) -> Any:
                 return sampler.sample(view, key, **names, table=table)
 
-            loop = engine.StageLoop(stage, sample, seed=1, jit=jit.pixels if stage.pixels else jit.vectors)
+            loop = StageLoop(stage, sample, seed=1, jit=jit.pixels if stage.pixels else jit.vectors)
             loop.run(0, 1)
             first, seconds, rates = time.time() - started, [], [matmul_gflops()]
             for step in range(1, updates + 1):
@@ -160,20 +184,28 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
             if stage.pixels:
                 beside = np.convolve(rates, [0.5, 0.5], "valid")  # the mean of the rates before and after each update
                 fractions = flops / np.array(seconds) / beside / 1e9
-                row |= {"first_update_s": first, "matmul_gflops": float(np.median(beside)), "model_fraction_of_matmul": float(np.median(fractions))}
-                row["model_peak_memory_mb"] = engine.peak_memory(device) / 2**20
+                row |= {
+                    "first_update_s": first,
+                    "matmul_gflops": float(np.median(beside)),
+                    "model_fraction_of_matmul": float(np.median(fractions)),
+                }
+                row["model_peak_memory_mb"] = devices.peak_memory(device) / 2**20
             if trace:
-                engine.record_profile(Path(trace) / f"{name}-{stage.name}", partial(loop.run, updates + 1, 1))
-    row["imagined_steps_per_s"] = config.batch.size * config.batch.length * config.imagination.horizon / row["policy_update_s"]
-    row["peak_memory_mb"] = engine.peak_memory(device) / 2**20
+                devices.record_profile(Path(trace) / f"{name}-{stage.name}", partial(loop.run, updates + 1, 1))
+    row["imagined_steps_per_s"] = (
+        config.batch.size * config.batch.length * config.imagination.horizon / row["policy_update_s"]
+    )
+    row["peak_memory_mb"] = devices.peak_memory(device) / 2**20
     saving = measure_checkpoint({name: variable.numpy() for name, variable in agent.variables().items()})
     share = {"save_percent": 100 * saving["save_s"] / (config.save_every * row["model_update_s"])}
     return row | saving | share | {"device": description}
 
 
 def measure_checkpoint(tensors: Mapping[str, Any]) -> dict[str, float]:
-    """Size of a checkpoint, seconds to force it to the disk below the working directory, and to read it with every byte compared."""
-    from semopo_tf import checkpoints
+    """Size of a checkpoint, seconds to force it to the disk below the working directory, and to read it with every byte
+    compared.
+    """
+    from semopo_tf.run import checkpoints
 
     state = {"metrics_size": 0, "timing_size": 0, "sums": [], "count": 0}
     with tempfile.TemporaryDirectory(dir=".", prefix=".bench-") as place:
@@ -190,7 +222,7 @@ def random_dataset() -> Any:
     """Frames of noise; nothing that is measured depends on what they show."""
     import numpy as np
 
-    from semopo_tf.episodes import Dataset
+    from semopo_tf.data.dataset import Dataset
 
     rng, records = np.random.default_rng(0), EPISODES * RECORDS
     returns = np.arange(EPISODES, dtype=np.float64)
@@ -210,7 +242,9 @@ def random_dataset() -> Any:
 
 
 def yardstick(gpu: bool) -> Callable[[], float]:
-    """A function that measures the rate of large float32 matrix products, GFLOP/s: the best of several, a second at most."""
+    """A function that measures the rate of large float32 matrix products, GFLOP/s: the best of several, a second at
+    most.
+    """
     import tensorflow as tf
 
     size = 8192 if gpu else 2048
@@ -230,10 +264,10 @@ def measure_environment() -> float | None:
     """Simulator decisions a second with distractors and rendering, one environment; None where nothing can render."""
     import numpy as np
 
-    from semopo_tf import envs
+    from semopo_tf.envs import tasks
 
     try:
-        environment = envs.make(ENV_TASK, **ENV_SETTINGS)
+        environment = tasks.make(ENV_TASK, **ENV_SETTINGS)
         try:
             environment.reset(0)
             rng, before = np.random.default_rng(0), time.perf_counter()
@@ -266,20 +300,23 @@ class Clocked:
 
 def measure_evaluation(_started: float) -> dict[str, float]:
     """Decisions a second of evaluations, each summed over its environments, by an untrained policy of the size `small`."""
-    from semopo_tf import engine, scoring, wiring
-    from semopo_tf.agent import FilterPolicy
+    from semopo_tf.engine import compiling, devices
+    from semopo_tf.methods.semopo import FilterPolicy
+    from semopo_tf.run import build, evaluate
 
     config = configuration.load(["--configs", "semopo", "walker_walk", "small"])
     sizes = {"image_size": IMAGE_SIZE, "action_size": ACTION_SIZE}
-    device, _ = engine.choose_device(config.device)
-    jit = engine.choose_jit(config.jit, device)
-    policy, found = FilterPolicy(wiring.make_agent(config, **sizes, jit=jit), **sizes, jit=jit.pixels), {}
+    device, _ = devices.choose_device(config.device)
+    jit = compiling.choose_jit(config.jit, device)
+    policy, found = FilterPolicy(build.make_agent(config, **sizes, jit=jit), **sizes, jit=jit.pixels), {}
     for count in SIDE_BY_SIDE:
         clocked = Clocked(policy)
         try:
-            next(scoring.evaluate(clocked, ENV_TASK, ENV_SETTINGS, range(count), count))
+            next(evaluate.evaluate(clocked, ENV_TASK, ENV_SETTINGS, range(count), count))
         except Enough:
-            found[f"eval_steps_per_s_{count}"] = count * (ENV_STEPS - WARM_UP) / (clocked.times[ENV_STEPS] - clocked.times[WARM_UP])
+            found[f"eval_steps_per_s_{count}"] = (
+                count * (ENV_STEPS - WARM_UP) / (clocked.times[ENV_STEPS] - clocked.times[WARM_UP])
+            )
         except SemopoError as error:
             print(f"evaluation steps/s: not measured ({error})")
     return found
@@ -319,7 +356,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append([PER_SECOND[key], *(f"{1 / row[key]:,.2f}" for row in rows)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(labels))]
     for line in lines:
-        line[:] = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        line[:] = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
     return "\n".join("  ".join(line) for line in lines)
 
 
@@ -335,7 +375,9 @@ def read_result(path: Path) -> dict[str, Any]:
             if not {"config", "batch", "length", *COLUMNS} - set(LATER) <= set(row):
                 raise KeyError("a row lacks keys")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--compare {path}: expected a file written by bench.py --json ({error}); write one first") from error
+        raise ConfigError(
+            f"--compare {path}: expected a file written by bench.py --json ({error}); write one first"
+        ) from error
     return result
 
 
@@ -346,7 +388,8 @@ def comparison(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for row in now["rows"]:
         old = before.get((row["config"], row["batch"], row["length"]))
         lines.append(
-            f"{row['config']} {row['batch']} x {row['length']}: {'no such row in the earlier result' if old is None else 'now, before, change'}"
+            f"{row['config']} {row['batch']} x {row['length']}: "
+            f"{'no such row in the earlier result' if old is None else 'now, before, change'}"
         )
         for key, (heading, decimals) in COLUMNS.items():
             if old is None or not old.get(key) or not row[key] or key == "model_update_flops":
@@ -356,5 +399,7 @@ def comparison(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
             word = "" if key == "matmul_gflops" else word
             lines.append(f"  {heading:34} {row[key]:12,.{decimals}f} {old[key]:12,.{decimals}f} {change:+8.1%} {word}")
     if earlier["machine"] != now["machine"]:
-        lines.append("the two were measured on different machines or versions: compare the fractions of matmul, not the times")
+        lines.append(
+            "the two were measured on different machines or versions: compare the fractions of matmul, not the times"
+        )
     return "\n".join(lines)

@@ -1,10 +1,12 @@
-"""`python -m semopo_tf.checkpoint check|list DIR`: are the checkpoints of this run whole, and which are there? Needs no TensorFlow."""
+"""`python -m semopo_tf.checkpoint check|list DIR`: are the checkpoints of this run whole, and which are there? Needs no
+TensorFlow.
+"""
 
 import os
 from pathlib import Path
 
-from semopo_tf.checkpoints import PATTERN, PHASES, listed, load, stored_bytes
 from semopo_tf.errors import CheckpointError, CommandParser, run_command
+from semopo_tf.run.checkpoints import PATTERN, PHASES, listed, load, stored_bytes
 
 
 def main(argv: list[str]) -> int:
@@ -15,7 +17,10 @@ def main(argv: list[str]) -> int:
     """
     parser = CommandParser(prog="python -m semopo_tf.checkpoint", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("check", "verify every byte, exit 4 on any damage"), ("list", "a line for each: phase, step, size, good or why not")):
+    for name, text in (
+        ("check", "verify every byte, exit 4 on any damage"),
+        ("list", "a line for each: phase, step, size, good or why not"),
+    ):
         commands.add_parser(name, help=text).add_argument("directory", type=Path)
     arguments = parser.parse_args(argv)
     directory = arguments.directory.expanduser()
@@ -34,12 +39,15 @@ def check(directory: Path, paths: list[Path]) -> None:
     Raises:
       CheckpointError: with their number.
     """
-    bad = [why for path in paths if (why := fault(path)) and os.path.lexists(path)]  # a running trainer removes old ones
+    bad = [
+        why for path in paths if (why := fault(path)) and os.path.lexists(path)
+    ]  # a running trainer removes old ones
     for why in bad:
         print(f"bad: {why}")
     if bad:
         raise CheckpointError(
-            f"{directory}: {len(bad)} of {len(paths)} checkpoints are damaged, listed above; a run goes on from the newest good one"
+            f"{directory}: {len(bad)} of {len(paths)} checkpoints are damaged, listed above; a run goes on from the "
+            "newest good one"
         )
     print(f"{directory}: {len(paths)} checkpoints, all good; newest {paths[-1].name}")
 

@@ -1,9 +1,11 @@
 """Collect a dataset: play a behaviour policy and write one file per episode, with a card that says how they were made.
 
-    python -m semopo_tf.collect --task dmcdrv_walker_walk --policy random --episodes 20 --background builtin:driving --out DIR
+    python -m semopo_tf.collect --task dmcdrv_walker_walk --policy random --episodes 20 --background builtin:driving
+    --out DIR
 
-Episode i depends on (recipe, seed, i) alone, and appears by rename. Killed at any point, the same command goes on with what is
-missing and ends with the same files. An episode that its environment spoils is played with the next seed (`rollout.retry_seed`).
+Episode i depends on (recipe, seed, i) alone, and appears by rename. Killed at any point, the same command goes on with
+what is missing and ends with the same files. An episode that its environment spoils is played with the next seed
+(`rollout.retry_seed`).
 """
 
 import argparse
@@ -26,14 +28,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from semopo_tf import envs
-from semopo_tf.cards import CARD_NAME, read_card
-from semopo_tf.episodes import read_episode, write_episode
+from semopo_tf.data.cards import CARD_NAME, read_card
+from semopo_tf.data.episodes import read_episode, write_episode
+from semopo_tf.envs import tasks
+from semopo_tf.envs.rollout import ATTEMPTS, Discarded, play, require_few, retry_seed
+from semopo_tf.envs.videos import absolute_source
 from semopo_tf.errors import CommandParser, ConfigError, DataError, SimulatorError, StorageError, run_command
-from semopo_tf.files import FILES, locked, sha256, write_whole
-from semopo_tf.rollout import ATTEMPTS, Discarded, play, require_few, retry_seed
+from semopo_tf.storage.files import FILES, locked, sha256, write_whole
 from semopo_tf.types import Environment, Policy
-from semopo_tf.videos import absolute_source
 
 LOCK_NAME = ".collect.lock"
 RESTARTS = 3  # of the worker processes in one collection
@@ -45,7 +47,7 @@ class Recipe(NamedTuple):
 
     task: str
     policy: str
-    settings: tuple[tuple[str, Any], ...]  # the keywords of envs.make; `options` as pairs too
+    settings: tuple[tuple[str, Any], ...]  # the keywords of tasks.make; `options` as pairs too
 
 
 class Job(NamedTuple):
@@ -76,11 +78,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     parser = CommandParser(prog="python -m semopo_tf.collect", description="Collect a dataset of episodes.")
     parser.add_argument("--task", required=True, help="e.g. dmcdrv_walker_walk, dmc_cheetah_run or a registered name")
-    parser.add_argument("--out", required=True, help="dataset directory, made if missing; the same command continues in it")
+    parser.add_argument(
+        "--out", required=True, help="dataset directory, made if missing; the same command continues in it"
+    )
     parser.add_argument("--policy", default="random", help="random; for exbmdp_* also iid, medium, mixed or expert")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=1, help="episodes played at the same time; does not change the result")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="episodes played at the same time; does not change the result"
+    )
     parser.add_argument("--size", type=int, help="height and width of the images in pixels (default: 64, exbmdp_* 32)")
     parser.add_argument("--action_repeat", type=int, help="simulator steps per decision (default: 2, exbmdp_* 1)")
     parser.add_argument("--camera", type=int, default=-1, help="index, or -1 for the task's usual camera")
@@ -88,17 +94,25 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--background_color", default="grey", choices=("grey", "rgb"))
     parser.add_argument("--background_split", default="train", choices=("train", "test"))
     parser.add_argument("--background_seed", type=int, default=0, help="orders the clips")
-    parser.add_argument("--mask_rule", default="sky", choices=("sky", "blue"), help="which pixels the background replaces")
-    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=NUMBER", help="settings of the task itself, e.g. exo_dims=20 contrast=0.3")
+    parser.add_argument(
+        "--mask_rule", default="sky", choices=("sky", "blue"), help="which pixels the background replaces"
+    )
+    parser.add_argument(
+        "--options",
+        nargs="*",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="settings of the task itself, e.g. exo_dims=20 contrast=0.3",
+    )
     args = parser.parse_args(argv)
     for flag, least in (("episodes", 1), ("processes", 1), ("seed", 0), ("background_seed", 0)):
         if getattr(args, flag) < least:
             raise ConfigError(f"--{flag}: expected at least {least}, received {getattr(args, flag)}")
     args.options = parse_options(args.options)
-    for name, value in envs.usual_settings(args.task).items():
+    for name, value in tasks.usual_settings(args.task).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    known = envs.behaviours(args.task)
+    known = tasks.behaviours(args.task)
     if args.policy not in known:
         raise ConfigError(f"--policy: expected {' or '.join(known)} for {args.task}, received {args.policy!r}")
     return args
@@ -127,7 +141,17 @@ def main(argv: list[str]) -> int:
       SemopoError: any of `errors`, each with its exit code.
     """
     args = parse(argv)
-    names = ("size", "action_repeat", "camera", "background", "background_color", "background_split", "background_seed", "mask_rule", "options")
+    names = (
+        "size",
+        "action_repeat",
+        "camera",
+        "background",
+        "background_color",
+        "background_split",
+        "background_seed",
+        "mask_rule",
+        "options",
+    )
     settings = {name: getattr(args, name) for name in names} | {"background": absolute_source(args.background)}
     recipe = Recipe(args.task, args.policy, tuple(settings.items()))
     seeds = [episode_seed(args.seed, index) for index in range(args.episodes)]
@@ -143,14 +167,23 @@ def main(argv: list[str]) -> int:
         with contextlib.closing(collect(jobs, args.processes)) as results:
             for written in _progress(results, len(jobs)):
                 kept[written.number] = written
-                require_few(sum(episode.discarded > 0 for episode in kept.values()), len(seeds), "see the warnings above")
+                require_few(
+                    sum(episode.discarded > 0 for episode in kept.values()), len(seeds), "see the warnings above"
+                )
         statistics = describe(out, [kept[index] for index in range(len(seeds))])
         _write_card(out, {"status": "complete", **card, **statistics})
     _player(recipe)[0].close()
     _player.cache_clear()
     returns = statistics["returns"]
-    again = f", {statistics['discarded']} attempts discarded and played again with another seed" if statistics["discarded"] else ""
-    print(f"{out}: {args.episodes} episodes, {statistics['records']} records, return {returns['mean']:.2f} +- {returns['std']:.2f}{again}")
+    again = (
+        f", {statistics['discarded']} attempts discarded and played again with another seed"
+        if statistics["discarded"]
+        else ""
+    )
+    print(
+        f"{out}: {args.episodes} episodes, {statistics['records']} records, return {returns['mean']:.2f} +- "
+        f"{returns['std']:.2f}{again}"
+    )
     return 0
 
 
@@ -169,14 +202,16 @@ def episode_seed(seed: int, index: int) -> int:
 
 
 def make_card(recipe: Recipe, seed: int) -> dict[str, Any]:
-    """The part of `dataset.json` that decides the episodes. Builds the environment once, so that every wrong setting shows here."""
+    """The part of `dataset.json` that decides the episodes. Builds the environment once, so that every wrong setting
+    shows here.
+    """
     environment, _ = _player(recipe)
-    background = envs.background_of(environment)
+    background = tasks.background_of(environment)
     for name, reason in background.skipped if background else ():
         print(f"semopo_tf: warning: background {name} is skipped: {reason}", file=sys.stderr)
     identity = {"task": recipe.task, "policy": recipe.policy, "seed": seed}
-    facts = envs.card_of(dict(recipe.settings), background.clips if background else [])
-    return identity | facts | {"versions": envs.environment_versions()}
+    facts = tasks.card_of(dict(recipe.settings), background.clips if background else [])
+    return identity | facts | {"versions": tasks.environment_versions()}
 
 
 def require_same_recipe(out: Path, card: dict[str, Any]) -> None:
@@ -190,23 +225,32 @@ def require_same_recipe(out: Path, card: dict[str, Any]) -> None:
         strangers = sorted(path.name for path in out.glob("*.npz"))
         if strangers:
             raise ConfigError(
-                f"{out}: expected an empty directory or one with {CARD_NAME}, received {len(strangers)} npz files; choose another --out"
+                f"{out}: expected an empty directory or one with {CARD_NAME}, received {len(strangers)} npz files; "
+                "choose another --out"
             )
         return
     here, asked = _flat(found), _flat(card)
-    differing = [f"{key}: {here.get(key)!r} there, {value!r} asked" for key, value in asked.items() if here.get(key) != value]
+    differing = [
+        f"{key}: {here.get(key)!r} there, {value!r} asked" for key, value in asked.items() if here.get(key) != value
+    ]
     if differing:
-        raise ConfigError(f"{out}: holds a dataset made in another way ({'; '.join(differing)}); choose another --out or the same settings")
+        raise ConfigError(
+            f"{out}: holds a dataset made in another way ({'; '.join(differing)}); choose another --out or the same "
+            "settings"
+        )
 
 
 def _flat(card: dict[str, Any]) -> dict[str, Any]:
     """Nested keys joined by dots."""
-    nested = {f"{key}.{name}": value for key, part in card.items() if isinstance(part, dict) for name, value in part.items()}
+    nested = {
+        f"{key}.{name}": value for key, part in card.items() if isinstance(part, dict) for name, value in part.items()
+    }
     return {key: value for key, value in card.items() if not isinstance(value, dict)} | nested
 
 
 def existing_episodes(out: Path, seeds: list[int]) -> dict[int, Written]:
-    """The whole episodes already in `out`, by index. Leftovers of a killed process are removed, damaged files counted as missing.
+    """The whole episodes already in `out`, by index. Leftovers of a killed process are removed, damaged files counted
+    as missing.
 
     Raises:
       ConfigError: when a file belongs to no episode of this collection.
@@ -217,7 +261,10 @@ def existing_episodes(out: Path, seeds: list[int]) -> dict[int, Written]:
         match = FILE_NAME.fullmatch(path.name)
         index = int(match[1]) if match else -1
         if match and index >= len(seeds):
-            raise ConfigError(f"{out}: holds episode {index}, but --episodes asks for {len(seeds)}; raise --episodes or choose another --out")
+            raise ConfigError(
+                f"{out}: holds episode {index}, but --episodes asks for {len(seeds)}; raise --episodes or choose "
+                "another --out"
+            )
         possible = [retry_seed(seeds[index], attempt) for attempt in range(ATTEMPTS)] if match else []
         if not match or int(match[2], 16) not in possible or index in kept:
             raise ConfigError(f"{path}: belongs to no episode of this collection; move it away or choose another --out")
@@ -263,10 +310,15 @@ def collect(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
         except BrokenProcessPool as error:
             if restarts == RESTARTS:
                 raise SimulatorError(
-                    f"collecting processes died {RESTARTS + 1} times (out of memory, a crash of the renderer, or a script without"
+                    f"collecting processes died {RESTARTS + 1} times (out of memory, a crash of the renderer, or a "
+                    "script without"
                     " `if __name__ == '__main__'`); try --processes 1, or run the same command again to continue"
                 ) from error
-            print(f"semopo_tf: warning: a collecting process died, starting again with {len(missing)} episodes left", file=sys.stderr, flush=True)
+            print(
+                f"semopo_tf: warning: a collecting process died, starting again with {len(missing)} episodes left",
+                file=sys.stderr,
+                flush=True,
+            )
             _remove_leftovers(Path(jobs[0].out))
 
 
@@ -275,7 +327,9 @@ def _in_workers(jobs: list[Job], processes: int) -> Generator[Written, None, Non
     # Spawned, not forked: a forked OpenGL context or thread pool does not work in the child.
     context = multiprocessing.get_context("spawn")
     watched, held = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(watched,))
+    pool = ProcessPoolExecutor(
+        min(processes, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(watched,)
+    )
     try:
         for future in as_completed([pool.submit(collect_episode, job) for job in jobs]):
             yield future.result()
@@ -287,7 +341,8 @@ def _in_workers(jobs: list[Job], processes: int) -> Generator[Written, None, Non
 def _start_worker(watched: Connection) -> None:
     """Leave interrupts to the parent, and end at once when it closes its end of the pipe or is killed.
 
-    Without this, Ctrl-C would wait for whole episodes, and a worker whose parent was killed would wait for jobs forever.
+    Without this, Ctrl-C would wait for whole episodes, and a worker whose parent was killed would wait for jobs
+    forever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
@@ -302,8 +357,8 @@ def _end_with_parent(watched: Connection) -> None:
 @functools.lru_cache(maxsize=1)
 def _player(recipe: Recipe) -> tuple[Environment, Policy]:
     """This process's environment and policy, built once for all its episodes."""
-    environment = envs.make(recipe.task, **dict(recipe.settings))
-    return environment, envs.behaviours(recipe.task)[recipe.policy](environment)
+    environment = tasks.make(recipe.task, **dict(recipe.settings))
+    return environment, tasks.behaviours(recipe.task)[recipe.policy](environment)
 
 
 def collect_episode(job: Job) -> Written:
@@ -314,7 +369,9 @@ def collect_episode(job: Job) -> Written:
     seed = retry_seed(job.seed, len(discarded))
     path = Path(job.out) / f"{job.number:06d}-{seed:08x}-{len(episode.image) - 1}.npz"
     write_episode(path, episode)
-    return Written(job.number, path.name, seed, float(episode.reward.sum(dtype=np.float64)), len(episode.image), len(discarded))
+    return Written(
+        job.number, path.name, seed, float(episode.reward.sum(dtype=np.float64)), len(episode.image), len(discarded)
+    )
 
 
 def _progress(results: Iterator[Written], total: int) -> Iterator[Written]:
@@ -330,14 +387,23 @@ def describe(out: Path, episodes: list[Written]) -> dict[str, Any]:
     """The statistics and the file list of the card; sums in float64, the standard deviation is that of the population."""
     scores = np.array([episode.score for episode in episodes], np.float64)
     low, median, high = np.percentile(scores, [25, 50, 75])
-    values = {"mean": scores.mean(), "std": scores.std(), "min": scores.min(), "p25": low, "median": median, "p75": high, "max": scores.max()}
+    values = {
+        "mean": scores.mean(),
+        "std": scores.std(),
+        "min": scores.min(),
+        "p25": low,
+        "median": median,
+        "p75": high,
+        "max": scores.max(),
+    }
     return {
         "episodes": len(episodes),
         "records": sum(episode.records for episode in episodes),
         "discarded": sum(episode.discarded for episode in episodes),
         "returns": {name: float(value) for name, value in values.items()},
         "files": [
-            {"file": episode.file, "seed": episode.seed, "return": episode.score, "sha256": sha256(out / episode.file)} for episode in episodes
+            {"file": episode.file, "seed": episode.seed, "return": episode.score, "sha256": sha256(out / episode.file)}
+            for episode in episodes
         ],
     }
 

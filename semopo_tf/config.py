@@ -2,7 +2,8 @@
 
     defaults <- preset <- method <- task <- size <- flags
 
-Every value has the type of its default. Nothing is created: a name that `defaults` does not have is an error with a suggestion.
+Every value has the type of its default. Nothing is created: a name that `defaults` does not have is an error with a
+suggestion.
 """
 
 import difflib
@@ -17,7 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import CollectionNode, Node
 
 from semopo_tf.errors import ConfigError, cut, shown
-from semopo_tf.untrusted import read_whole
+from semopo_tf.storage.untrusted import read_whole
 
 CONFIG_FILE = Path(__file__).with_name("configs.yaml")
 KINDS = ("presets", "methods", "tasks", "sizes")
@@ -82,7 +83,10 @@ CHOICES = {
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "replay": ("auto", "device", "host"),
     "jit": ("auto", "full", "partial", "off"),
-    **{f"{net}.act": ("elu", "relu", "silu", "tanh") for net in ("encoder", "decoder", "rssm", "reward_head", "actor", "critic")},
+    **{
+        f"{net}.act": ("elu", "relu", "silu", "tanh")
+        for net in ("encoder", "decoder", "rssm", "reward_head", "actor", "critic")
+    },
 }
 # Smallest and largest allowed value; keys not listed must be finite and not negative.
 LIMITS: dict[str, tuple[float, float]] = {
@@ -115,11 +119,15 @@ LIMITS: dict[str, tuple[float, float]] = {
     **{f"{net}.{key}": (1, 1e5) for net in ("reward_head", "actor", "critic") for key in ("layers", "units")},
 }
 # Keys of one run that may differ when it is continued: they say where and how fast, not what.
-OPERATIONAL = frozenset({"logdir", "offline_dir", "cache_dir", "device", "updates_per_call", "keep_checkpoints", "replay"})
+OPERATIONAL = frozenset(
+    {"logdir", "offline_dir", "cache_dir", "device", "updates_per_call", "keep_checkpoints", "replay"}
+)
 
 
 class Config(Mapping[str, Any]):
-    """A frozen nested mapping with attribute access: `config.rssm.deter`, `RSSM(**config.rssm)`. Remembers which leaves were read."""
+    """A frozen nested mapping with attribute access: `config.rssm.deter`, `RSSM(**config.rssm)`. Remembers which leaves
+    were read.
+    """
 
     def __init__(self, tree: Mapping[str, Any], *, _prefix: str = "", _read: set[str] | None = None):
         self._tree, self._prefix = dict(tree), _prefix
@@ -169,11 +177,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
-    """The configuration of a command line: `--configs NAME ...` and `--dotted.key VALUE` (or `--dotted.key=VALUE`) in any order.
+    """The configuration of a command line: `--configs NAME ...` and `--dotted.key VALUE` (or `--dotted.key=VALUE`) in
+    any order.
 
     Raises:
-      ConfigError: for an unknown overlay or flag (with the nearest names), a flag of the original code (with its name here), two
-        overlays of one kind, a value of another type, or a value out of range.
+      ConfigError: for an unknown overlay or flag (with the nearest names), a flag of the original code (with its name
+        here), two overlays of one kind, a value of another type, or a value out of range.
     """
     page = read_yaml(file)
     names, flags = _split(list(argv))
@@ -189,7 +198,8 @@ def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
 
 
 def _with_task(names: list[str], flags: Mapping[str, str], tasks: Mapping[str, Any]) -> list[str]:
-    """The overlays, with the one of `--task`: `--task dmcdrv_hopper_hop` means the hopper's weights too, whatever the suite.
+    """The overlays, with the one of `--task`: `--task dmcdrv_hopper_hop` means the hopper's weights too, whatever the
+    suite.
 
     An overlay is called as its task or as what follows the suite's prefix.
 
@@ -200,7 +210,10 @@ def _with_task(names: list[str], flags: Mapping[str, str], tasks: Mapping[str, A
     wanted = [name for name in tasks if name in (task, task.partition("_")[2])]
     listed = [name for name in names if name in tasks]
     if wanted and listed and wanted != listed:
-        raise ConfigError(f"--task {flags['task']}: expected the task of the overlay {listed[0]}, received another; leave one of them out")
+        raise ConfigError(
+            f"--task {flags['task']}: expected the task of the overlay {listed[0]}, received another; leave one of "
+            "them out"
+        )
     return names if listed else names + wanted
 
 
@@ -220,7 +233,10 @@ def load_saved(path: Path) -> Config:
     found = flatten(tree)
     if set(found) != set(known):
         different = sorted(set(found) ^ set(known))
-        raise ConfigError(f"{path}: expected the keys of this version, different: {', '.join(different[:5])[:120]}; use the version that wrote it")
+        raise ConfigError(
+            f"{path}: expected the keys of this version, different: {', '.join(different[:5])[:120]}; use the version "
+            "that wrote it"
+        )
     return _checked(_merge(read_yaml(CONFIG_FILE)["defaults"], tree, str(path)))
 
 
@@ -233,12 +249,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = read_whole(path, MAX_BYTES, follow=True)[0].decode("utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({str(getattr(error, 'strerror', error))[:100]}); expected a text file of YAML") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({str(getattr(error, 'strerror', error))[:100]}); expected a text file of YAML"
+        ) from error
     try:
         tree = _plain(text)
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(f"{path}: {line}expected YAML, received {' '.join(str(error.problem or error.context).split())[:120]}") from error
+        raise ConfigError(
+            f"{path}: {line}expected YAML, received {' '.join(str(error.problem or error.context).split())[:120]}"
+        ) from error
     except (YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: expected YAML, received {' '.join(str(error).split())[:120]}") from error
     if not isinstance(tree, dict):
@@ -324,7 +344,9 @@ def _in_order(names: list[str], page: dict[str, Any]) -> list[tuple[str, str]]:
         if name in ORIGINAL_OVERLAYS:
             raise ConfigError(f"--configs {name}: a name of the original code; here it is {ORIGINAL_OVERLAYS[name]}")
         if name not in available:
-            raise ConfigError(f"--configs {cut(name)}: no such overlay{_suggest(name, available)}; there are {', '.join(available)}")
+            raise ConfigError(
+                f"--configs {cut(name)}: no such overlay{_suggest(name, available)}; there are {', '.join(available)}"
+            )
         other = chosen.setdefault(available[name], name)
         if other != name:
             raise ConfigError(f"--configs {other} {name}: expected at most one of the {available[name]}, received two")
@@ -359,7 +381,9 @@ def _merge(tree: dict[str, Any], overlay: Mapping[str, Any], where: str, prefix:
     merged = dict(tree)
     for key, value in overlay.items():
         if key not in tree:
-            raise ConfigError(f"{where}: unknown key {cut(f'{prefix}{key}')}{_suggest(prefix + str(key), flatten(tree, prefix))}")
+            raise ConfigError(
+                f"{where}: unknown key {cut(f'{prefix}{key}')}{_suggest(prefix + str(key), flatten(tree, prefix))}"
+            )
         if isinstance(tree[key], dict):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}: {prefix}{key} is a section, received {shown(value)}")
@@ -416,7 +440,9 @@ def _cast(where: str, value: Any, default: Any) -> Any:
 
 
 def _kind(default: Any) -> str:
-    return {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list of numbers"}[type(default)]
+    return {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list of numbers"}[
+        type(default)
+    ]
 
 
 def _checked(tree: dict[str, Any]) -> Config:
@@ -430,17 +456,26 @@ def _checked(tree: dict[str, Any]) -> Config:
             raise ConfigError(f"--{key}: expected text without NUL characters, received {shown(value)}")
         low, high = LIMITS.get(key, (0, math.inf))
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not isinstance(number, bool) and not (low <= number <= high and math.isfinite(number)):
-                raise ConfigError(f"--{key}: expected a finite number from {low:g} to {high:g}, received {shown(number)}")
+            if (
+                isinstance(number, int | float)
+                and not isinstance(number, bool)
+                and not (low <= number <= high and math.isfinite(number))
+            ):
+                raise ConfigError(
+                    f"--{key}: expected a finite number from {low:g} to {high:g}, received {shown(number)}"
+                )
     if config.video.context >= config.video.length:
-        raise ConfigError(f"--video.context: expected less than video.length = {config.video.length}, received {config.video.context}")
+        raise ConfigError(
+            f"--video.context: expected less than video.length = {config.video.length}, received {config.video.context}"
+        )
     return Config(tree)
 
 
 def _dump(tree: Mapping[str, Any]) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    # Escapes and no folded lines: the emitter loses some of Unicode's line breaks, and spaces where it folds an escaped text.
+    # Escapes and no folded lines: the emitter loses some of Unicode's line breaks, and spaces where it folds an escaped
+    # text.
     yaml.allow_unicode = False
     yaml.width = 1 << 20
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]

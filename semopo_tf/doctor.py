@@ -16,10 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from semopo_tf import envs, videos
-from semopo_tf.errors import CommandParser, ConfigError, DataError, DeviceError, SemopoError, SimulatorError, StorageError, run_command
-from semopo_tf.files import free_memory
-from semopo_tf.rendering import INSTALL_GL, choose_backend
+from semopo_tf.envs import tasks, videos
+from semopo_tf.envs.rendering import INSTALL_GL, choose_backend
+from semopo_tf.errors import (
+    CommandParser,
+    ConfigError,
+    DataError,
+    DeviceError,
+    SemopoError,
+    SimulatorError,
+    StorageError,
+    run_command,
+)
+from semopo_tf.storage.files import free_memory
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
 # Distribution name -> what to install when it is absent. TensorFlow's companions must move together with it.
@@ -53,7 +62,10 @@ def main(argv: list[str]) -> int:
 
 def check_python() -> str:
     if not PYTHON_FROM <= sys.version_info[:2] < PYTHON_BELOW:
-        raise ConfigError(f"expected Python 3.11 to 3.13, received {platform.python_version()}; make a virtual environment with python3.11")
+        raise ConfigError(
+            f"expected Python 3.11 to 3.13, received {platform.python_version()}; make a virtual environment with "
+            "python3.11"
+        )
     return platform.python_version()
 
 
@@ -62,9 +74,13 @@ def check_packages() -> str:
     found = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
     missing = [name for name in REQUIRED if found[name] is None]
     if missing:
-        raise ConfigError(f"not installed: {', '.join(missing)}; run pip install {' '.join(REQUIRED[name] for name in missing)}")
+        raise ConfigError(
+            f"not installed: {', '.join(missing)}; run pip install {' '.join(REQUIRED[name] for name in missing)}"
+        )
     if int((found["mujoco"] or "0").split(".")[0]) >= 4:
-        raise ConfigError(f"expected mujoco 3.17 or later but below 4, received {found['mujoco']}; run pip install 'mujoco>=3.17,<4'")
+        raise ConfigError(
+            f"expected mujoco 3.17 or later but below 4, received {found['mujoco']}; run pip install 'mujoco>=3.17,<4'"
+        )
     return ", ".join(f"{name} {version or 'not installed (optional)'}" for name, version in found.items())
 
 
@@ -80,7 +96,9 @@ def _tensorflow() -> Any:
     try:
         return importlib.import_module("tensorflow")
     except ImportError as error:
-        raise ConfigError(f"TensorFlow cannot be imported ({error}); run pip install --force-reinstall tensorflow") from error
+        raise ConfigError(
+            f"TensorFlow cannot be imported ({error}); run pip install --force-reinstall tensorflow"
+        ) from error
 
 
 def check_memory() -> str:
@@ -89,7 +107,9 @@ def check_memory() -> str:
     if not free:
         return "unknown on this system"
     if free < LEAST_MEMORY:
-        raise DeviceError(f"expected at least {LEAST_MEMORY:.0f} GiB of free memory, received {free:.1f}; end other programs")
+        raise DeviceError(
+            f"expected at least {LEAST_MEMORY:.0f} GiB of free memory, received {free:.1f}; end other programs"
+        )
     return f"{free:.1f} GiB free"
 
 
@@ -97,7 +117,8 @@ def check_disk() -> str:
     free = shutil.disk_usage(Path.cwd()).free / GIB
     if free < LEAST_DISK:
         raise StorageError(
-            f"{Path.cwd()}: expected at least {LEAST_DISK:.0f} GiB of free space, received {free:.1f}; delete something or work elsewhere"
+            f"{Path.cwd()}: expected at least {LEAST_DISK:.0f} GiB of free space, received {free:.1f}; delete "
+            "something or work elsewhere"
         )
     return f"{free:.1f} GiB free in {Path.cwd()}"
 
@@ -115,20 +136,26 @@ def check_devices() -> str:
 def check_compiler() -> str:
     """One compiled convolution and matrix product: finds a missing CUDA library or a broken XLA before a training does."""
     tf = _tensorflow()
-    from semopo_tf.engine import compiled
+    from semopo_tf.engine.compiling import compiled
 
     def compute(image: Any, kernel: Any, weights: Any) -> Any:
         hidden = tf.nn.conv2d(image, kernel, strides=2, padding="VALID")
         return tf.matmul(tf.reshape(hidden, [2, -1]), weights)
 
     try:
-        result = compiled(compute, jit=True)(tf.ones([2, 16, 16, 3]), tf.ones([4, 4, 3, 8]), tf.ones([7 * 7 * 8, 5])).numpy()
+        result = compiled(compute, jit=True)(
+            tf.ones([2, 16, 16, 3]), tf.ones([4, 4, 3, 8]), tf.ones([7 * 7 * 8, 5])
+        ).numpy()
     except tf.errors.OpError as error:
         reason = str(error).splitlines()[0]
-        raise DeviceError(f"XLA does not compile here ({reason}); run pip install --force-reinstall 'tensorflow[and-cuda]'") from error
+        raise DeviceError(
+            f"XLA does not compile here ({reason}); run pip install --force-reinstall 'tensorflow[and-cuda]'"
+        ) from error
     expected = 4 * 4 * 3 * 7 * 7 * 8
     if not np.allclose(result, expected):
-        raise DeviceError(f"XLA computes wrong numbers (expected {expected}, received {result.flat[0]}); train with --jit off")
+        raise DeviceError(
+            f"XLA computes wrong numbers (expected {expected}, received {result.flat[0]}); train with --jit off"
+        )
     return "matrix product and convolution compiled by XLA"
 
 
@@ -138,7 +165,7 @@ def check_backend() -> str:
 
 def check_render() -> str:
     """Draw one image of the simulator."""
-    environment = envs.make("dmc_walker_walk")
+    environment = tasks.make("dmc_walker_walk")
     try:
         image = environment.reset(seed=0).image
     finally:
@@ -165,9 +192,14 @@ def check_video() -> str:
             writer.close()
             decoded = list(videos.decode(path, size=64, color="grey"))
         except (OSError, RuntimeError, DataError) as error:
-            raise DataError(f"a video cannot be written and read ({error}); run pip install --force-reinstall imageio-ffmpeg") from error
+            raise DataError(
+                f"a video cannot be written and read ({error}); run pip install --force-reinstall imageio-ffmpeg"
+            ) from error
     if len(decoded) != frames:
-        raise DataError(f"expected {frames} frames of a test video, received {len(decoded)}; run pip install --force-reinstall imageio-ffmpeg")
+        raise DataError(
+            f"expected {frames} frames of a test video, received {len(decoded)}; run pip install --force-reinstall "
+            "imageio-ffmpeg"
+        )
     return f"{frames} frames written and read"
 
 

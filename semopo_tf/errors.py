@@ -1,4 +1,6 @@
-"""Errors a user can act on. Each class has an exit code, and each message is one line: what, where, expected, received, remedy."""
+"""Errors a user can act on. Each class has an exit code, and each message is one line: what, where, expected, received,
+remedy.
+"""
 
 import argparse
 import io
@@ -79,7 +81,9 @@ class SweepError(SemopoError, RuntimeError):
 
 
 class Stopped(Exception):
-    """A run that a signal ended once it was saved. No error: `run_command` prints the line and leaves with `exit_code`, 128 and the signal."""
+    """A run that a signal ended once it was saved. No error: `run_command` prints the line and leaves with `exit_code`,
+    128 and the signal.
+    """
 
     def __init__(self, line: str, exit_code: int):
         super().__init__(line)
@@ -143,10 +147,15 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         code = 130
     except MemoryError as error:
         wanted = " ".join(str(error).split()) or "no size given"
-        print(f"semopo_tf: main memory is exhausted ({wanted}); end other programs, or lower what is held at once (--help)", file=sys.stderr)
+        print(
+            f"semopo_tf: main memory is exhausted ({wanted}); end other programs, or lower what is held at once "
+            "(--help)",
+            file=sys.stderr,
+        )
         code = DeviceError.exit_code
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`). Point stdout elsewhere so that the interpreter's last flush is quiet.
+        # The reader of our output has gone (`| head`). Point stdout elsewhere so that the interpreter's last flush is
+        # quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)

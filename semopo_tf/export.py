@@ -1,11 +1,16 @@
-"""`python -m semopo_tf.export --logdir RUN --out DIR`: the acting policy of a run as a TensorFlow SavedModel, to be used without this package.
+"""`python -m semopo_tf.export --logdir RUN --out DIR`: the acting policy of a run as a TensorFlow SavedModel, to be
+used without this package.
 
-Two signatures of plainly named tensors. E episodes are side by side, each with a state, a seed and a clock (`step`) of its own:
+Two signatures of plainly named tensors. E episodes are side by side, each with a state, a seed and a clock (`step`) of
+its own:
 
-    initial   episodes int32 []                                    -> deter [E, D], stoch [E, S] or [E, S, C], action [E, A], step int64 [E]
-    act       image uint8 [E, H, W, 3], seed int64 [E], and these  -> the same four one decision later; `action`, in [-1, 1], is the one to take
+    initial   episodes int32 []                                    -> deter [E, D], stoch [E, S] or [E, S, C], action
+    [E, A], step int64 [E]
+    act       image uint8 [E, H, W, 3], seed int64 [E], and these  -> the same four one decision later; `action`, in
+    [-1, 1], is the one to take
 
-An episode may start anew at any time: its rows of `initial` in place of its own. `examples/act.py` does it all in twenty lines; `export.json`
+An episode may start anew at any time: its rows of `initial` in place of its own. `examples/act.py` does it all in
+  twenty lines; `export.json`
 beside the model says which run and checkpoint it is.
 """
 
@@ -19,11 +24,11 @@ import numpy as np
 
 import semopo_tf
 from semopo_tf.errors import CommandParser, ConfigError, StorageError, run_command
-from semopo_tf.files import FILES, Files, temporary_sibling
+from semopo_tf.storage.files import FILES, Files, temporary_sibling
 
 if TYPE_CHECKING:
-    from semopo_tf.agent import FilterPolicy
     from semopo_tf.evaluation import Run
+    from semopo_tf.methods.semopo import FilterPolicy
 
 FORMAT = 1
 SETTINGS = ("TF_ENABLE_ONEDNN_OPTS",)  # of the environment: what decides the last bit of an action on one machine
@@ -42,7 +47,9 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     logdir, out = arguments.logdir.expanduser(), arguments.out.expanduser()
     if os.path.lexists(out):
-        raise ConfigError(f"--out {out}: expected a new directory, received one that exists; choose another or remove it")
+        raise ConfigError(
+            f"--out {out}: expected a new directory, received one that exists; choose another or remove it"
+        )
     from semopo_tf.evaluation import load_run
 
     run = load_run(logdir, arguments.checkpoint)
@@ -94,7 +101,9 @@ def write(out: Path, run: "Run", facts: Mapping[str, Any], files: Files = FILES)
         read = {id(variable) for variable in functions["act"].variables}
         module.weights = {name: variable for name, variable in run.agent.variables().items() if id(variable) in read}
         # The functions' gradients would bring the graph of learning along.
-        tf.saved_model.save(module, str(temporary), functions, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
+        tf.saved_model.save(
+            module, str(temporary), functions, tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        )
         content = {**facts, "signatures": {name: _tensors(function) for name, function in functions.items()}}
         files.write(temporary / "export.json", json.dumps(content, indent=1, allow_nan=False).encode())
         files.sync_tree(temporary)
@@ -108,10 +117,12 @@ def write(out: Path, run: "Run", facts: Mapping[str, Any], files: Files = FILES)
 
 
 def signatures(policy: "FilterPolicy") -> dict[str, Any]:
-    """The functions `initial` and `act` of the module's docstring, traced; what they read are all variables that acting needs."""
+    """The functions `initial` and `act` of the module's docstring, traced; what they read are all variables that acting
+    needs.
+    """
     import tensorflow as tf
 
-    from semopo_tf.engine import compiled
+    from semopo_tf.engine.compiling import compiled
     from semopo_tf.types import Latent
 
     first, no_action = policy.initial(1)
@@ -120,7 +131,9 @@ def signatures(policy: "FilterPolicy") -> dict[str, Any]:
     def initial(episodes: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.repeat(value, episodes, 0) for name, value in start.items()}
 
-    def act(image: tf.Tensor, seed: tf.Tensor, deter: tf.Tensor, stoch: tf.Tensor, action: tf.Tensor, step: tf.Tensor) -> dict[str, tf.Tensor]:
+    def act(
+        image: tf.Tensor, seed: tf.Tensor, deter: tf.Tensor, stoch: tf.Tensor, action: tf.Tensor, step: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         unread = tf.nest.map_structure(lambda x: tf.repeat(x, tf.shape(seed)[0], 0), first.stats)
         action, latent = policy.filter(image, Latent(deter, stoch, unread), action, seed, step)
         return {"deter": latent.deter, "stoch": latent.stoch, "action": action, "step": step + 1}
@@ -128,7 +141,9 @@ def signatures(policy: "FilterPolicy") -> dict[str, Any]:
     seen = {"image": tf.zeros([1, policy.image_size, policy.image_size, 3], tf.uint8), "seed": tf.zeros([1], tf.int64)}
     specs = [tf.TensorSpec([None, *value.shape[1:]], value.dtype, name) for name, value in (seen | start).items()]
     return {
-        "initial": compiled(initial, jit=False, signature=[tf.TensorSpec([], tf.int32, "episodes")]).get_concrete_function(),
+        "initial": compiled(
+            initial, jit=False, signature=[tf.TensorSpec([], tf.int32, "episodes")]
+        ).get_concrete_function(),
         "act": compiled(act, jit=False, signature=specs).get_concrete_function(),
     }
 
@@ -138,7 +153,8 @@ def _tensors(function: Any) -> dict[str, dict[str, str]]:
     inputs = {spec.name: spec for spec in function.structured_input_signature[0]}
     sides = {"inputs": inputs, "outputs": function.structured_outputs}
     return {
-        side: {name: f"{x.dtype.name} {x.shape.as_list()}".replace("None", "E") for name, x in tensors.items()} for side, tensors in sides.items()
+        side: {name: f"{x.dtype.name} {x.shape.as_list()}".replace("None", "E") for name, x in tensors.items()}
+        for side, tensors in sides.items()
     }
 
 

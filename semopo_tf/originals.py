@@ -1,4 +1,5 @@
-"""`python -m semopo_tf.originals`: a run of an original program, from its metrics.jsonl, as a directory that the report reads like a run of ours.
+"""`python -m semopo_tf.originals`: a run of an original program, from its metrics.jsonl, as a directory that the report
+reads like a run of ours.
 
 `foreign.py` says which programs, and how their files are read.
 """
@@ -13,14 +14,19 @@ from typing import Any
 import numpy as np
 
 from semopo_tf.errors import CommandParser, ConfigError, DataError, StorageError, run_command, shown
-from semopo_tf.files import FILES, temporary_sibling, write_aside
-from semopo_tf.foreign import EVALUATED, FORMATS, LOSSES, ONLINE, Placed, Row, check_format, place, read_rows
-from semopo_tf.untrusted import read_whole
+from semopo_tf.report.importers import EVALUATED, FORMATS, LOSSES, ONLINE, Placed, Row, check_format, place, read_rows
+from semopo_tf.storage.files import FILES, temporary_sibling, write_aside
+from semopo_tf.storage.untrusted import read_whole
 
 MAX_BYTES = 1 << 25  # of one file; a full run of DreamerV2 writes a few megabytes
 # What the originals call quantities that have a name here; all others keep theirs.
 BEHAVIOUR = {"reward_mean": "imagined_reward", "critic_target": "target"}
-JOINT = {"kl_loss": "joint_kl_loss", "model_kl": "joint_kl", "prior_ent": "joint_prior_ent", "post_ent": "joint_post_ent"}
+JOINT = {
+    "kl_loss": "joint_kl_loss",
+    "model_kl": "joint_kl",
+    "prior_ent": "joint_prior_ent",
+    "post_ent": "joint_post_ent",
+}
 SEPARATED = {
     **{"model_kl": "endo_kl", "prior_ent": "endo_prior_ent", "post_ent": "endo_post_ent"},
     **{"disen/kl": "exo_kl", "disen/prior_ent": "exo_prior_ent", "disen/post_ent": "exo_post_ent"},
@@ -29,7 +35,11 @@ SEPARATED = {
 }
 TIA = {
     **{"kl": "endo_kl", "div": "endo_kl_loss", "value_loss": "critic_loss", "value_grad_norm": "critic_grad_norm"},
-    **{"main/model_loss": "main_model_loss", "main/model_grad_norm": "endo_grad_norm", "disen/disen_grad_norm": "exo_grad_norm"},
+    **{
+        "main/model_loss": "main_model_loss",
+        "main/model_grad_norm": "endo_grad_norm",
+        "disen/disen_grad_norm": "exo_grad_norm",
+    },
     "model_grad_norm": "main_grad_norm",  # without the joint decoder, which has an optimiser of its own there
 }
 NAMES: dict[str, dict[str, str]] = {
@@ -39,7 +49,15 @@ NAMES: dict[str, dict[str, str]] = {
     "semopo": BEHAVIOUR | SEPARATED,
 }
 # Of a row of scores.jsonl: what the originals do not say.
-UNKNOWN: dict[str, Any] = {"discarded": 0, "source": "imported", "environment": {}, "versions": {}, "checkpoint": None, "clips": [], "clip": None}
+UNKNOWN: dict[str, Any] = {
+    "discarded": 0,
+    "source": "imported",
+    "environment": {},
+    "versions": {},
+    "checkpoint": None,
+    "clips": [],
+    "clip": None,
+}
 
 Conditions = Mapping[tuple[str, int], Sequence[Row]]  # (phase, step) -> the evaluation episodes
 
@@ -55,9 +73,18 @@ def main(argv: list[str]) -> int:
     parser = CommandParser(prog="python -m semopo_tf.originals", description=__doc__.splitlines()[0])
     parser.add_argument("--metrics", required=True, type=Path, help="metrics.jsonl of one run of an original program")
     parser.add_argument("--format", required=True, choices=FORMATS)
-    for name, what in (("method", "its name in tables"), ("task", "e.g. dmcdrv_walker_walk"), ("level", "of the dataset, e.g. random")):
+    for name, what in (
+        ("method", "its name in tables"),
+        ("task", "e.g. dmcdrv_walker_walk"),
+        ("level", "of the dataset, e.g. random"),
+    ):
         parser.add_argument(f"--{name}", required=True, help=what)
-    parser.add_argument("--seed", required=True, type=int, help="which run it is: runs of the same method, task and level are told apart by it")
+    parser.add_argument(
+        "--seed",
+        required=True,
+        type=int,
+        help="which run it is: runs of the same method, task and level are told apart by it",
+    )
     parser.add_argument("--out", required=True, type=Path, help="directory to write, which must not be there")
     arguments = parser.parse_args(argv)
     said = {key: getattr(arguments, key) for key in ("format", "method", "task", "level", "seed")}
@@ -66,7 +93,9 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--{key}: expected a name, received {shown(said[key])}")
     out = arguments.out.expanduser()
     if out.exists() or out.is_symlink():
-        raise ConfigError(f"--out: expected a directory that is not there yet, received {out}, which is; choose another or remove it")
+        raise ConfigError(
+            f"--out: expected a directory that is not there yet, received {out}, which is; choose another or remove it"
+        )
     content, notes = convert(arguments.metrics.expanduser(), said)
     publish(out, content)
     for note in notes:
@@ -88,10 +117,14 @@ def convert(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, bytes], list
     try:
         data = read_whole(path, MAX_BYTES, follow=True)[0]
     except OSError as error:
-        raise DataError(f"--metrics {path}: cannot be read ({error.strerror}); expected the metrics.jsonl of a run") from error
+        raise DataError(
+            f"--metrics {path}: cannot be read ({error.strerror}); expected the metrics.jsonl of a run"
+        ) from error
     rows, notes = read_rows(path, data)
     if not rows:
-        raise DataError(f"{path}: expected rows of training or evaluation, received none; give the metrics.jsonl of a run")
+        raise DataError(
+            f"{path}: expected rows of training or evaluation, received none; give the metrics.jsonl of a run"
+        )
     check_format(path, rows, said["format"])
     trained, conditions, more = sort_out(place(path, rows, said["format"]))
     notes += more
@@ -101,15 +134,23 @@ def convert(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, bytes], list
         evaluation_row(*each, found) for each, found in conditions.items()
     ]
     metrics.sort(key=lambda row: (("model", "policy").index(row["phase"]), row["step"]))
-    axis = "steps of the simulator (decisions times action repeat)" if said["format"] in ONLINE else "updates in the phase"
+    axis = (
+        "steps of the simulator (decisions times action repeat)" if said["format"] in ONLINE else "updates in the phase"
+    )
     origin = {**said, "file": str(path), "sha256": hashlib.sha256(data).hexdigest(), "axis": axis, "notes": notes}
-    return {"metrics.jsonl": lines(metrics), "scores.jsonl": lines(scores), "origin.json": json.dumps(origin, indent=1).encode()}, notes
+    return {
+        "metrics.jsonl": lines(metrics),
+        "scores.jsonl": lines(scores),
+        "origin.json": json.dumps(origin, indent=1).encode(),
+    }, notes
 
 
 def sort_out(placed: Sequence[Placed]) -> tuple[list[Placed], Conditions, list[str]]:
     """Rows of training, evaluation episodes by condition, and notes on both."""
     notes = []
-    trained, episodes = ([each for each in placed if bool(each.row.evaluation) is evaluated] for evaluated in (False, True))
+    trained, episodes = (
+        [each for each in placed if bool(each.row.evaluation) is evaluated] for evaluated in (False, True)
+    )
     start = next((each.row.line for each in trained if each.row.names & set(LOSSES)), None)
     # Every program but TIA's own collects one episode with random actions for its evaluation store.
     if episodes and episodes[0].row.evaluation == "eval_return" and (start is None or episodes[0].row.line < start):
@@ -122,7 +163,10 @@ def sort_out(placed: Sequence[Placed]) -> tuple[list[Placed], Conditions, list[s
     last = max((each.step for each in trained if "actor_loss" in each.row.names), default=-1)
     newest = max((step for phase, step in conditions if phase == "policy"), default=-1)
     if newest < last:
-        notes.append(f"the policy of the last step, {last}, was not evaluated; the newest evaluation is {'none' if newest < 0 else f'at {newest}'}")
+        notes.append(
+            f"the policy of the last step, {last}, was not evaluated; the newest evaluation is "
+            f"{'none' if newest < 0 else f'at {newest}'}"
+        )
     return trained, conditions, notes
 
 
@@ -172,7 +216,9 @@ def publish(out: Path, content: Mapping[str, bytes]) -> None:
         FILES.sync_directory(out.parent)
     except OSError as error:
         FILES.remove_tree(temporary_sibling(out))
-        raise StorageError(f"{out}: cannot be written ({error.strerror}); free some space or choose another --out") from error
+        raise StorageError(
+            f"{out}: cannot be written ({error.strerror}); free some space or choose another --out"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""`python -m semopo_tf.probe --logdir DIR`: what the latent states know of the true ones. For tasks whose environment tells its state.
+"""`python -m semopo_tf.probe --logdir DIR`: what the latent states know of the true ones. For tasks whose environment
+tells its state.
 
-Linear probes: ridge regression from the filtered features of each stream to every true quantity, fitted on fresh episodes of the
-behaviour that made the data and scored by R^2 on others of it. The same probes read the states that the prior rolls out under the true
-actions, 5 and 15 steps ahead. The result goes to `analysis/probe.json` in the run directory.
+Linear probes: ridge regression from the filtered features of each stream to every true quantity, fitted on fresh
+  episodes of the
+behaviour that made the data and scored by R^2 on others of it. The same probes read the states that the prior rolls out
+under the true actions, 5 and 15 steps ahead. The result goes to `analysis/probe.json` in the run directory.
 """
 
 import json
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from semopo_tf.errors import CommandParser, ConfigError, run_command
-from semopo_tf.files import FILES, write_whole
+from semopo_tf.storage.files import FILES, write_whole
 
 if TYPE_CHECKING:
     from semopo_tf.evaluation import Run
@@ -51,7 +53,9 @@ def _with_one(x: np.ndarray) -> np.ndarray:
 
 
 def r_squared(predicted: np.ndarray, target: np.ndarray) -> float:
-    """1 - squared error / variance of the target, mean over its columns; both [N, D]. At most 1; 0 is no better than the mean."""
+    """1 - squared error / variance of the target, mean over its columns; both [N, D]. At most 1; 0 is no better than
+    the mean.
+    """
     error, spread = ((predicted - target) ** 2).sum(0), ((target - target.mean(0)) ** 2).sum(0)
     return float(np.mean(1 - error / np.maximum(spread, 1e-12)))
 
@@ -63,7 +67,9 @@ def main(argv: list[str]) -> int:
       SemopoError: any of `errors`; ConfigError where the environment knows no true states.
     """
     parser = CommandParser(prog="python -m semopo_tf.probe", description=__doc__)
-    parser.add_argument("--logdir", required=True, type=Path, help="a run on a task whose environment tells its true state")
+    parser.add_argument(
+        "--logdir", required=True, type=Path, help="a run on a task whose environment tells its true state"
+    )
     parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
     parser.add_argument("--task", help="the run's task, needed where it is <module>:<class>, whose module is imported")
     arguments = parser.parse_args(argv)
@@ -85,7 +91,8 @@ def probe(run: "Run") -> dict[str, Any]:
     """All figures of one run.
 
     Returns:
-      {phase, step, r2: {stream: {quantity: R^2}}, open_loop: {stream: {quantity: {steps ahead: R^2}}}, reward_r2, mask: {on, off} or None}
+      {phase, step, r2: {stream: {quantity: R^2}}, open_loop: {stream: {quantity: {steps ahead: R^2}}}, reward_r2, mask:
+      {on, off} or None}
     """
     episodes, agent_pixels = fresh_episodes(run)
     columns = encode(run, episodes)
@@ -99,33 +106,48 @@ def probe(run: "Run") -> dict[str, Any]:
             r2[stream][name] = r_squared(_rows(fitted(columns[stream][FIT:])), _rows(values[FIT:]))
             later = fitted(columns[f"{stream}_open"][FIT:])
             ahead[stream][name] = {str(k): r_squared(later[:, k - 1], values[FIT:, CONTEXT + k - 1]) for k in AHEAD}
-    reward = np.stack([episode.reward for episode in episodes])[FIT:, 1:].reshape(-1, 1)  # record 0 has no reward of its own
+    reward = np.stack([episode.reward for episode in episodes])[FIT:, 1:].reshape(
+        -1, 1
+    )  # record 0 has no reward of its own
     result: dict[str, Any] = {"phase": run.phase, "step": run.step, "r2": r2, "open_loop": ahead}
     result["reward_r2"] = r_squared(columns["reward"][FIT:, 1:].reshape(-1, 1), reward)
     return result | {
-        "mask": mask_figures(columns["mask"][FIT:], truth["position"][FIT:], agent_pixels) if "mask" in columns and agent_pixels else None
+        "mask": mask_figures(columns["mask"][FIT:], truth["position"][FIT:], agent_pixels)
+        if "mask" in columns and agent_pixels
+        else None
     }
 
 
 def fresh_episodes(run: "Run") -> tuple[list["Episode"], Any]:
-    """FIT + TEST episodes of the data's task and behaviour with seeds of their own, and the function that says where the agent is drawn."""
-    from semopo_tf import envs, wiring
-    from semopo_tf.rollout import play
+    """FIT + TEST episodes of the data's task and behaviour with seeds of their own, and the function that says where
+    the agent is drawn.
+    """
+    from semopo_tf.envs import tasks
+    from semopo_tf.envs.rollout import play
+    from semopo_tf.run import build
 
     if run.card is None:
-        raise ConfigError("probe: expected a dataset with a card, which says how to play more such episodes; this run's data have none")
-    environment = envs.make(run.config.task, **wiring.environment_settings(run.config, run.card))
+        raise ConfigError(
+            "probe: expected a dataset with a card, which says how to play more such episodes; this run's data have "
+            "none"
+        )
+    environment = tasks.make(run.config.task, **build.environment_settings(run.config, run.card))
     try:
         seeds = [zlib.crc32(f"probe/{index}".encode()) for index in range(FIT + TEST)]
         if not environment.reset(seeds[0]).log:
-            raise ConfigError(f"probe: {run.config.task} tells no true state; expected Observation.log, as the tasks exbmdp_* have it")
-        behaviour = envs.behaviours(run.config.task)[run.card["policy"]](environment)
+            raise ConfigError(
+                f"probe: {run.config.task} tells no true state; expected Observation.log, as the tasks exbmdp_* have it"
+            )
+        behaviour = tasks.behaviours(run.config.task)[run.card["policy"]](environment)
         episodes = list(play([environment], behaviour, seeds))
     finally:
         environment.close()
     lengths = {len(episode.reward) for episode in episodes}
     if len(lengths) > 1 or min(lengths) < CONTEXT + max(AHEAD):
-        raise ConfigError(f"probe: expected episodes of one length, at least {CONTEXT + max(AHEAD)} records, received {sorted(lengths)}")
+        raise ConfigError(
+            f"probe: expected episodes of one length, at least {CONTEXT + max(AHEAD)} records, received "
+            f"{sorted(lengths)}"
+        )
     return episodes, getattr(environment, "agent_pixels", None)
 
 
@@ -133,16 +155,24 @@ def encode(run: "Run", episodes: Sequence["Episode"]) -> dict[str, np.ndarray]:
     """`WorldModel.analyse` of all episodes, in blocks; arrays [E, T, ...] float64."""
     import tensorflow as tf
 
-    from semopo_tf import engine
+    from semopo_tf.engine import compiling
     from semopo_tf.random import Key
     from semopo_tf.types import Batch
 
     key = Key(run.config.eval.seed, "probe", tf.constant(0, tf.int64))
-    analyse = engine.compiled(lambda batch: run.agent.world_model.analyse(batch, key, CONTEXT), jit=False)
+    analyse = compiling.compiled(lambda batch: run.agent.world_model.analyse(batch, key, CONTEXT), jit=False)
     blocks = []
     for first in range(0, len(episodes), BLOCK):
-        columns = {name: np.stack([getattr(episode, name) for episode in episodes[first : first + BLOCK]]) for name in Batch._fields}
-        blocks.append({name: array.numpy() for name, array in analyse(Batch(**{k: tf.constant(v) for k, v in columns.items()})).items()})
+        columns = {
+            name: np.stack([getattr(episode, name) for episode in episodes[first : first + BLOCK]])
+            for name in Batch._fields
+        }
+        blocks.append(
+            {
+                name: array.numpy()
+                for name, array in analyse(Batch(**{k: tf.constant(v) for k, v in columns.items()})).items()
+            }
+        )
     return {name: np.concatenate([block[name] for block in blocks]).astype(np.float64) for name in blocks[0]}
 
 
@@ -164,11 +194,18 @@ def table(found: Mapping[str, Any]) -> str:
     heading = ["R^2", *(f"{stream}{when}" for stream in streams for when in ("", *(f" +{k}" for k in AHEAD)))]
     lines = [heading]
     for name in found["r2"][streams[0]]:
-        cells = [f"{value:.2f}" for stream in streams for value in (found["r2"][stream][name], *found["open_loop"][stream][name].values())]
+        cells = [
+            f"{value:.2f}"
+            for stream in streams
+            for value in (found["r2"][stream][name], *found["open_loop"][stream][name].values())
+        ]
         lines.append([name, *cells])
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
     text = [
-        "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
     text.append(f"reward head R^2 {found['reward_r2']:.2f}")

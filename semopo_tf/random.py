@@ -1,8 +1,9 @@
 """All randomness of learning: a pure function of (seed, domain, stream, step).
 
-There is no generator and no state. Counter-based bits (Philox 4x32-10, Salmon et al. 2011, through TensorFlow's integer op) are the
-same eagerly, in a graph and under XLA; this file maps them to floats with its own arithmetic, because the float draws of
-`tf.random.*` and of TensorFlow Probability differ between the three. Nothing else in the package may draw.
+There is no generator and no state. Counter-based bits (Philox 4x32-10, Salmon et al. 2011, through TensorFlow's integer
+op) are the same eagerly, in a graph and under XLA; this file maps them to floats with its own arithmetic, because the
+float draws
+of `tf.random.*` and of TensorFlow Probability differ between the three. Nothing else in the package may draw.
 
     key word (64 bit)      counter (128 bit)
     seed | crc32(stream)   step (high 64) | block (low 64, counts up within one draw)
@@ -38,7 +39,9 @@ def bits(key: Key, stream: str, shape: Sequence[int]) -> tf.Tensor:
     seed = tf.bitwise.left_shift(tf.cast(key.seed, tf.uint64), tf.constant(32, tf.uint64))
     word = tf.bitwise.bitwise_or(seed, tf.constant(stream_id(key.domain, stream), tf.uint64))
     counter = tf.stack([tf.constant(0, tf.uint64), tf.cast(key.step, tf.uint64)])
-    return tf.raw_ops.StatelessRandomUniformFullIntV2(shape=shape, key=tf.reshape(word, [1]), counter=counter, alg=_PHILOX, dtype=tf.uint32)
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=shape, key=tf.reshape(word, [1]), counter=counter, alg=_PHILOX, dtype=tf.uint32
+    )
 
 
 def integers(key: Key, stream: str, shape: Sequence[int], limit: Any) -> tf.Tensor:
@@ -57,7 +60,8 @@ def uniform(key: Key, stream: str, shape: Sequence[int]) -> tf.Tensor:
 
 def normal(key: Key, stream: str, shape: Sequence[int]) -> tf.Tensor:
     """float32 of `shape`, standard normal by the inverse distribution function; at most 5.3 from zero."""
-    # In float64: XLA's float32 erfinv is off by up to 2e-5 in the tails, so that compiled and uncompiled draws would differ.
+    # In float64: XLA's float32 erfinv is off by up to 2e-5 in the tails, so that compiled and uncompiled draws would
+    # differ.
     centred = 2 * tf.cast(_open_unit(bits(key, stream, shape)), tf.float64) - 1
     return tf.cast(np.sqrt(2) * tf.math.erfinv(centred), tf.float32)
 

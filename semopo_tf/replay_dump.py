@@ -1,4 +1,5 @@
-"""Do the update of a dump again and say whether the same tensor is not finite. Exit code 0 when it is, 1 when it is not.
+"""Do the update of a dump again and say whether the same tensor is not finite. Exit code 0 when it is, 1 when it is
+not.
 
 python -m semopo_tf.replay_dump LOGDIR/dump-<phase>-<step>
 """
@@ -22,18 +23,22 @@ def main(argv: list[str]) -> int:
     path = Path(parser.parse_args(argv).dump).expanduser()
     import tensorflow as tf  # after the arguments are known to be right
 
-    from semopo_tf import dump, engine, wiring
+    from semopo_tf.engine import compiling, devices
     from semopo_tf.random import Key
+    from semopo_tf.run import build, dump
     from semopo_tf.types import Batch
 
     facts, arrays, state = dump.read(path)
     config = configuration.load_saved(path / "config.yaml")
-    device, description = engine.choose_device(config.device)
-    print(f"{path.name}: {facts['phase']} update {facts['step'] + 1} of seed {facts['seed']}, then on {facts['device']}, now on {description}")
-    jit = engine.choose_jit(config.jit, device)
+    device, description = devices.choose_device(config.device)
+    print(
+        f"{path.name}: {facts['phase']} update {facts['step'] + 1} of seed {facts['seed']}, then on "
+        f"{facts['device']}, now on {description}"
+    )
+    jit = compiling.choose_jit(config.jit, device)
     with tf.device(device):
-        agent = wiring.make_agent(config, image_size=facts["image_size"], action_size=facts["action_size"], jit=jit)
-        wiring.restore(agent.variables(), state, path / "state.npz")
+        agent = build.make_agent(config, image_size=facts["image_size"], action_size=facts["action_size"], jit=jit)
+        build.restore(agent.variables(), state, path / "state.npz")
         stage = next(stage for stage in agent.stages if stage.name == facts["phase"])
         key = Key(facts["seed"], stage.name, tf.constant(facts["step"], tf.int64))
         batch = Batch(*(tf.constant(array) for array in arrays))
@@ -41,7 +46,9 @@ def main(argv: list[str]) -> int:
     wanted = facts["not_finite"][:1]
     print(f"not finite: {', '.join(found) or 'nothing'}")
     same = bool(wanted) and wanted[0] in found
-    print(f"reproduced: {wanted[0]}" if same else f"not reproduced: expected {', '.join(wanted) or 'a name in dump.json'}")
+    print(
+        f"reproduced: {wanted[0]}" if same else f"not reproduced: expected {', '.join(wanted) or 'a name in dump.json'}"
+    )
     return 0 if same else NOT_REPRODUCED
 
 

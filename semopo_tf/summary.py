@@ -1,14 +1,16 @@
-"""`python -m semopo_tf.summary --file sweep.yaml --page RESULTS.md`: the tables of a results page, from what the runs of a sweep left.
+"""`python -m semopo_tf.summary --file sweep.yaml --page RESULTS.md`: the tables of a results page, from what the runs
+of a sweep left.
 
-The page is Markdown by hand around tables by machine. A pair of marks says which runs a table is about, one line a run of the sweep's page,
-all its seeds together:
+The page is Markdown by hand around tables by machine. A pair of marks says which runs a table is about, one line a run
+of the sweep's page, all its seeds together:
 
     <!-- table core/point -->
     <!-- end -->
 
 A table none of whose runs is here stays as it is: runs of one page may lie on several machines.
 
-A cell is the mean over the seeds with the half-width of its 95 % interval (Student's t over seeds; episodes of one seed are not independent).
+A cell is the mean over the seeds with the half-width of its 95 % interval (Student's t over seeds; episodes of one seed
+are not independent).
 """
 
 import re
@@ -19,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from semopo_tf.cards import read_card
+from semopo_tf.data.cards import read_card
 from semopo_tf.errors import CommandParser, ConfigError, run_command
-from semopo_tf.files import write_whole
-from semopo_tf.runs import RunRecord, read_run
+from semopo_tf.report.run_record import RunRecord, read_run
+from semopo_tf.storage.files import write_whole
 from semopo_tf.sweep import Row, read_sweep
 
 CONFIDENCE = 0.95
@@ -54,16 +56,21 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         raise ConfigError(f"--page {arguments.page}: cannot be read ({error.strerror})") from error
     if not MARKED.search(text):
-        raise ConfigError(f"--page {arguments.page}: expected a table between <!-- table NAME --> and <!-- end -->, found none")
+        raise ConfigError(
+            f"--page {arguments.page}: expected a table between <!-- table NAME --> and <!-- end -->, found none"
+        )
     rows = read_sweep(arguments.file)["rows"]
-    written = MARKED.sub(lambda found: found["open"] + _table(groups(rows, found["name"]), found["table"]) + found["close"], text)
+    written = MARKED.sub(
+        lambda found: found["open"] + _table(groups(rows, found["name"]), found["table"]) + found["close"], text
+    )
     write_whole(arguments.page, written.encode())
     print(f"summary: {arguments.page}, {sum(row.done for row in rows)} of {len(rows)} runs")
     return 0
 
 
 def groups(rows: Sequence[Row], name: str) -> list[Group]:
-    """The rows whose name begins with `name` up to a `/`, those that differ in the seed alone together, in the sweep's order.
+    """The rows whose name begins with `name` up to a `/`, those that differ in the seed alone together, in the sweep's
+    order.
 
     Raises:
       ConfigError: when there are none.
@@ -73,10 +80,17 @@ def groups(rows: Sequence[Row], name: str) -> list[Group]:
         if row.name.startswith(name + "/"):
             entry, _, values = row.name.rpartition("/")
             rest = UNSEEDED.sub("", values).strip(",")
-            chosen.setdefault((entry + "/" + rest if rest not in ("", "run") else entry).removeprefix(name + "/"), []).append(row)
+            chosen.setdefault(
+                (entry + "/" + rest if rest not in ("", "run") else entry).removeprefix(name + "/"), []
+            ).append(row)
     if not chosen:
-        raise ConfigError(f"<!-- table {name} -->: expected the beginning of a run's name, found no such run in the sweep")
-    return [Group(label, [read_run(row.logdir) for row in same if row.done], len(same), same[0].data) for label, same in chosen.items()]
+        raise ConfigError(
+            f"<!-- table {name} -->: expected the beginning of a run's name, found no such run in the sweep"
+        )
+    return [
+        Group(label, [read_run(row.logdir) for row in same if row.done], len(same), same[0].data)
+        for label, same in chosen.items()
+    ]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -88,7 +102,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """(mean of first - mean of second, half the width of its 95 % interval) by Welch's approximation; nan where there are too few."""
+    """(mean of first - mean of second, half the width of its 95 % interval) by Welch's approximation; nan where there
+    are too few.
+    """
     if min(len(first), len(second)) < 2:
         return np.nan, np.nan
     found = stats.ttest_ind(first, second, equal_var=False)
@@ -133,7 +149,9 @@ def _table(found: Sequence[Group], before: str) -> str:
 
 
 def markdown(found: Sequence[Group]) -> str:
-    """The table: returns first, then what the features that the policy sees know, then minutes. Below it what did not run, and the data."""
+    """The table: returns first, then what the features that the policy sees know, then minutes. Below it what did not
+    run, and the data.
+    """
     missing = [group.name for group in found if not group.runs]
     found = [group for group in found if group.runs]
     if not found:
@@ -150,7 +168,9 @@ def markdown(found: Sequence[Group]) -> str:
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     notes = [f"Not run: {', '.join(missing)}."] if missing else []
-    return table + "\n\n" + " ".join([*notes, *(_data(place) for place in dict.fromkeys(group.data for group in found))])
+    return (
+        table + "\n\n" + " ".join([*notes, *(_data(place) for place in dict.fromkeys(group.data for group in found))])
+    )
 
 
 def _known(read: Callable[[RunRecord], float | None], runs: Sequence[RunRecord]) -> list[float]:
@@ -159,7 +179,9 @@ def _known(read: Callable[[RunRecord], float | None], runs: Sequence[RunRecord])
 
 def _cell(figure: tuple[float, float], form: str) -> str:
     mean, half = figure
-    return "" if np.isnan(mean) else f"{mean:{form}}" if np.isnan(half) else f"{mean:{form}} ± {half:{form.lstrip('+')}}"
+    return (
+        "" if np.isnan(mean) else f"{mean:{form}}" if np.isnan(half) else f"{mean:{form}} ± {half:{form.lstrip('+')}}"
+    )
 
 
 def _data(directory: Path) -> str:

@@ -1,21 +1,24 @@
-"""`python -m semopo_tf.sweep --file sweep.yaml`: many runs from one page, in local processes, each resumable, with a live table.
+"""`python -m semopo_tf.sweep --file sweep.yaml`: many runs from one page, in local processes, each resumable, with a
+live table.
 
     out: runs/point                       every run goes to <out>/<name>/<values of the grid>
     processes: 2                          runs at the same time; the cores are shared out among them
     data:
-      random: [--task, exbmdp_point, --policy, random, --episodes, 200]      collected into <out>/data/random where missing;
+      random: [--task, exbmdp_point, --policy, random, --episodes, 200]      collected into <out>/data/random where
+        missing;
                                         with --only, what the chosen runs need
     flags: [--eval.every, 0]              of every run, beside its own
     runs:
       - name: semopo
         data: random                      a name from above, or a directory
-        flags: [--configs, semopo, exbmdp_point, testbed]                    `{seed}` in a flag stands for the grid's value
+        flags: [--configs, semopo, exbmdp_point, testbed]                    `{seed}` in a flag stands for the grid's
+          value
         grid: {seed: [1, 2, 3], penalty.weight: [0.0, 0.3]}                  one run for each combination
         probe: true                       python -m semopo_tf.probe afterwards
         analyses: true                    python -m semopo_tf.analysis afterwards
 
-The same command continues what is unfinished and runs again what failed. Every run's output is in its directory, `log.txt`; the minutes
-that it took, over all its starts, in `minutes.json`.
+The same command continues what is unfinished and runs again what failed. Every run's output is in its directory,
+`log.txt`; the minutes that it took, over all its starts, in `minutes.json`.
 """
 
 import itertools
@@ -32,8 +35,9 @@ from typing import Any, NamedTuple
 from semopo_tf import analysis, collect
 from semopo_tf import config as configuration
 from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command, shown
-from semopo_tf.files import locked, write_whole
-from semopo_tf.run import last_progress, read_records
+from semopo_tf.run.views import last_progress
+from semopo_tf.storage.files import locked, write_whole
+from semopo_tf.storage.records import read_records
 
 REFRESH_SECONDS, REPORT_SECONDS = 1.0, 20.0
 TERMINATED = 128 + signal.SIGTERM
@@ -59,7 +63,11 @@ class Row(NamedTuple):
     @property
     def left(self) -> list[Command]:
         """The commands from the first on that has not left all its files."""
-        return [*itertools.dropwhile(lambda command: all((self.logdir / name).exists() for name in command.leaves), self.commands)]
+        return [
+            *itertools.dropwhile(
+                lambda command: all((self.logdir / name).exists() for name in command.leaves), self.commands
+            )
+        ]
 
     @property
     def done(self) -> bool:
@@ -105,7 +113,9 @@ def main(argv: list[str]) -> int:
         failed = run_rows(rows, processes)
     print(table(rows, dict.fromkeys(failed, "failed")))
     if failed:
-        raise SweepError(f"{len(failed)} of {len(rows)} runs failed, e.g. {failed[0]}: see its log.txt; the same command tries again")
+        raise SweepError(
+            f"{len(failed)} of {len(rows)} runs failed, e.g. {failed[0]}: see its log.txt; the same command tries again"
+        )
     return 0
 
 
@@ -141,12 +151,16 @@ class Kind(NamedTuple):
 
 TEXT = Kind(lambda x: isinstance(x, str) and x != "", "a text")
 NAME = Kind(
-    lambda x: TEXT.fits(x) and not PurePath(x).is_absolute() and ".." not in PurePath(x).parts, "a name below `out`, not absolute, without .."
+    lambda x: TEXT.fits(x) and not PurePath(x).is_absolute() and ".." not in PurePath(x).parts,
+    "a name below `out`, not absolute, without ..",
 )
 COUNT = Kind(lambda x: type(x) is int and x >= 1, "a whole number of at least 1")
 TRUTH = Kind(lambda x: isinstance(x, bool), "true or false")
 LIST = Kind(lambda x: isinstance(x, list), "a list")
-WORDS = Kind(lambda x: isinstance(x, list) and all(isinstance(word, str | int | float) for word in x), "a list of words and numbers")
+WORDS = Kind(
+    lambda x: isinstance(x, list) and all(isinstance(word, str | int | float) for word in x),
+    "a list of words and numbers",
+)
 VALUES = Kind(lambda x: WORDS.fits(x) and x != [], "a list of at least one word or number")
 MAPPING = Kind(lambda x: isinstance(x, dict) and all(map(NAME.fits, x)), "a mapping of names, none absolute or with ..")
 PAGE = {"out": TEXT, "processes": COUNT, "data": MAPPING, "flags": WORDS, "runs": LIST}
@@ -174,7 +188,9 @@ def _require(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -
             raise ConfigError(f"{where}: {key}: expected {kinds[key].said}, received {shown(value)}")
 
 
-def expand(entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common: Sequence[Any], where: str) -> list[Row]:
+def expand(
+    entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common: Sequence[Any], where: str
+) -> list[Row]:
     """One row for each combination of an entry's grid; `common` are the flags of every run."""
     _known(set(entry), set(RUN), f"{where}: run {entry.get('name')}")
     if "name" not in entry or "flags" not in entry or "data" not in entry:
@@ -190,9 +206,15 @@ def expand(entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common:
         config = configuration.load(list(train[1:]))
         commands = [Command(train, ("DONE",))]
         if entry.get("probe"):
-            commands.append(Command(("probe", "--logdir", str(logdir), "--task", config.task), ("analysis/probe.json",)))
+            commands.append(
+                Command(("probe", "--logdir", str(logdir), "--task", config.task), ("analysis/probe.json",))
+            )
         if entry.get("analyses"):
-            commands.append(Command(("analysis", "--logdir", str(logdir)), tuple(f"analysis/{name}.json" for name in analysis.NAMES)))
+            commands.append(
+                Command(
+                    ("analysis", "--logdir", str(logdir)), tuple(f"analysis/{name}.json" for name in analysis.NAMES)
+                )
+            )
         rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, place, tuple(commands)))
     return rows
 
@@ -205,7 +227,10 @@ def _filled(word: str, chosen: Mapping[str, Any]) -> str:
 
 def _known(keys: set[str], allowed: set[str], where: str) -> None:
     if keys - allowed:
-        raise ConfigError(f"{where}: unknown key {sorted(keys - allowed, key=str)[0]!r}; expected some of {', '.join(sorted(allowed))}")
+        raise ConfigError(
+            f"{where}: unknown key {sorted(keys - allowed, key=str)[0]!r}; expected some of "
+            f"{', '.join(sorted(allowed))}"
+        )
 
 
 class Job:
@@ -222,7 +247,9 @@ class Job:
         module, *arguments = self._left.pop(0).words
         command = [sys.executable, "-m", f"semopo_tf.{module}", *arguments]
         with open(self.row.logdir / "log.txt", "ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment
+            )
 
     def poll(self) -> int | None:
         """The exit code once all is done or one process has failed; writes the minutes."""
@@ -247,7 +274,8 @@ class Job:
 
 
 def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
-    """Run the rows that are not done, `processes` at a time, the first of every grid, then the second ones; show what runs.
+    """Run the rows that are not done, `processes` at a time, the first of every grid, then the second ones; show what
+    runs.
 
     Returns:
       The names of those that failed.
@@ -290,9 +318,19 @@ def table(rows: Sequence[Row], states: Mapping[str, str]) -> str:
         at = f"{records[-1]['phase']} {records[-1]['step']}" if records else "-"
         state = states.get(row.name, "done" if row.done else "begun" if records else "waiting")
         at = (last_progress(row.logdir / "log.txt") or "starting") if state == "running" else at
-        lines.append((row.name, state, at, f"{returns[-1]:.1f}" if returns else "-", f"{row.minutes:.1f}" if row.minutes else "-"))
+        lines.append(
+            (
+                row.name,
+                state,
+                at,
+                f"{returns[-1]:.1f}" if returns else "-",
+                f"{row.minutes:.1f}" if row.minutes else "-",
+            )
+        )
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 if __name__ == "__main__":

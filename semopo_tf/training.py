@@ -1,4 +1,6 @@
-"""`train.py`: the command line, the run directory's claim, and then the `Trainer`. Needs no TensorFlow to refuse a wrong flag."""
+"""`train.py`: the command line, the run directory's claim, and then the `Trainer`. Needs no TensorFlow to refuse a
+wrong flag.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,9 +8,9 @@ from pathlib import Path
 from semopo_tf import config as configuration
 from semopo_tf.config import OPERATIONAL, Config
 from semopo_tf.errors import ConfigError, run_command
-from semopo_tf.files import write_whole
-from semopo_tf.run import open_run, steady_output
-from semopo_tf.stopping import Stop, listening
+from semopo_tf.run.directory import open_run, steady_output
+from semopo_tf.run.stopping import Stop, listening
+from semopo_tf.storage.files import write_whole
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +33,10 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
     config = configuration.load(argv)
     for key in ("logdir", "offline_dir", "task"):
         if not config[key]:
-            raise ConfigError(f"--{key}: expected a value, received none; e.g. --configs semopo walker_walk --offline_dir DATA --logdir RUN")
+            raise ConfigError(
+                f"--{key}: expected a value, received none; e.g. --configs semopo walker_walk --offline_dir DATA "
+                "--logdir RUN"
+            )
     logdir = Path(config.logdir).expanduser()
     with open_run(logdir):
         claim(config, logdir)
@@ -40,7 +45,7 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
             print(f"{logdir}: this run is complete; evaluate.py --logdir {logdir} plays more episodes")
             return 0
         # Imports TensorFlow, which takes seconds: only once the command line and the directory are known to be right.
-        from semopo_tf.trainer import Trainer
+        from semopo_tf.run.trainer import Trainer
 
         Trainer(config, logdir, stop, **parts).run()
     return 0
@@ -59,10 +64,16 @@ def claim(config: Config, logdir: Path) -> None:
     if not saved.exists():
         write_whole(saved, config.to_yaml().encode())
         return
-    different = {key: both for key, both in configuration.differing(configuration.load_saved(saved), config).items() if key not in OPERATIONAL}
+    different = {
+        key: both
+        for key, both in configuration.differing(configuration.load_saved(saved), config).items()
+        if key not in OPERATIONAL
+    }
     if different:
         listed = ", ".join(f"{key} (there {old!r}, now {new!r})" for key, (old, new) in list(different.items())[:4])
-        raise ConfigError(f"{logdir}: holds a run with another configuration: {listed}; choose another --logdir or the same flags")
+        raise ConfigError(
+            f"{logdir}: holds a run with another configuration: {listed}; choose another --logdir or the same flags"
+        )
 
 
 def print_configuration(config: Config) -> None:

@@ -1,9 +1,11 @@
 """The structures that cross module borders, one line and one shape per field.
 
-Letters: `B` batch, `T` time, `N = B*T` start states, `H` horizon, `K` ensemble members, `A` action, `D` deter, `S` stoch, `C` classes,
+Letters: `B` batch, `T` time, `N = B*T` start states, `H` horizon, `K` ensemble members, `A` action, `D` deter, `S`
+  stoch, `C` classes,
 `F` feature, `E` environments. Everything is batch-major. Arrays are NumPy in data and acting, tensors in learning.
 
-Record `t` of an episode holds the image o_t and the action and reward that *led to* it; record 0 has action 0 and reward 0:
+Record `t` of an episode holds the image o_t and the action and reward that *led to* it; record 0 has action 0 and
+reward 0:
 
     image   o_0   o_1   o_2  ...  o_T
     action   0    a_1   a_2  ...  a_T       o_{t-1} --a_t--> o_t
@@ -72,7 +74,9 @@ class Stage(NamedTuple):
     name: str  # "model" or "policy"; the checkpoint directory and every metrics row carry it
     steps: int  # number of updates
     view: str  # which of the sampler's views the stage draws from
-    update: Callable[[Batch, Any], Mapping[str, Tensor]]  # (batch, key) -> scalar metrics; pure TensorFlow, writes its own variables
+    update: Callable[
+        [Batch, Any], Mapping[str, Tensor]
+    ]  # (batch, key) -> scalar metrics; pure TensorFlow, writes its own variables
     pixels: bool  # whether it looks at images; if not, its batches come with the evidence of a frozen encoder instead
 
 
@@ -84,11 +88,15 @@ class Observation(NamedTuple):
     is_first: bool
     is_last: bool
     is_terminal: bool
-    log: Mapping[str, np.ndarray] = MappingProxyType({})  # true states for analysis, if the environment knows them; the same names always
+    log: Mapping[str, np.ndarray] = MappingProxyType(
+        {}
+    )  # true states for analysis, if the environment knows them; the same names always
 
 
 class Environment(Protocol):
-    """A simulator seen through pixels. One object plays many episodes, each a function of its seed and the actions alone."""
+    """A simulator seen through pixels. One object plays many episodes, each a function of its seed and the actions
+    alone.
+    """
 
     action_size: int
     image_shape: tuple[int, int, int]
@@ -101,10 +109,14 @@ class Environment(Protocol):
 
 
 class Policy(Protocol):
-    """Acts for `E` environments at once. The memory of a policy travels in `state`, so one rollout loop serves every method."""
+    """Acts for `E` environments at once. The memory of a policy travels in `state`, so one rollout loop serves every
+    method.
+    """
 
     def initial(self, episodes: int) -> Any: ...
 
     def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
-        """image [E, H, W, 3] uint8, seeds [E] int (the episodes' seeds), step (decisions since reset) -> action [E, A], state."""
+        """image [E, H, W, 3] uint8, seeds [E] int (the episodes' seeds), step (decisions since reset) -> action [E, A],
+        state.
+        """
         ...

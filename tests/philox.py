@@ -1,4 +1,6 @@
-"""Philox 4x32-10 (Salmon et al. 2011) in plain NumPy integers, and the draws of `semopo_tf.random` on top of it. Slow and obvious."""
+"""Philox 4x32-10 (Salmon et al. 2011) in plain NumPy integers, and the draws of `semopo_tf.random` on top of it. Slow
+and obvious.
+"""
 
 import zlib
 
@@ -30,7 +32,9 @@ def high(words):
 
 
 def bits(seed, domain, stream, step, count):
-    """`count` uint32 words. Key: stream number (low word), seed (high word). Counter: block (low half), step (high half)."""
+    """`count` uint32 words. Key: stream number (low word), seed (high word). Counter: block (low half), step (high
+    half).
+    """
     blocks = np.arange(-(-count // 4), dtype=np.uint64)
     key = (zlib.crc32(f"{domain}/{stream}".encode()), seed)
     words = philox((low(blocks), high(blocks), step & LOW, step >> 32), key)
@@ -39,7 +43,9 @@ def bits(seed, domain, stream, step, count):
 
 def integers(seed, domain, stream, step, count, limit):
     """int64 in 0..limit-1: the upper word of bits * limit."""
-    return high(bits(seed, domain, stream, step, count).astype(np.uint64) * np.asarray(limit, np.uint64)).astype(np.int64)
+    return high(bits(seed, domain, stream, step, count).astype(np.uint64) * np.asarray(limit, np.uint64)).astype(
+        np.int64
+    )
 
 
 def unit(words):

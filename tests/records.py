@@ -1,4 +1,6 @@
-"""Run directories as runs, `semopo_tf.analysis` and `semopo_tf.originals` leave them, in milliseconds: what the report reads and nothing else."""
+"""Run directories as runs, `semopo_tf.analysis` and `semopo_tf.originals` leave them, in milliseconds: what the report
+reads and nothing else.
+"""
 
 import functools
 import json
@@ -12,10 +14,17 @@ import numpy as np
 
 from semopo_tf import config as configuration
 
-TASKS = {"dmcdrv_walker_walk": "walker_walk", "dmcdrv_cheetah_run": "cheetah_run", "exbmdp_point": "exbmdp_point", "dmc_walker_walk": "walker_walk"}
+TASKS = {
+    "dmcdrv_walker_walk": "walker_walk",
+    "dmcdrv_cheetah_run": "cheetah_run",
+    "exbmdp_point": "exbmdp_point",
+    "dmc_walker_walk": "walker_walk",
+}
 
 
-def card(task: str, policy: str = "random", episodes: int = 3, low: float = 2.0, high: float = 20.0, **more: Any) -> dict[str, Any]:
+def card(
+    task: str, policy: str = "random", episodes: int = 3, low: float = 2.0, high: float = 20.0, **more: Any
+) -> dict[str, Any]:
     """A dataset card whose episodes' returns lie evenly between two numbers."""
     source = "VIDEOS" if task.startswith("dmcdrv_") else "none"
     returns = np.linspace(low, high, episodes)
@@ -34,7 +43,13 @@ def card(task: str, policy: str = "random", episodes: int = 3, low: float = 2.0,
 
 def environment(task: str, **changed: Any) -> dict[str, Any]:
     """The settings of a score row."""
-    moving = {"background": "VIDEOS", "background_color": "grey", "background_split": "train", "mask_rule": "sky", "background_seed": 0}
+    moving = {
+        "background": "VIDEOS",
+        "background_color": "grey",
+        "background_split": "train",
+        "mask_rule": "sky",
+        "background_seed": 0,
+    }
     return {"size": 64, "action_repeat": 2, "camera": -1} | (moving if task.startswith("dmcdrv_") else {}) | changed
 
 
@@ -57,20 +72,34 @@ def write_run(
         text = re.sub(rf"^{key}: .*$", f"{key}: {value}", text, flags=re.MULTILINE)
     (logdir / "config.yaml").write_text(text)
     described = dict(about or card(task))
-    files = [{"name": f"{number}.npz", "size": 1, "sha256": f"{described['returns']}{number}"} for number in range(described["episodes"])]
-    (logdir / "dataset_manifest.json").write_text(json.dumps({"image_size": 64, "action_size": 2, "card": described, "files": files}))
+    files = [
+        {"name": f"{number}.npz", "size": 1, "sha256": f"{described['returns']}{number}"}
+        for number in range(described["episodes"])
+    ]
+    (logdir / "dataset_manifest.json").write_text(
+        json.dumps({"image_size": 64, "action_size": 2, "card": described, "files": files})
+    )
     rng = np.random.default_rng([seed, len(method)])
     kl = "joint_kl" if method == "offline_dv2" else "endo_kl"
     model = {"image_loss": 900.0, "reward_loss": 1.0, kl: 3.0, "model_grad_norm": 50.0}
     policy = {"imagined_reward": 0.4, "penalty": 0.1, "eval_return": float(np.mean(returns)) if len(returns) else 0.0}
     rows = [
-        {"phase": "model", "step": step} | {key: value * np.exp(-step / 9) + rng.uniform() for key, value in model.items()} for step in (4, 8, 12)
+        {"phase": "model", "step": step}
+        | {key: value * np.exp(-step / 9) + rng.uniform() for key, value in model.items()}
+        for step in (4, 8, 12)
     ]
-    rows += [{"phase": "policy", "step": step} | {key: value * step / 12 for key, value in policy.items()} for step in (4, 8, 12)]
+    rows += [
+        {"phase": "policy", "step": step} | {key: value * step / 12 for key, value in policy.items()}
+        for step in (4, 8, 12)
+    ]
     write_rows(logdir / "metrics.jsonl", rows)
     times = [("model", 0, True), ("model", 60, False), ("policy", 60, True), ("policy", 90, False)]
     write_rows(
-        logdir / "timing.jsonl", [{"phase": phase, "step": 0, "time": time} | ({"start": True} if start else {}) for phase, time, start in times]
+        logdir / "timing.jsonl",
+        [
+            {"phase": phase, "step": 0, "time": time} | ({"start": True} if start else {})
+            for phase, time, start in times
+        ],
     )
     write_rows(logdir / "scores.jsonl", [score(task, number, value) for number, value in enumerate(returns)])
     if done:
@@ -83,8 +112,17 @@ def _configuration(method: str, task: str, flags: tuple[str, ...]) -> str:
     return configuration.load(["--configs", method, TASKS[task], "debug", "--task", task, *flags]).to_yaml()
 
 
-def score(task: str, episode: int, value: float, *, source: str = "train", step: int = 12, **changed: Any) -> dict[str, Any]:
-    return {"phase": "policy", "step": step, "episode_seed": episode, "return": value, "source": source, "environment": environment(task, **changed)}
+def score(
+    task: str, episode: int, value: float, *, source: str = "train", step: int = 12, **changed: Any
+) -> dict[str, Any]:
+    return {
+        "phase": "policy",
+        "step": step,
+        "episode_seed": episode,
+        "return": value,
+        "source": source,
+        "environment": environment(task, **changed),
+    }
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], *, add: bool = False) -> None:
@@ -92,20 +130,43 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], *, add: bool = Fal
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def write_analyses(logdir: Path, streams: Sequence[str] = ("endo", "exo"), *, scale: float = 1.0, size: int = 16) -> None:
+def write_analyses(
+    logdir: Path, streams: Sequence[str] = ("endo", "exo"), *, scale: float = 1.0, size: int = 16
+) -> None:
     """uncertainty, reconstruction and entropy."""
     folder, rng = logdir / "analysis", np.random.default_rng(len(streams))
     folder.mkdir(exist_ok=True)
     heights = {"endo": 0.1, "exo": 0.3, "joint": 0.2}
-    measures = {name: {stream: {"mean": scale * heights[stream], "std": 0.05} for stream in streams} for name in ("mean_norm", "log_prob_variance")}
+    measures = {
+        name: {stream: {"mean": scale * heights[stream], "std": 0.05} for stream in streams}
+        for name in ("mean_norm", "log_prob_variance")
+    }
     groups = [[["a.npz", 3], ["a.npz", 5], ["a.npz", 7]], [["b.npz", 3], ["b.npz", 5], ["b.npz", 7]]]
     frames = {"groups": groups, "values": {stream: [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]] for stream in streams}}
-    _write(folder, "uncertainty", {"phase": "policy", "step": 12, "states": 1000, "seed": 0, "measures": measures, "frames": frames})
+    _write(
+        folder,
+        "uncertainty",
+        {"phase": "policy", "step": 12, "states": 1000, "seed": 0, "measures": measures, "frames": frames},
+    )
     imageio.imwrite(folder / "uncertainty.png", rng.integers(0, 256, (size, 6 * size, 3), dtype=np.uint8))
     rows = ["observation", "endo", "exo", "mask", "both"] if "endo" in streams else ["observation", "joint"]
     places = [[f"{number}.npz", 7] for number in range(8)]
-    _write(folder, "reconstruction", {"phase": "policy", "step": 12, "rows": rows, "frames": 8, "size": size, "places": places, "mse": {"both": 0.1}})
-    imageio.imwrite(folder / "reconstruction.png", rng.integers(0, 256, (len(rows) * size, 8 * size, 3), dtype=np.uint8))
+    _write(
+        folder,
+        "reconstruction",
+        {
+            "phase": "policy",
+            "step": 12,
+            "rows": rows,
+            "frames": 8,
+            "size": size,
+            "places": places,
+            "mse": {"both": 0.1},
+        },
+    )
+    imageio.imwrite(
+        folder / "reconstruction.png", rng.integers(0, 256, (len(rows) * size, 8 * size, 3), dtype=np.uint8)
+    )
     rules = {
         "conservative": {"entropy": [scale * (1 - 1 / epoch) for epoch in range(1, 31)], "pool": list(range(1, 31))},
         "uniform": {"entropy": [1.1 * scale] * 30, "pool": [30] * 30},
@@ -118,18 +179,40 @@ def write_probe(logdir: Path, streams: Sequence[str] = ("endo", "exo")) -> None:
     known = {"position": 0.9, "phase": -0.1}
     ahead = {stream: {"position": {"5": 0.8, "15": 0.5}} for stream in streams}
     mask = {"on": 0.7, "off": 0.2} if "endo" in streams else None
-    _write(logdir / "analysis", "probe", {"r2": dict.fromkeys(streams, known), "open_loop": ahead, "reward_r2": 0.95, "mask": mask})
+    _write(
+        logdir / "analysis",
+        "probe",
+        {"r2": dict.fromkeys(streams, known), "open_loop": ahead, "reward_r2": 0.95, "mask": mask},
+    )
 
 
 def write_import(
-    logdir: Path, method: str = "semopo", task: str = "dmcdrv_walker_walk", seed: int = 1, returns: Sequence[float] = (15.0, 25.0)
+    logdir: Path,
+    method: str = "semopo",
+    task: str = "dmcdrv_walker_walk",
+    seed: int = 1,
+    returns: Sequence[float] = (15.0, 25.0),
 ) -> Path:
     """As `semopo_tf.originals` writes it."""
     logdir.mkdir(parents=True)
-    origin = {"format": "semopo", "method": method, "task": task, "level": "random", "seed": seed, "file": "metrics.jsonl", "sha256": "0"}
+    origin = {
+        "format": "semopo",
+        "method": method,
+        "task": task,
+        "level": "random",
+        "seed": seed,
+        "file": "metrics.jsonl",
+        "sha256": "0",
+    }
     (logdir / "origin.json").write_text(json.dumps(origin))
-    write_rows(logdir / "metrics.jsonl", [{"phase": "model", "step": step, "image_loss": 1000.0 - step} for step in (5, 10, 15)])
-    rows = [{"phase": "policy", "step": 9, "episode_seed": n, "return": value, "source": "imported"} for n, value in enumerate(returns)]
+    write_rows(
+        logdir / "metrics.jsonl",
+        [{"phase": "model", "step": step, "image_loss": 1000.0 - step} for step in (5, 10, 15)],
+    )
+    rows = [
+        {"phase": "policy", "step": 9, "episode_seed": n, "return": value, "source": "imported"}
+        for n, value in enumerate(returns)
+    ]
     write_rows(logdir / "scores.jsonl", rows)
     return logdir
 

@@ -1,7 +1,8 @@
 """The method's equations in slow, obvious NumPy: float64, loops, no TensorFlow.
 
 The tests compare the package with this file. Nothing here imports the package, so an error would have to be made twice,
-in two different ways, to go unnoticed. Weights are plain arrays: a dense layer is a pair (kernel [in, out], bias [out]).
+in two different ways, to go unnoticed. Weights are plain arrays: a dense layer is a pair (kernel [in, out], bias
+[out]).
 """
 
 import math
@@ -15,7 +16,7 @@ LOG_2PI = math.log(2.0 * math.pi)
 Dense = tuple[np.ndarray, np.ndarray]
 
 
-# ---------------------------------------------------------------------------------------------------------------- layers
+# ---------------------------------------------------------------------------------------------------------------- layer
 
 
 def sigmoid(x):
@@ -73,7 +74,7 @@ def conv_transpose(image, kernel, bias, stride=2):
     return out
 
 
-# ------------------------------------------------------------------------------------------------------------------ RSSM
+# ------------------------------------------------------------------------------------------------------------------ RSS
 
 
 @dataclass
@@ -171,7 +172,7 @@ def observe(embed, action, is_first, sample, members, p: RSSM):
     return np.stack(deters, 1), np.stack(stochs, 1), join(posts), join(priors)
 
 
-# ---------------------------------------------------------------------------------------------------------- distributions
+# ---------------------------------------------------------------------------------------------------------- distributio
 
 
 def gaussian_log_prob(x, mean, std):
@@ -238,13 +239,14 @@ def gaussian_entropy(std):
     return (0.5 + 0.5 * LOG_2PI + np.log(std)).sum(-1)
 
 
-# ----------------------------------------------------------------------------------------------------------- model losses
+# ----------------------------------------------------------------------------------------------------------- model loss
 
 
 def kl_balanced(post, prior_, balance=0.8, free=1.0, still_post=None, still_prior=None):
     """0.2 max(mean KL(post || sg prior), free) + 0.8 max(mean KL(sg post || prior), free).
 
-    `still_*` are the statistics inside the stop-gradients; they differ from the moving ones only when a derivative is taken by hand.
+    `still_*` are the statistics inside the stop-gradients; they differ from the moving ones only when a derivative is
+    taken by hand.
     """
     post_side = kl(post, prior_ if still_prior is None else still_prior).mean()
     prior_side = kl(post if still_post is None else still_post, prior_).mean()
@@ -325,7 +327,8 @@ def over_frames(function, x):
 def separated_terms(p: dict, image, action, exo_action, reward, is_first):
     """All terms of the separated model as means over batch and time, not weighted.
 
-    p: Streams `endo`, `exo`; Convs `endo_decoder`, `exo_decoder` and, if wanted, `exo_only_decoder`; `mask` (kernel [2C], bias);
+    p: Streams `endo`, `exo`; Convs `endo_decoder`, `exo_decoder` and, if wanted, `exo_only_decoder`; `mask` (kernel
+      [2C], bias);
     `reward` (hidden, out).
     The two streams share nothing but the joint image: m * endo mean + (1 - m) * exo mean.
     """
@@ -363,7 +366,7 @@ def joint_terms(p: dict, image, action, reward, is_first):
     }
 
 
-# --------------------------------------------------------------------------------------------------------------- penalties
+# --------------------------------------------------------------------------------------------------------------- penalt
 
 
 def _centres(stats):
@@ -398,11 +401,13 @@ def log_prob_std(stats, stoch):
     return np.sqrt(log_prob_variance(stats, stoch))
 
 
-# ------------------------------------------------------------------------------------------------------------- behaviour
+# ------------------------------------------------------------------------------------------------------------- behaviou
 
 
 def lambda_return(reward, value, bootstrap, gamma, lambda_):
-    """reward, value [N, H], bootstrap [N], gamma scalar or [N, H]: G_t = r_t + gamma [(1 - l) v_{t+1} + l G_{t+1}], G_H = v_H."""
+    """reward, value [N, H], bootstrap [N], gamma scalar or [N, H]: G_t = r_t + gamma [(1 - l) v_{t+1} + l G_{t+1}], G_H
+    = v_H.
+    """
     reward, value = np.asarray(reward, np.float64), np.asarray(value, np.float64)
     gamma = np.broadcast_to(gamma, reward.shape)
     horizon = reward.shape[1]
@@ -424,7 +429,9 @@ def discount_weights(discount):
 
 
 def returns_of_rollout(reward, value, gamma, lambda_):
-    """reward, value [N, H+1] at the states 0..H -> G [N, H]: reward and value of states 0..H-1, bootstrapped with the value of state H."""
+    """reward, value [N, H+1] at the states 0..H -> G [N, H]: reward and value of states 0..H-1, bootstrapped with the
+    value of state H.
+    """
     return lambda_return(reward[:, :-1], value[:, :-1], value[:, -1], gamma, lambda_)
 
 
@@ -451,9 +458,10 @@ def critic_loss(returns, value, weight):
 def imagine(deter, stoch, act, members, noise, p: RSSM, reward, disagreement, penalty_weight):
     """Roll a policy: s_0 is the start, a_{t+1} = act(feat_t, t), s_{t+1} ~ prior of member[t].
 
-    deter [N, D], stoch [N, S(, C)], members [H], noise [H, N, S]; `reward(feat)`, `disagreement(stats of all members, stoch)`.
-    Returns feat [N, H+1, F], action [N, H+1, A] (action[:, t] led to feat[:, t], the first is zero), penalised reward and penalty
-    [N, H+1], both functions of the arrival state.
+    deter [N, D], stoch [N, S(, C)], members [H], noise [H, N, S]; `reward(feat)`, `disagreement(stats of all members,
+    stoch)`.
+    Returns feat [N, H+1, F], action [N, H+1, A] (action[:, t] led to feat[:, t], the first is zero), penalised reward
+    and penalty [N, H+1], both functions of the arrival state.
     """
     feats, penalties, actions = [], [], []
     for t in range(len(members) + 1):
@@ -507,7 +515,7 @@ class TruncatedNormal:
         return self.loc
 
 
-# -------------------------------------------------------------------------------------------------------------- optimiser
+# -------------------------------------------------------------------------------------------------------------- optimis
 
 
 @dataclass
@@ -548,7 +556,8 @@ class Adam:
 
 
 def shared_step(variables: dict, gradients: dict, optimisers: list[tuple[Adam, list[str]]]):
-    """Several optimisers, one after another, over name lists that may overlap; every gradient was taken before the first step.
+    """Several optimisers, one after another, over name lists that may overlap; every gradient was taken before the
+    first step.
 
     A shared variable is decayed and stepped once per list, with separate moments; each norm is over its own whole list.
     """
@@ -561,7 +570,7 @@ def shared_step(variables: dict, gradients: dict, optimisers: list[tuple[Adam, l
     return variables, norms
 
 
-# ------------------------------------------------------------------------------------------------------- parameter counts
+# ------------------------------------------------------------------------------------------------------- parameter coun
 
 
 def dense_count(inputs, outputs):

@@ -26,7 +26,9 @@ def optimality_gap(x: np.ndarray) -> float:
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
     tasks = []
     for ours, theirs in zip(x.T, y.T, strict=True):
-        tasks.append(np.mean([1.0 if one > other else 0.5 if one == other else 0.0 for one in ours for other in theirs]))
+        tasks.append(
+            np.mean([1.0 if one > other else 0.5 if one == other else 0.0 for one in ours for other in theirs])
+        )
     return float(np.mean(tasks))
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from semopo_tf.episodes import write_episode
-from semopo_tf.types import Episode
+from semopo_tf.data.episodes import write_episode
+from semopo_tf.types import Episode, Observation
 
 
 def episode(number: int, records: int = 20, size: int = 64, action_size: int = 2) -> Episode:
@@ -36,3 +36,26 @@ def train_flags(data: Path, logdir: Path, *more: str) -> list[str]:
     """A debug-size run on a synthetic dataset, without a simulator."""
     flags = ["--configs", "semopo", "walker_walk", "debug", "--offline_dir", str(data), "--logdir", str(logdir)]
     return [*flags, *(() if "--eval.final_episodes" in more else ("--eval.final_episodes", "0")), *more]
+
+
+class Still:
+    """An environment without a simulator: five records of one grey picture."""
+
+    action_size, image_shape = 2, (64, 64, 3)
+
+    def __init__(self, **settings):
+        pass
+
+    def _observe(self, step):
+        return Observation(np.full(self.image_shape, 100, np.uint8), 1.0, step == 0, step == 5, False)
+
+    def reset(self, seed):
+        self._step = 0
+        return self._observe(0)
+
+    def step(self, action):
+        self._step += 1
+        return self._observe(self._step)
+
+    def close(self):
+        pass

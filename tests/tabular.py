@@ -1,6 +1,8 @@
-"""Small tabular processes with an exogenous block, solved exactly: linear algebra for values, enumeration for trajectories.
+"""Small tabular processes with an exogenous block, solved exactly: linear algebra for values, enumeration for
+trajectories.
 
-Letters: s endogenous state, x exogenous state, o observation, a action; S, X, O, A their numbers, T the horizon, N trajectories.
+Letters: s endogenous state, x exogenous state, o observation, a action; S, X, O, A their numbers, T the horizon, N
+  trajectories.
 Policies look at s alone. Where a policy is `[..., S, A]`, leading axes are a batch of policies.
 """
 
@@ -37,7 +39,7 @@ class Trajectories(NamedTuple):
     action: np.ndarray  # [N, T]
 
 
-# ------------------------------------------------------------------------------------------------------- random instances
+# ------------------------------------------------------------------------------------------------------- random instanc
 
 EMISSIONS = ("block", "merged", "noisy", "free")
 
@@ -58,9 +60,11 @@ def random_mdp(rng: np.random.Generator, states: int = 3, actions: int = 2, disc
 
 
 def random_emission(rng: np.random.Generator, kind: str, states: int, exo_states: int) -> np.ndarray:
-    """[S, X, O]. The first two are deterministic; all but the last depend on (s, x) through a class f(s, x) given beforehand.
+    """[S, X, O]. The first two are deterministic; all but the last depend on (s, x) through a class f(s, x) given
+    beforehand.
 
-    block: o names (s, x). merged: o = f(s, x) = (s + x) mod 2. noisy: a random row for each of these two classes. free: a random row for each (s, x).
+    block: o names (s, x). merged: o = f(s, x) = (s + x) mod 2. noisy: a random row for each of these two classes. free:
+      a random row for each (s, x).
     """
     merged = np.add.outer(np.arange(states), np.arange(exo_states)) % 2
     if kind == "block":
@@ -72,7 +76,9 @@ def random_emission(rng: np.random.Generator, kind: str, states: int, exo_states
     return rng.dirichlet(np.ones(3), (states, exo_states))
 
 
-def random_ex_bmdp(rng: np.random.Generator, kind: str = "block", states: int = 2, exo_states: int = 2, actions: int = 2) -> EXBMDP:
+def random_ex_bmdp(
+    rng: np.random.Generator, kind: str = "block", states: int = 2, exo_states: int = 2, actions: int = 2
+) -> EXBMDP:
     return EXBMDP(
         endo=random_mdp(rng, states, actions),
         exo_start=rng.dirichlet(np.ones(exo_states)),
@@ -81,7 +87,7 @@ def random_ex_bmdp(rng: np.random.Generator, kind: str = "block", states: int = 
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------- policies
+# ----------------------------------------------------------------------------------------------------------------- poli
 
 
 def deterministic_policies(states: int, actions: int) -> np.ndarray:
@@ -95,7 +101,7 @@ def lattice_policies(states: int, levels: int) -> np.ndarray:
     return np.stack([first, 1 - first], -1)
 
 
-# ------------------------------------------------------------------------------------------------------------- exact values
+# ------------------------------------------------------------------------------------------------------------- exact va
 
 
 def steps(mdp: MDP, policy: np.ndarray) -> np.ndarray:
@@ -139,7 +145,7 @@ def full(process: EXBMDP) -> MDP:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- exact trajectories
+# ------------------------------------------------------------------------------------------------------- exact trajecto
 
 
 def trajectories(process: EXBMDP, policy: np.ndarray, horizon: int) -> Trajectories:
@@ -170,19 +176,25 @@ def action_marginals(data: Trajectories, actions: int) -> np.ndarray:
     return np.stack([np.bincount(a, data.prob, actions) for a in data.action.T])
 
 
-# --------------------------------------------------------------------------------------------------------------- likelihoods
+# --------------------------------------------------------------------------------------------------------------- likeli
 
 
 def log_likelihood(data: Trajectories, process: EXBMDP, policy: np.ndarray) -> float:
     """E ln p(s, x, o, a) with the density p that `process` and `policy` define."""
     s, x, o, a = data[1:]
-    density = process.endo.start[s[:, 0]] * process.exo_start[x[:, 0]] * (process.emission[s, x, o] * policy[s, a]).prod(1)
-    density = density * (process.endo.transition[s[:, :-1], a[:, :-1], s[:, 1:]] * process.exo_transition[x[:, :-1], x[:, 1:]]).prod(1)
+    density = (
+        process.endo.start[s[:, 0]] * process.exo_start[x[:, 0]] * (process.emission[s, x, o] * policy[s, a]).prod(1)
+    )
+    density = density * (
+        process.endo.transition[s[:, :-1], a[:, :-1], s[:, 1:]] * process.exo_transition[x[:, :-1], x[:, 1:]]
+    ).prod(1)
     return float(data.prob @ np.log(density))
 
 
 def best_of_all(data: Trajectories, *, observed: bool = False) -> float:
-    """max of E ln p over every distribution p of whole trajectories, or of their (o, a) alone if `observed`: minus the entropy."""
+    """max of E ln p over every distribution p of whole trajectories, or of their (o, a) alone if `observed`: minus the
+    entropy.
+    """
     columns = (data.obs, data.action) if observed else data[1:]
     row = np.unique(np.concatenate(columns, 1), axis=0, return_inverse=True)[1].ravel()
     prob = np.bincount(row, data.prob)
@@ -198,9 +210,11 @@ def best_table(context: np.ndarray, outcome: np.ndarray, weight: np.ndarray) -> 
 
 
 def best_tables(data: Trajectories, *, collapsed: bool = False) -> dict[str, float]:
-    """max of E ln p over the factors of the likelihood, each a free table that is the same at all steps; one entry a factor.
+    """max of E ln p over the factors of the likelihood, each a free table that is the same at all steps; one entry a
+    factor.
 
-    start: p(s_1) p(x_1). endo: p(s' | s, a), or p(s' | s) if `collapsed`. exo: p(x' | x). obs: p(o | s, x). action: p(a | s).
+    start: p(s_1) p(x_1). endo: p(s' | s, a), or p(s' | s) if `collapsed`. exo: p(x' | x). obs: p(o | s, x). action: p(a
+      | s).
     """
     s, x, o, a = data[1:]
     weight = np.broadcast_to(data.prob[:, None], s.shape)
@@ -216,7 +230,7 @@ def best_tables(data: Trajectories, *, collapsed: bool = False) -> dict[str, flo
     }
 
 
-# ------------------------------------------------------------------------------------------- the two assumptions of theorem 3.4
+# ------------------------------------------------------------------------------------------- the two assumptions of the
 
 
 def classes(emission: np.ndarray) -> np.ndarray:
@@ -226,9 +240,11 @@ def classes(emission: np.ndarray) -> np.ndarray:
 
 
 def relabelled(process: EXBMDP, policy: np.ndarray) -> tuple[EXBMDP, np.ndarray]:
-    """The same process with a fair coin in s that swaps the names of the two actions at every step; the observation shows the coin.
+    """The same process with a fair coin in s that swaps the names of the two actions at every step; the observation
+    shows the coin.
 
-    Whatever the policy, the action is then uniform at every step, so all policies share one action marginal. State number 2 s + coin.
+    Whatever the policy, the action is then uniform at every step, so all policies share one action marginal. State
+    number 2 s + coin.
     """
     endo, (states, actions) = process.endo, process.endo.reward.shape
     if actions != 2:

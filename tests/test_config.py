@@ -1,4 +1,6 @@
-"""The configuration: what every combination means, which command lines of the original are understood, and what is refused."""
+"""The configuration: what every combination means, which command lines of the original are understood, and what is
+refused.
+"""
 
 import copy
 import itertools
@@ -23,7 +25,9 @@ DEFAULTS = configuration.defaults().flat()
 
 @pytest.fixture(autouse=True, scope="module")
 def parsed_once():
-    """Reading the page takes a tenth of a second in plain Python, and these tests read it thousands of times. Every caller gets its own copy."""
+    """Reading the page takes a tenth of a second in plain Python, and these tests read it thousands of times. Every
+    caller gets its own copy.
+    """
     original, text = configuration.read_yaml, CONFIG_FILE.read_text()
     tree = original(CONFIG_FILE)
 
@@ -38,8 +42,9 @@ def parsed_once():
 
 FUZZ = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
-# --- what every combination means -----------------------------------------------------------------------------------------------------------
-# Written out by hand from the paper's Appendix D.1 and the commands published with its code; "paper" is no preset, "released" the preset.
+# --- what every combination means -------------------------------------------------------------------------------------
+# out by hand from the paper's Appendix D.1 and the commands published with its code; "paper" is no preset,
+# "released" the preset.
 
 PRESETS, METHODS = ("paper", "released"), ("semopo", "offline_dv2", "se_rs_drp")
 TASKS = ("walker_walk", "cheetah_run", "hopper_hop", "humanoid_walk")
@@ -48,14 +53,22 @@ COLUMNS = tuple(itertools.product(PRESETS, METHODS))
 
 # One column for each preset and method at the full size.
 BY_PRESET_AND_METHOD = {
-    # key:                    (paper semopo, paper offline_dv2, paper se_rs_drp, released semopo, released offline_dv2, released se_rs_drp)
+    # key:                    (paper semopo, paper offline_dv2, paper se_rs_drp, released semopo, released offline_dv2,
+    # released se_rs_drp)
     "method": ("semopo", "offline_dv2", "se_rs_drp", "semopo", "offline_dv2", "se_rs_drp"),
     "model.kind": ("separated", "joint", "separated", "separated", "joint", "separated"),
     "model.reward_gradient": (False, True, True, False, True, True),
     "model.drp": (False, False, True, False, False, True),
     "model.exo_action": ("absent", "absent", "absent", "zero", "zero", "zero"),  # a joint model has no exogenous branch
     "model.exo_only_power": (1, 1, 1, 2, 2, 2),  # applied once; the released code multiplies twice
-    "model.split_optimizers": (False, False, False, True, True, True),  # a joint model has one group of variables either way
+    "model.split_optimizers": (
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ),  # a joint model has one group of variables either way
     "sampling": ("conservative", "uniform", "uniform", "conservative", "uniform", "uniform"),
     "pool.order": ("file", "file", "file", "return", "return", "return"),
     "pool.grow_by": (1, 1, 1, 0, 0, 0),
@@ -70,7 +83,8 @@ BY_PRESET_AND_METHOD = {
     "critic_opt.weight_decay": (0.0, 0.0, 0.0, 1e-6, 1e-6, 1e-6),
     "without_card.mask_rule": ("sky", "sky", "sky", "blue", "blue", "blue"),
 }
-# (paper, released) at the full size, then the two small sizes, which are the same for both presets unless given as a pair.
+# (paper, released) at the full size, then the two small sizes, which are the same for both presets unless given as a
+# pair.
 BY_PRESET_AND_SIZE = {
     # key:              full,               small,        debug
     "steps.model": ((25_000, 25_100), 2000, 12),
@@ -122,12 +136,21 @@ ALWAYS = {
     "valid_fraction": 0.0,
     "without_card.background_color": "grey",
     **{f"{net}.act": "elu" for net in ("encoder", "decoder", "rssm", "reward_head", "actor", "critic")},
-    **{f"{opt}.{key}": value for opt in ("model_opt", "actor_opt", "critic_opt") for key, value in (("eps", 1e-5), ("clip", 100.0))},
+    **{
+        f"{opt}.{key}": value
+        for opt in ("model_opt", "actor_opt", "critic_opt")
+        for key, value in (("eps", 1e-5), ("clip", 100.0))
+    },
 }
 # Weight of dissociated reward prediction where it is not 20 000; the paper gives none for the humanoid.
 DRP_SCALE = {"hopper_hop": 30_000.0}
 # Weight of the exogenous-only reconstruction as it enters the loss, (paper, released).
-EXO_WEIGHT = {"walker_walk": (1.5, 2.25), "cheetah_run": (1.5, 2.25), "hopper_hop": (2.0, 4.0), "humanoid_walk": (1.5, 2.25)}
+EXO_WEIGHT = {
+    "walker_walk": (1.5, 2.25),
+    "cheetah_run": (1.5, 2.25),
+    "hopper_hop": (2.0, 4.0),
+    "humanoid_walk": (1.5, 2.25),
+}
 
 
 def overlays(preset: str, method: str, task: str, size: str) -> list[str]:
@@ -153,10 +176,16 @@ def test_every_combination_has_the_values_of_the_paper_or_of_its_code(preset, me
 
 def test_the_table_above_covers_every_key_that_an_overlay_sets():
     page = configuration.read_yaml(CONFIG_FILE)
-    touched = {key for kind in configuration.KINDS for overlay in page[kind].values() for key in configuration.flatten(overlay)}
+    touched = {
+        key for kind in configuration.KINDS for overlay in page[kind].values() for key in configuration.flatten(overlay)
+    }
     looks_and_records = {"video.every", "video.episodes", "video.length", "video.context", "log_every", "save_every"}
     assert (
-        touched - set(ALWAYS) - set(BY_PRESET_AND_METHOD) - set(BY_PRESET_AND_SIZE) - {"task", "model.exo_only", "model.drp_scale"}
+        touched
+        - set(ALWAYS)
+        - set(BY_PRESET_AND_METHOD)
+        - set(BY_PRESET_AND_SIZE)
+        - {"task", "model.exo_only", "model.drp_scale"}
         <= looks_and_records
     )
 
@@ -165,7 +194,10 @@ def test_the_variants_of_the_ablation_are_flags():
     """Se+CS is the method itself, Se+RS the same with uniform sampling; nothing else may differ."""
     for preset in ([], ["released"]):
         conservative, uniform = (load(["--configs", *preset, method, "walker_walk"]) for method in ("semopo", "se_rs"))
-        assert configuration.differing(conservative, uniform) == {"method": ("semopo", "se_rs"), "sampling": ("conservative", "uniform")}
+        assert configuration.differing(conservative, uniform) == {
+            "method": ("semopo", "se_rs"),
+            "sampling": ("conservative", "uniform"),
+        }
         dissociated = load(["--configs", *preset, "se_rs_drp", "walker_walk"])
         assert configuration.differing(uniform, dissociated) == {
             "method": ("se_rs", "se_rs_drp"),
@@ -174,8 +206,15 @@ def test_the_variants_of_the_ablation_are_flags():
         }
 
 
-# Of the built-in testbed, from its measured feasibility: networks for 32 pixels, a likelihood that weighs as much as that of 64.
-TESTBED_TASK = {"env.size": 32, "env.action_repeat": 1, "encoder.kernels": [4, 4, 4], "decoder.kernels": [5, 6, 6], "model.image_scale": 4.0}
+# Of the built-in testbed, from its measured feasibility: networks for 32 pixels, a likelihood that weighs as much as
+# that of 64.
+TESTBED_TASK = {
+    "env.size": 32,
+    "env.action_repeat": 1,
+    "encoder.kernels": [4, 4, 4],
+    "decoder.kernels": [5, 6, 6],
+    "model.image_scale": 4.0,
+}
 TESTBED_SIZE = {
     "steps.model": 1000,
     "steps.policy": 500,
@@ -216,7 +255,9 @@ def test_a_task_flag_alone_selects_the_weights_of_that_task():
 
 
 def test_the_printed_hyperparameters_are_the_defaults():
-    printed = YAML(typ="safe", pure=True).load((Path(configuration.__file__).parent / "published.yaml").read_text())["paper_hyperparameters"]
+    printed = YAML(typ="safe", pure=True).load(
+        (Path(configuration.__file__).parent / "report" / "published.yaml").read_text()
+    )["paper_hyperparameters"]
     nets = ("encoder", "decoder", "rssm", "reward_head", "actor", "critic")
     keys = {
         "deterministic_size": ["rssm.deter"],
@@ -241,11 +282,13 @@ def test_the_printed_hyperparameters_are_the_defaults():
     # Not stated, not a setting of one run, or checked below.
     others = {"ensemble_members", "seeds", "drp_lambda_radv", "gpu", "total_gpu_hours", "image_shape"}
     assert set(printed) == set(keys) | others
-    assert {key: DEFAULTS[key] for name in keys for key in keys[name]} == {key: printed[name] for name in keys for key in keys[name]}
+    assert {key: DEFAULTS[key] for name in keys for key in keys[name]} == {
+        key: printed[name] for name in keys for key in keys[name]
+    }
     assert printed["image_shape"] == [DEFAULTS["env.size"]] * 2 + [3]
 
 
-# --- order ----------------------------------------------------------------------------------------------------------------------------------
+# --- order ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_order_of_overlays_and_flags_does_not_matter():
@@ -255,7 +298,9 @@ def test_the_order_of_overlays_and_flags_does_not_matter():
     for listed in itertools.permutations(names):
         assert load(["--configs", *listed, *itertools.chain(*flags)]).flat() == expected
         apart = [["--configs", *listed[:1]], ["--configs", *listed[1:]]]
-        assert load([*itertools.chain(*flags[:2]), *apart[0], *itertools.chain(*flags[2:]), *apart[1]]).flat() == expected
+        assert (
+            load([*itertools.chain(*flags[:2]), *apart[0], *itertools.chain(*flags[2:]), *apart[1]]).flat() == expected
+        )
     for order in itertools.permutations([["--configs", *names], *flags]):
         assert load(list(itertools.chain(*order))).flat() == expected
 
@@ -265,9 +310,10 @@ def test_flags_win_over_overlays():
     assert (config.steps.model, config.steps.policy) == (7, 12)
 
 
-# --- the original's command lines -----------------------------------------------------------------------------------------------------------
+# --- the original's command lines -------------------------------------------------------------------------------------
 
-# The two published SeMOPO commands, flag by flag: what each becomes here, either the values it sets or the words of the refusal.
+# The two published SeMOPO commands, flag by flag: what each becomes here, either the values it sets or the words of the
+# refusal.
 PUBLISHED = {
     "cheetah_run": {"task": "dmcdrv_cheetah_run", "disen_only": "1.5"},
     "hopper_hop": {"task": "dmcdrv_hopper_hop", "disen_only": "2.0"},
@@ -278,7 +324,11 @@ PUBLISHED_FLAGS = [
     ("task", "{task}", {"task": "{task}"}),
     ("offline_dir", "DIR", {"offline_dir": "DIR"}),
     ("offline_penalty_type", "meandis", "--penalty.measure (meandis is mean_norm"),
-    ("offline_lmbd_cons", "10", "--penalty.weight (the original reads it only with automatic tuning, which is off: its penalty weight stays 5)"),
+    (
+        "offline_lmbd_cons",
+        "10",
+        "--penalty.weight (the original reads it only with automatic tuning, which is off: its penalty weight stays 5)",
+    ),
     ("offline_datset_type", "random-incremental", "--logdir"),
     ("separate_wm", "True", "--model.kind separated"),
     ("disen_scales.reward", "0.0", "leave it out for the published 0.0"),
@@ -316,8 +366,10 @@ def test_each_published_flag_means_the_same_or_is_refused_with_its_name_here(com
 def test_a_published_command_translated_by_its_messages_runs_what_the_original_ran(command, weight):
     published = PUBLISHED[command]
     translated = (
-        f"--configs released semopo --task {published['task']} --offline_dir DIR --penalty.measure mean_norm --model.kind separated "
-        f"--model.exo_only {published['disen_only']} --model.reward_gradient False --model.exo_action zero --sampling conservative "
+        f"--configs released semopo --task {published['task']} --offline_dir DIR --penalty.measure mean_norm "
+        "--model.kind separated "
+        f"--model.exo_only {published['disen_only']} --model.reward_gradient False --model.exo_action zero --sampling "
+        "conservative "
         "--pool.order return --steps.policy 100000 --seed 0 --logdir RUN"
     )
     config = load(translated.split())
@@ -344,7 +396,7 @@ def test_the_remedy_for_an_original_flag_names_keys_and_values_that_exist(flag):
         assert set(re.search(rf"--{re.escape(key)} (\w+ \| \w+)", remedy)[1].split(" | ")) == set(CHOICES[key])
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -355,7 +407,10 @@ def test_the_remedy_for_an_original_flag_names_keys_and_values_that_exist(flag):
         (["--rssm", "1"], "--rssm: a section, expected one of its keys: rssm.latent, rssm.deter"),
         (["--totally_else", "1"], "--totally_else: unknown key"),
         (["--configs", "walker_wlak"], "--configs walker_wlak: no such overlay, did you mean walker_walk"),
-        (["--configs", "semopo", "offline_dv2"], "--configs semopo offline_dv2: expected at most one of the methods, received two"),
+        (
+            ["--configs", "semopo", "offline_dv2"],
+            "--configs semopo offline_dv2: expected at most one of the methods, received two",
+        ),
         (["--configs", "hopper_hop", "--configs", "walker_walk"], "expected at most one of the tasks, received two"),
         (["--configs", "small", "debug"], "expected at most one of the sizes, received two"),
         (["--seed", "1", "--seed", "2"], "--seed: expected once, received twice"),
@@ -367,13 +422,19 @@ def test_the_remedy_for_an_original_flag_names_keys_and_values_that_exist(flag):
         (["-seed", "1"], "-seed: expected a flag such as --seed 1"),
         (["--"], "--: expected a flag such as --seed 1"),
         (["--jit", "ful"], "--jit: expected one of auto, full, partial, off, received 'ful', did you mean full?"),
-        (["--penalty.measure", "meandis"], "expected one of sum_squares, mean_norm, log_prob_variance, log_prob_std, received 'meandis'"),
+        (
+            ["--penalty.measure", "meandis"],
+            "expected one of sum_squares, mean_norm, log_prob_variance, log_prob_std, received 'meandis'",
+        ),
         (["--steps.model", "2.5"], "--steps.model: expected a whole number, received 2.5"),
         (["--steps.model", "many"], "--steps.model: expected a whole number, received 'many'"),
         (["--model_opt.lr", "fast"], "--model_opt.lr: expected a number, received 'fast'"),
         (["--kl.strict_elbo", "1"], "--kl.strict_elbo: expected True or False, received '1'"),
         (["--encoder.kernels", "4,x"], "--encoder.kernels: expected a whole number, received 'x'"),
-        (["--task", "dmcdrv_hopper_hop", "--configs", "walker_walk"], "expected the task of the overlay walker_walk, received another"),
+        (
+            ["--task", "dmcdrv_hopper_hop", "--configs", "walker_walk"],
+            "expected the task of the overlay walker_walk, received another",
+        ),
         (["--imagination.horizon", "0"], "--imagination.horizon: expected a finite number from 2 to 1000, received 0"),
         (["--logdir", "a\0b"], "--logdir: expected text without NUL characters, received 'a\\x00b'"),
         (["--task", "x" * 5000, "--jit", "y" * 5000], "--jit: expected one of auto, full, partial, off, received 'yyy"),
@@ -432,7 +493,9 @@ def test_every_choice_is_accepted_and_nothing_else(key):
     for value in CHOICES[key]:
         assert load([f"--{key}", value]).flat()[key] == value
     for value in ("", "other", CHOICES[key][0].upper(), "1"):
-        with pytest.raises(ConfigError, match=re.escape(f"--{key}: expected one of {', '.join(CHOICES[key])}, received {value!r}")):
+        with pytest.raises(
+            ConfigError, match=re.escape(f"--{key}: expected one of {', '.join(CHOICES[key])}, received {value!r}")
+        ):
             load([f"--{key}={value}"])
 
 
@@ -442,13 +505,24 @@ def test_K04_every_number_has_a_range(key):
     low, high = LIMITS.get(key, (0, math.inf))
     outside = [low - 1, *([high * 2 + 1] if math.isfinite(high) else [])]
     for value in outside:
-        with pytest.raises(ConfigError, match=re.escape(f"--{key}: expected a finite number from {low:g} to {high:g}, received")):
+        with pytest.raises(
+            ConfigError, match=re.escape(f"--{key}: expected a finite number from {low:g} to {high:g}, received")
+        ):
             load([f"--{key}={value:.17g}"])
 
 
 def test_K04_no_amount_that_would_break_a_run_later_is_accepted():
     """Zero is a meaning ("never", "none") for some keys and a broken run for others."""
-    never = ["steps.model", "steps.policy", "eval.every", "eval.final_episodes", "video.every", "updates_per_call", "pool.grow_by", "valid_fraction"]
+    never = [
+        "steps.model",
+        "steps.policy",
+        "eval.every",
+        "eval.final_episodes",
+        "video.every",
+        "updates_per_call",
+        "pool.grow_by",
+        "valid_fraction",
+    ]
     for key in never:
         assert load([f"--{key}", "0"]).flat()[key] == 0
     for key in (
@@ -465,7 +539,19 @@ def test_K04_no_amount_that_would_break_a_run_later_is_accepted():
             load([f"--{key}", "0"])
 
 
-PATTERNS = ["--(a+)+$ x", "--(a+)+$=aaaa", "--.* 1", "--seed|logdir 1", "--[ 1", "--\\ 1", "--steps", "--steps=", "--steps 5", "---seed 1", "--(a|"]
+PATTERNS = [
+    "--(a+)+$ x",
+    "--(a+)+$=aaaa",
+    "--.* 1",
+    "--seed|logdir 1",
+    "--[ 1",
+    "--\\ 1",
+    "--steps",
+    "--steps=",
+    "--steps 5",
+    "---seed 1",
+    "--(a|",
+]
 LONG = [["--(a+)+$=" + "a" * 5000], ["--" + "a" * 100_000, "1"]]
 
 
@@ -480,8 +566,8 @@ def test_K08_keys_are_literal_and_never_patterns(argv):
 
 def test_K10_a_home_directory_is_expanded_and_nothing_else(tmp_path, monkeypatch):
     """What a shell would replace stays as it is written, wherever a path comes from."""
-    from semopo_tf.episodes import cache_place
-    from semopo_tf.videos import absolute_source
+    from semopo_tf.data.dataset import cache_place
+    from semopo_tf.envs.videos import absolute_source
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WHERE", "/elsewhere")
@@ -490,18 +576,40 @@ def test_K10_a_home_directory_is_expanded_and_nothing_else(tmp_path, monkeypatch
         assert str(cache_place(tmp_path, word, tmp_path)).startswith(word)
         assert absolute_source(f"/{word}") == f"/{word}"
     assert cache_place(tmp_path, "~/caches", tmp_path).parent == tmp_path / "caches"
-    for path in Path(configuration.__file__).parent.glob("*.py"):
+    for path in Path(configuration.__file__).parent.rglob("*.py"):
         assert "expandvars" not in path.read_text()
 
 
-# --- values ---------------------------------------------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def test_flags_take_the_type_of_their_default():
-    numbers = "--model_opt.lr 1e-4 --steps.model 1e3 --steps.policy 20.0 --penalty.weight 3 --kl.strict_elbo true --env.camera -1"
-    config = load([*numbers.split(), "--encoder.kernels", "[4, 4]", "--decoder.kernels=4,4", "--logdir", "a=b", "--offline_dir=--odd"])
-    assert (config.model_opt.lr, config.steps.model, config.steps.policy, config.penalty.weight) == (1e-4, 1000, 20, 3.0)
-    assert [type(value) for value in (config.steps.model, config.steps.policy, config.penalty.weight)] == [int, int, float]
+    numbers = (
+        "--model_opt.lr 1e-4 --steps.model 1e3 --steps.policy 20.0 --penalty.weight 3 --kl.strict_elbo true --env.camera "
+        "-1"
+    )
+    config = load(
+        [
+            *numbers.split(),
+            "--encoder.kernels",
+            "[4, 4]",
+            "--decoder.kernels=4,4",
+            "--logdir",
+            "a=b",
+            "--offline_dir=--odd",
+        ]
+    )
+    assert (config.model_opt.lr, config.steps.model, config.steps.policy, config.penalty.weight) == (
+        1e-4,
+        1000,
+        20,
+        3.0,
+    )
+    assert [type(value) for value in (config.steps.model, config.steps.policy, config.penalty.weight)] == [
+        int,
+        int,
+        float,
+    ]
     assert (config.kl.strict_elbo, config.encoder.kernels, config.decoder.kernels) == (True, (4, 4), (4, 4))
     assert (config.logdir, config.offline_dir, config.env.camera) == ("a=b", "--odd", -1)
 
@@ -560,10 +668,19 @@ NO_PAGES = {
     "brackets": (b"[" * 20_000, "line 1: expected YAML, received maximum depth"),
     "steps": (b"".join(b" " * n + b"a:\n" for n in range(200)), "line 16: expected YAML, received maximum depth"),
     "100 MB": (b"a: " + b"x" * 100_000_000, "cannot be read .more than the 24576 bytes that are read"),
-    "aliases": (b"a0: &a0 [1]\n" + ALIASES.encode(), "expected YAML, received aliases that stand for more than 20000 values"),
-    "merges": (b"a0: &a0 {b: 1}\n" + MERGES.encode(), "expected YAML, received aliases that stand for more than 20000 values"),
+    "aliases": (
+        b"a0: &a0 [1]\n" + ALIASES.encode(),
+        "expected YAML, received aliases that stand for more than 20000 values",
+    ),
+    "merges": (
+        b"a0: &a0 {b: 1}\n" + MERGES.encode(),
+        "expected YAML, received aliases that stand for more than 20000 values",
+    ),
     "inside itself": (b"a: &a [*a]\n", "expected YAML, received an alias inside what it stands for"),
-    "object": (b"a: !!python/object/apply:os.abort []\n", "line 1: expected YAML, received could not determine a constructor"),
+    "object": (
+        b"a: !!python/object/apply:os.abort []\n",
+        "line 1: expected YAML, received could not determine a constructor",
+    ),
     "unknown tag": (b"\n\na: !thing 1\n", "line 3: expected YAML"),
 }
 
@@ -580,14 +697,21 @@ def test_K01_K06_a_file_that_is_no_configuration_is_named(tmp_path, content, mes
 
 def test_K01_a_tag_that_names_python_runs_nothing(tmp_path):
     marker, path = tmp_path / "executed", tmp_path / "config.yaml"
-    for tag in ("python/object/apply:pathlib.Path.touch", "python/object/new:pathlib.Path", "python/name:os.system", "python/module:antigravity"):
+    for tag in (
+        "python/object/apply:pathlib.Path.touch",
+        "python/object/new:pathlib.Path",
+        "python/name:os.system",
+        "python/module:antigravity",
+    ):
         path.write_text(f"a: !!{tag} [{marker}]\n")
         with pytest.raises(ConfigError, match="line 1: expected YAML"):
             load_saved(path)
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)]
+)
 def test_K06_what_is_no_file_is_refused_without_waiting(tmp_path, make):
     make(tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read"):
@@ -599,7 +723,7 @@ def test_a_missing_file_is_named(tmp_path):
         load_saved(tmp_path / "config.yaml")
 
 
-# --- saved and reloaded ---------------------------------------------------------------------------------------------------------------------
+# --- saved and reloaded -----------------------------------------------------------------------------------------------
 
 
 def reloaded(config: Config, tmp_path: Path) -> Config:
@@ -652,12 +776,23 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 
 # Not shrunk: one example takes a tenth of a second.
-@settings(FUZZ, max_examples=80, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    FUZZ,
+    max_examples=80,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @example(lr=1e-05, weight=5e-324, scale=1e300, seed=0, text="/data/" + "é" * 20 + " a b \u2028 x")
 @given(lr=NUMBERS, weight=NUMBERS, scale=NUMBERS, seed=st.integers(0, 2**32 - 1), text=TEXTS)
 def test_K09_floats_and_any_text_survive_saving(tmp_path, lr, weight, scale, seed, text):
     config = load(
-        [f"--model_opt.lr={lr!r}", f"--penalty.weight={weight!r}", f"--model.image_scale={scale!r}", f"--seed={seed}", f"--offline_dir={text}"]
+        [
+            f"--model_opt.lr={lr!r}",
+            f"--penalty.weight={weight!r}",
+            f"--model.image_scale={scale!r}",
+            f"--seed={seed}",
+            f"--offline_dir={text}",
+        ]
     )
     assert (config.model_opt.lr, config.penalty.weight, config.offline_dir) == (lr, weight, text)
     assert exactly(reloaded(config, tmp_path)) == exactly(config)
@@ -672,7 +807,10 @@ def test_a_configuration_of_another_version_is_refused(tmp_path):
     ):
         assert changed != text
         (tmp_path / "config.yaml").write_text(changed)
-        with pytest.raises(ConfigError, match=rf"config\.yaml: expected the keys of this version, different: .*{re.escape(key)}.*; use the version"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"config\.yaml: expected the keys of this version, different: .*{re.escape(key)}.*; use the version",
+        ):
             load_saved(tmp_path / "config.yaml")
 
 
@@ -682,7 +820,7 @@ def test_differences_are_listed_by_key():
     assert configuration.differing(one, load([])) == {}
 
 
-# --- the mapping ----------------------------------------------------------------------------------------------------------------------------
+# --- the mapping ------------------------------------------------------------------------------------------------------
 
 
 def test_a_configuration_is_a_frozen_mapping_with_attributes():
@@ -710,7 +848,7 @@ def test_reading_is_remembered_by_leaf():
     assert config.read == {"rssm.deter", "kl.balance", "kl.free", "kl.strict_elbo"}
 
 
-# --- every key is used ----------------------------------------------------------------------------------------------------------------------
+# --- every key is used ------------------------------------------------------------------------------------------------
 
 IMAGE, ACTIONS = 10, 2  # two layers of 4 x 4: 10 -> 4 -> 1 and back
 TASK = "dmcdrv_test_of_keys"
@@ -739,7 +877,7 @@ class Still:
 
 
 def write_dataset(directory: Path) -> Path:
-    from semopo_tf.episodes import write_episode
+    from semopo_tf.data.episodes import write_episode
     from semopo_tf.types import Episode
 
     directory.mkdir()
@@ -749,12 +887,17 @@ def write_dataset(directory: Path) -> Path:
     for number in range(4):
         image = np.full((9, IMAGE, IMAGE, 3), 20 * number, np.uint8)
         flags = {"is_first": record == 0, "is_last": record == 8, "is_terminal": record < 0}
-        write_episode(directory / f"{number}.npz", Episode(image, action, record.astype(np.float32), np.ones(9, np.float32), **flags))
+        write_episode(
+            directory / f"{number}.npz",
+            Episode(image, action, record.astype(np.float32), np.ones(9, np.float32), **flags),
+        )
     return directory
 
 
 class Untaught:
-    """Stands in for `engine.StageLoop`, whose tracing takes most of the time of so short a run: counts updates and makes none."""
+    """Stands in for `engine.StageLoop`, whose tracing takes most of the time of so short a run: counts updates and
+    makes none.
+    """
 
     capacity = 1
 
@@ -765,7 +908,7 @@ class Untaught:
         pass
 
     def run(self, step, updates):
-        from semopo_tf.engine import Chunk
+        from semopo_tf.engine.loop import Chunk
 
         return Chunk(updates, {}, True)
 
@@ -774,20 +917,26 @@ class Untaught:
 
 
 def command_line(method: str, directory: Path) -> list[str]:
-    short = "--steps.model 2 --steps.policy 2 --eval.every 1 --video.every 2 --log_every 1 --save_every 2 --valid_fraction 0.25"
+    short = (
+        "--steps.model 2 --steps.policy 2 --eval.every 1 --video.every 2 --log_every 1 --save_every 2 --valid_fraction "
+        "0.25"
+    )
     flags = f"--configs {method} debug --task {TASK} {short} --encoder.kernels 4,4 --decoder.kernels 4,4"
     return [*flags.split(), "--offline_dir", str(directory / "data"), "--logdir", str(directory / "run")]
 
 
 def test_every_key_is_read_by_a_run_of_some_method(tmp_path, monkeypatch):
-    """A key that no code reads is a setting that does nothing. Sections handed over whole reach constructors that take no unknown name.
+    """A key that no code reads is a setting that does nothing. Sections handed over whole reach constructors that take
+    no unknown name.
 
-    The command line's own path, from the flags to the mark of a complete run, for each method: everything but the updates themselves,
-    which get their settings when the agent is built.
+    The command line's own path, from the flags to the mark of a complete run, for each method: everything but the
+    updates themselves, which get their settings when the agent is built.
     """
-    from semopo_tf import envs, trainer, training
+    from semopo_tf import training
+    from semopo_tf.envs import tasks
+    from semopo_tf.run import trainer
 
-    monkeypatch.setitem(envs._registry, TASK, lambda **settings: Still())
+    monkeypatch.setitem(tasks._registry, TASK, lambda **settings: Still())
     monkeypatch.setattr(trainer, "StageLoop", Untaught)
     read = set()
     for method in METHODS:

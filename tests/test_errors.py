@@ -40,7 +40,11 @@ def failing(error):
 
 
 def test_every_error_class_has_its_code():
-    found = {name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, SemopoError)}
+    found = {
+        name: value
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, SemopoError)
+    }
     assert {name: (kind.exit_code, kind.kind) for name, kind in found.items()} == CODES
 
 
@@ -54,7 +58,9 @@ def test_an_error_ends_the_command_with_its_code_and_one_line(name, capsys):
 
 
 def test_the_line_of_an_error():
-    assert one_line(DataError("\x1b[2J\x00\udcff é")) == r"semopo_tf: data error (exit 3): \x1b[2J\x00\udcff é"  # nothing that steers a terminal
+    assert (
+        one_line(DataError("\x1b[2J\x00\udcff é")) == r"semopo_tf: data error (exit 3): \x1b[2J\x00\udcff é"
+    )  # nothing that steers a terminal
     assert one_line(DataError("a: b")) == "semopo_tf: data error (exit 3): a: b"
 
 
@@ -119,7 +125,9 @@ def run(*argv, **settings):
 def test_the_training_command_refuses_a_wrong_flag_in_one_line():
     done = run("train.py", "--sed", "1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "semopo_tf: configuration error (exit 2): --sed: unknown key, did you mean seed or eval.seed?\n"
+    assert (
+        done.stderr == "semopo_tf: configuration error (exit 2): --sed: unknown key, did you mean seed or eval.seed?\n"
+    )
 
 
 def test_the_training_command_shows_its_traceback_on_request():
@@ -131,7 +139,10 @@ def test_the_training_command_shows_its_traceback_on_request():
 
 def test_a_reader_that_has_gone_is_no_error():
     """As in `... | head`: the rest of the output has no reader."""
-    script = "from semopo_tf.errors import run_command\nrun_command(lambda argv: [print('x' * 1000, flush=True) for _ in range(1000)] and None)"
+    script = (
+        "from semopo_tf.errors import run_command\nrun_command(lambda argv: [print('x' * 1000, flush=True) for _ in "
+        "range(1000)] and None)"
+    )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(10)
     process.stdout.close()

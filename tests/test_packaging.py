@@ -19,10 +19,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import semopo_tf
-from semopo_tf import doctor, rendering
+from semopo_tf import doctor
+from semopo_tf.envs import rendering
 
 ROOT = Path(__file__).parent.parent
-# Declared, though no module imports them: gym for the users' environments, tf-keras for TensorFlow Probability, mujoco for its bound.
+# Declared, though no module imports them: gym for the users' environments, tf-keras for TensorFlow Probability, mujoco
+# for its bound.
 NOT_IMPORTED = {"gym", "mujoco", "tf-keras"}
 # Used as programs, or by the tests' own runner.
 TOOLS = {"mypy", "pytest-xdist", "ruff", "setuptools"}
@@ -36,7 +38,18 @@ def wheel(tmp_path_factory) -> Path:
     for name in ("setup.py", "pyproject.toml", "configs.yaml", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     shutil.copytree(ROOT / "semopo_tf", tree / "semopo_tf", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out, tree]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        out,
+        tree,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     (path,) = out.glob("*.whl")
@@ -53,7 +66,11 @@ def metadata(wheel) -> Message:
 def requirements(metadata: Message, extra: str = "") -> list[Requirement]:
     """The run-time requirements, or those that `extra` adds."""
     every = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
-    return [r for r in every if (r.marker is None) == (extra == "") and (r.marker is None or r.marker.evaluate({"extra": extra}))]
+    return [
+        r
+        for r in every
+        if (r.marker is None) == (extra == "") and (r.marker is None or r.marker.evaluate({"extra": extra}))
+    ]
 
 
 def names(found: list[Requirement]) -> set[str]:
@@ -74,21 +91,32 @@ def imported(paths: list[Path]) -> set[str]:
                 modules |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 modules.add(node.module or "")
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module" and isinstance(node.args[0], ast.Constant):
+            elif (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "importlib.import_module"
+                and isinstance(node.args[0], ast.Constant)
+            ):
                 modules.add(node.args[0].value)
     tops = {module.split(".")[0] for module in modules}
-    own = {"semopo_tf", "fake_simulation"} | {path.stem for path in paths}  # the second is written by test_simulation.py
+    own = {"semopo_tf", "fake_simulation"} | {
+        path.stem for path in paths
+    }  # the second is written by test_simulation.py
     providers = importlib.metadata.packages_distributions()
-    return {canonicalize_name(name) for top in tops - own - sys.stdlib_module_names for name in providers.get(top, [top])}
+    return {
+        canonicalize_name(name) for top in tops - own - sys.stdlib_module_names for name in providers.get(top, [top])
+    }
 
 
 def package_files() -> list[Path]:
-    return [*sorted((ROOT / "semopo_tf").rglob("*.py")), *(path for path in sorted(ROOT.glob("*.py")) if path.name != "setup.py")]
+    return [
+        *sorted((ROOT / "semopo_tf").rglob("*.py")),
+        *(path for path in sorted(ROOT.glob("*.py")) if path.name != "setup.py"),
+    ]
 
 
 def test_the_wheel_carries_every_module_and_the_real_configuration(wheel):
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "semopo_tf").rglob("*.py")}
-    expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "semopo_tf").glob("*.yaml")}
+    expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "semopo_tf").rglob("*.yaml")}
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == expected
         assert archive.read("semopo_tf/configs.yaml") == (ROOT / "configs.yaml").read_bytes()
@@ -104,7 +132,11 @@ def test_the_configuration_in_the_package_is_a_link():
 def test_the_version_stands_in_one_place(metadata):
     assert canonicalize_name(metadata["Name"]) == "semopo-tf"
     assert metadata["Version"] == semopo_tf.__version__
-    holders = [path.name for path in (ROOT / "setup.py", ROOT / "pyproject.toml", ROOT / "Dockerfile") if semopo_tf.__version__ in path.read_text()]
+    holders = [
+        path.name
+        for path in (ROOT / "setup.py", ROOT / "pyproject.toml", ROOT / "Dockerfile")
+        if semopo_tf.__version__ in path.read_text()
+    ]
     assert not holders
 
 
@@ -122,7 +154,9 @@ def test_development_requirements_are_what_the_tests_import(metadata):
 
 
 def test_every_requirement_is_bounded_above(metadata):
-    open_ended = [r.name for r in requirements(metadata) if not any(part.operator in ("<", "==", "~=") for part in r.specifier)]
+    open_ended = [
+        r.name for r in requirements(metadata) if not any(part.operator in ("<", "==", "~=") for part in r.specifier)
+    ]
     assert not open_ended
 
 
@@ -143,7 +177,11 @@ def test_constraints_pin_everything_that_gets_installed(metadata):
             continue
         seen.add((name, *sorted(requirement.extras)))
         needed = [Requirement(line) for line in importlib.metadata.requires(name) or []]
-        waiting += [r for r in needed if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in {"", *requirement.extras})]
+        waiting += [
+            r
+            for r in needed
+            if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in {"", *requirement.extras})
+        ]
     missing = {name for name, *_ in seen} - set(pinned)
     assert not missing, f"not in constraints.txt: {sorted(missing)}"
 
@@ -152,7 +190,9 @@ def test_the_doctor_checks_what_gets_installed(metadata):
     assert {canonicalize_name(name) for name in doctor.REQUIRED} <= names(requirements(metadata))
     supported = SpecifierSet(metadata["Requires-Python"])
     versions = [(3, minor) for minor in range(8, 20)]
-    assert [v for v in versions if f"{v[0]}.{v[1]}" in supported] == [v for v in versions if doctor.PYTHON_FROM <= v < doctor.PYTHON_BELOW]
+    assert [v for v in versions if f"{v[0]}.{v[1]}" in supported] == [
+        v for v in versions if doctor.PYTHON_FROM <= v < doctor.PYTHON_BELOW
+    ]
 
 
 @pytest.mark.parametrize("file", ["Makefile", "Dockerfile"])
@@ -174,9 +214,15 @@ class FakeMake:
 
     def __call__(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess:
         # An outer `make test` hands its own flags down, which would replace these.
-        clean = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTEST_ARGS")}
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTEST_ARGS")
+        }
         command = ["make", "-C", str(ROOT), *arguments, f"VENV={self.venv}"]
-        return subprocess.run(command, env=clean | {"FAKE_STATUS": str(status)}, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, env=clean | {"FAKE_STATUS": str(status)}, capture_output=True, text=True, check=False
+        )
 
 
 @pytest.fixture
@@ -259,5 +305,7 @@ def test_the_image_starts_scripts_and_programs(tmp_path, command):
     (tmp_path / "say.py").write_text("import sys\nprint(sys.argv)\n")
     (entry,) = (json.loads(arguments) for name, arguments in instructions() if name == "ENTRYPOINT")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run([*entry, *command], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [*entry, *command], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True
+    )
     assert result.stdout == "['say.py', 'a b']\n"

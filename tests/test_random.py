@@ -16,7 +16,7 @@ from semopo_tf import random
 from semopo_tf.random import Key
 
 PACKAGE = Path(semopo_tf.__file__).parent
-SOURCES = {path.name: ast.parse(path.read_text()) for path in sorted(PACKAGE.glob("*.py"))}
+SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 MODES = {
     "eager": lambda function: function,
     "graph": lambda function: tf.function(function, autograph=False),
@@ -50,7 +50,11 @@ def draws(request):
         # The known answers that the authors publish with Random123 (kat_vectors, philox4x32 10).
         ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
         ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-        ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0], [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
     ],
 )
 def test_the_twin_gives_the_published_known_answers(counter, key, expected):
@@ -84,19 +88,32 @@ def test_a_draw_over_many_threads_equals_the_twin():
 
 def test_seed_and_step_may_be_tensors_or_numbers():
     """Evaluation draws under the seed of an episode, which is a tensor."""
-    drawn = [random.bits(Key(seed, "evaluation", 4), "state", [8]).numpy().tolist() for seed in (3_000_000_000, tf.constant(3_000_000_000, tf.int64))]
+    drawn = [
+        random.bits(Key(seed, "evaluation", 4), "state", [8]).numpy().tolist()
+        for seed in (3_000_000_000, tf.constant(3_000_000_000, tf.int64))
+    ]
     assert drawn[0] == drawn[1] == philox.bits(3_000_000_000, "evaluation", "state", 4, 8).tolist()
 
 
 def test_neighbouring_keys_share_no_word():
-    """500 words each of neighbouring steps, seeds, domains and streams: 8 x 500 words that happen to hold no repetition."""
+    """500 words each of neighbouring steps, seeds, domains and streams: 8 x 500 words that happen to hold no
+    repetition.
+    """
     base = (5, "model", "endo_posterior", 10)
     changed = [base]
     changed += [(5, "model", "endo_posterior", step) for step in (9, 11)]
     changed += [(seed, "model", "endo_posterior", 10) for seed in (4, 6)]
-    changed += [(5, "policy", "endo_posterior", 10), (5, "model", "exo_posterior", 10), (10, "model", "endo_posterior", 5)]
-    words = [random.bits(Key(seed, domain, tf.constant(step, tf.int64)), stream, [500]).numpy() for seed, domain, stream, step in changed]
-    # Chance that 4000 independent words hold a repetition: 4000**2 / 2 / 2**32 = 0.2 %; a shared block would repeat four at once.
+    changed += [
+        (5, "policy", "endo_posterior", 10),
+        (5, "model", "exo_posterior", 10),
+        (10, "model", "endo_posterior", 5),
+    ]
+    words = [
+        random.bits(Key(seed, domain, tf.constant(step, tf.int64)), stream, [500]).numpy()
+        for seed, domain, stream, step in changed
+    ]
+    # Chance that 4000 independent words hold a repetition: 4000**2 / 2 / 2**32 = 0.2 %; a shared block would repeat
+    # four at once.
     assert len(np.unique(np.concatenate(words))) == 8 * 500
 
 
@@ -114,7 +131,10 @@ def test_uniform_stays_inside_the_open_interval_at_the_extreme_bits():
 def test_moments_of_the_draws():
     key = Key(0, "model", tf.constant(0, tf.int64))
     count = 200_000
-    uniform, normal = random.uniform(key, "u", [count]).numpy(), random.normal(key, "n", [count]).numpy().astype(np.float64)
+    uniform, normal = (
+        random.uniform(key, "u", [count]).numpy(),
+        random.normal(key, "n", [count]).numpy().astype(np.float64),
+    )
     # Five standard errors: sqrt(1 / 12 / n), 1 / sqrt(n) for the normal's mean, sqrt(2 / n) for its variance.
     assert abs(uniform.mean() - 0.5) < 5 * np.sqrt(1 / 12 / count)
     assert abs(normal.mean()) < 5 / np.sqrt(count)
@@ -126,13 +146,22 @@ def test_integers_are_uniform_over_a_limit_that_is_no_power_of_two():
     count, limit = 70_000, 7
     drawn = random.integers(Key(0, "model", tf.constant(0, tf.int64)), "i", [count], limit).numpy()
     # Multinomial: 10 000 each, standard deviation sqrt(n p (1 - p)) = 93.
-    assert np.abs(np.bincount(drawn, minlength=limit) - count / limit).max() < 5 * np.sqrt(count / limit * (1 - 1 / limit))
+    assert np.abs(np.bincount(drawn, minlength=limit) - count / limit).max() < 5 * np.sqrt(
+        count / limit * (1 - 1 / limit)
+    )
     assert (drawn.min(), drawn.max()) == (0, limit - 1)
 
 
-# --- the streams of the package -------------------------------------------------------------------------------------------------------------
+# --- the streams of the package ---------------------------------------------------------------------------------------
 
-DRAWS = {"bits": 1, "integers": 1, "uniform": 1, "normal": 1, "draw": 1, "draw_members": 1}  # name -> position of the stream argument
+DRAWS = {
+    "bits": 1,
+    "integers": 1,
+    "uniform": 1,
+    "normal": 1,
+    "draw": 1,
+    "draw_members": 1,
+}  # name -> position of the stream argument
 # What the placeholders of stream names stand for: the branches of the world models and the views of the sampler.
 PLACEHOLDERS = {"self.name": ("endo", "exo", "joint"), "view": ("model", "policy", "all", "valid")}
 
@@ -147,7 +176,9 @@ def stream_templates() -> list[tuple[str, ast.expr]]:
     for module, tree in SOURCES.items():
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and called_name(node) in DRAWS):
             stream = call.args[DRAWS[called_name(call)]] if len(call.args) > DRAWS[called_name(call)] else None
-            if isinstance(stream, ast.JoinedStr) or (isinstance(stream, ast.Constant) and isinstance(stream.value, str)):
+            if isinstance(stream, ast.JoinedStr) or (
+                isinstance(stream, ast.Constant) and isinstance(stream.value, str)
+            ):
                 found.append((module, stream))
     return found
 
@@ -156,13 +187,21 @@ def names_of(template: ast.expr) -> list[str]:
     """All names that a literal or f-string can take."""
     if isinstance(template, ast.Constant):
         return [template.value]
-    parts = [[part.value] if isinstance(part, ast.Constant) else PLACEHOLDERS[ast.unparse(part.value)] for part in template.values]
+    parts = [
+        [part.value] if isinstance(part, ast.Constant) else PLACEHOLDERS[ast.unparse(part.value)]
+        for part in template.values
+    ]
     return ["".join(choice) for choice in itertools.product(*parts)]
 
 
 def domains() -> set[str]:
     """Domains written out in `Key(...)`, and the stages, whose names are domains too."""
-    calls = [node for tree in SOURCES.values() for node in ast.walk(tree) if isinstance(node, ast.Call) and called_name(node) in ("Key", "Stage")]
+    calls = [
+        node
+        for tree in SOURCES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and called_name(node) in ("Key", "Stage")
+    ]
     first = {"Key": 1, "Stage": 0}
     written = [call.args[first[called_name(call)]] for call in calls]
     return {node.value for node in written if isinstance(node, ast.Constant)}
@@ -171,7 +210,15 @@ def domains() -> set[str]:
 def test_the_scan_finds_the_streams_that_exist():
     """Guards the two tests below: they must not pass because the scan has gone blind."""
     names = {name for _, template in stream_templates() for name in names_of(template)}
-    assert {"endo_posterior", "exo_member", "joint_posterior", "imagined_action", "imagined_state", "model_episode", "policy_start"} <= names
+    assert {
+        "endo_posterior",
+        "exo_member",
+        "joint_posterior",
+        "imagined_action",
+        "imagined_state",
+        "model_episode",
+        "policy_start",
+    } <= names
     assert {"model", "policy", "evaluation", "valid", "report"} <= domains()
 
 
@@ -189,7 +236,7 @@ def test_no_two_streams_have_the_same_number():
     assert random.stream_id("model", "a") == zlib.crc32(b"model/a")
 
 
-# --- nothing else draws ---------------------------------------------------------------------------------------------------------------------
+# --- nothing else draws -----------------------------------------------------------------------------------------------
 
 SEEDED = {"default_rng", "Generator", "SeedSequence", "Philox", "RandomState"}
 
@@ -204,7 +251,9 @@ def dotted(node: ast.expr) -> str:
 def faults(tree: ast.AST) -> list[str]:
     """What draws random numbers behind our back, one line each."""
     found = []
-    seeded_calls = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and (node.args or node.keywords)}
+    seeded_calls = {
+        id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and (node.args or node.keywords)
+    }
     annotations = {
         id(child)
         for node in ast.walk(tree)
@@ -215,12 +264,19 @@ def faults(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import) and any(alias.name in ("random", "secrets") for alias in node.names):
             found.append(f"line {node.lineno}: import random")
-        if isinstance(node, ast.ImportFrom) and node.module in ("random", "secrets", "numpy.random", "tensorflow.random"):
+        if isinstance(node, ast.ImportFrom) and node.module in (
+            "random",
+            "secrets",
+            "numpy.random",
+            "tensorflow.random",
+        ):
             found.append(f"line {node.lineno}: from {node.module}")
         if not isinstance(node, ast.Attribute):
             continue
         name = dotted(node)
-        if name in ("tf.random", "keras.random", "keras.utils.set_random_seed") or (name.startswith("tf.raw_ops.") and "Random" in name):
+        if name in ("tf.random", "keras.random", "keras.utils.set_random_seed") or (
+            name.startswith("tf.raw_ops.") and "Random" in name
+        ):
             found.append(f"line {node.lineno}: {name}")
         head, _, function = name.rpartition(".")
         if head not in ("np.random", "numpy.random") or id(node) in annotations:
@@ -237,11 +293,21 @@ def test_R12_no_module_draws_from_a_global_or_unseeded_generator(module):
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_no_sample_of_the_probability_library_is_used(module):
-    """Our own `sample` methods take their noise or their key; the library's draw their own. It is imported in one module, for densities."""
+    """Our own `sample` methods take their noise or their key; the library's draw their own. It is imported in one
+    module, for densities.
+    """
     tree = SOURCES[module]
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and "tensorflow_probability" in ast.unparse(node)]
+    imports = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom) and "tensorflow_probability" in ast.unparse(node)
+    ]
     assert not imports or module == "distributions.py"
-    samples = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and called_name(node) in ("sample", "experimental_sample_and_log_prob")]
+    samples = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and called_name(node) in ("sample", "experimental_sample_and_log_prob")
+    ]
     if module == "distributions.py":
         assert samples == []
     assert all(call.args and "seed" not in [keyword.arg for keyword in call.keywords] for call in samples)
@@ -268,5 +334,9 @@ def test_the_lint_finds_what_it_looks_for(line):
 
 
 def test_the_lint_allows_explicit_seeds():
-    allowed = ["np.random.default_rng(3)", "np.random.Generator(np.random.Philox(key=[1, 2]))", "np.random.SeedSequence([1])"]
+    allowed = [
+        "np.random.default_rng(3)",
+        "np.random.Generator(np.random.Philox(key=[1, 2]))",
+        "np.random.SeedSequence([1])",
+    ]
     assert faults(ast.parse("\n".join([*allowed, "def f(rng: np.random.Generator): ..."]))) == []

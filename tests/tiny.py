@@ -8,11 +8,11 @@ import reference
 import tensorflow as tf
 
 from semopo_tf import config as configuration
-from semopo_tf import wiring
-from semopo_tf.agent import Agent
-from semopo_tf.engine import choose_jit
+from semopo_tf.engine.compiling import choose_jit
+from semopo_tf.methods.semopo import Agent
+from semopo_tf.nets.rssm import RSSM
 from semopo_tf.random import Key
-from semopo_tf.rssm import RSSM
+from semopo_tf.run import build
 from semopo_tf.types import Batch
 
 MODES = ("eager", "graph", "xla")
@@ -42,13 +42,15 @@ OFFLINE_DV2 = ("offline_dv2",)  # joint model, Gaussian
 def config(*names: str, sizes: Mapping[str, str] | None = None, **flags: Any) -> configuration.Config:
     """The configuration of overlays at the `debug` size, made smaller still; flags with `__` for the dot."""
     given = {key.replace("__", "."): str(value) for key, value in flags.items()}
-    argv = [word for key, value in {**(SIZES if sizes is None else sizes), **given}.items() for word in (f"--{key}", value)]
+    argv = [
+        word for key, value in {**(SIZES if sizes is None else sizes), **given}.items() for word in (f"--{key}", value)
+    ]
     return configuration.load(["--configs", *names, "walker_walk", "debug", *argv])
 
 
 def agent(*names: str, **flags: Any) -> Agent:
     given = config(*names, **flags)
-    return wiring.make_agent(given, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=choose_jit(given.jit, "/CPU:0"))
+    return build.make_agent(given, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=choose_jit(given.jit, "/CPU:0"))
 
 
 def batch(rng: np.random.Generator, size: int = 2, length: int = 4) -> Batch:
@@ -117,7 +119,7 @@ def assign(variables: Mapping[str, tf.Variable], values: Mapping[str, np.ndarray
         variables[name].assign(value)
 
 
-# ------------------------------------------------------------------------------------------------- weights for `reference`
+# ------------------------------------------------------------------------------------------------- weights for `referen
 
 
 class Weights:
@@ -128,7 +130,9 @@ class Weights:
 
     def moved(self, direction: Mapping[str, np.ndarray], by: float) -> "Weights":
         """These weights, a distance along a direction."""
-        return Weights({name: value + by * direction[name] if name in direction else value for name, value in self.values.items()})
+        return Weights(
+            {name: value + by * direction[name] if name in direction else value for name, value in self.values.items()}
+        )
 
     def dense(self, name: str) -> reference.Dense:
         return self.values[f"{name}/kernel"], self.values[f"{name}/bias"]
@@ -154,13 +158,25 @@ class Weights:
     def rssm(self, name: str, stoch: int = 3, classes: int = 0) -> reference.RSSM:
         """classes: 0 for a Gaussian."""
         gru = reference.GRU(*(self.values[f"{name}/gru/{part}"] for part in ("kernel", "bias", "scale", "offset")))
-        hidden, out = (list(zip(self.values[f"{name}/prior/{part}_kernel"], self.values[f"{name}/prior/{part}_bias"])) for part in ("hidden", "out"))
+        hidden, out = (
+            list(zip(self.values[f"{name}/prior/{part}_kernel"], self.values[f"{name}/prior/{part}_bias"]))
+            for part in ("hidden", "out")
+        )
         return reference.RSSM(
-            self.dense(f"{name}/input"), gru, self.dense(f"{name}/post_hidden"), self.dense(f"{name}/post_out"), hidden, out, stoch, classes
+            self.dense(f"{name}/input"),
+            gru,
+            self.dense(f"{name}/post_hidden"),
+            self.dense(f"{name}/post_out"),
+            hidden,
+            out,
+            stoch,
+            classes,
         )
 
     def stream(self, name: str, rssm: RSSM, draw: Key, shape: Sequence[int], classes: int = 0) -> reference.Stream:
         """One stream with the noise that the package draws for it at this key."""
         noise = rssm.draw(draw, f"{name}_posterior", tuple(shape)).numpy()
         members = rssm.draw_members(draw, f"{name}_member", shape[1]).numpy()
-        return reference.Stream(self.encoder(f"{name}_encoder"), self.rssm(f"{name}_rssm", noise.shape[2], classes), noise, members)
+        return reference.Stream(
+            self.encoder(f"{name}_encoder"), self.rssm(f"{name}_rssm", noise.shape[2], classes), noise, members
+        )

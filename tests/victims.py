@@ -1,4 +1,5 @@
-"""Runs to be killed: the real trainer, sampler, records and checkpoints in a process that a server forks, with TensorFlow imported already.
+"""Runs to be killed: the real trainer, sampler, records and checkpoints in a process that a server forks, with
+TensorFlow imported already.
 
 What learns is the real agent, or `Toy`, a learner that is traced in a moment.
 """
@@ -18,12 +19,11 @@ import numpy as np
 import tensorflow as tf
 
 import semopo_tf
-from semopo_tf import trainer as trainer  # imported before the fork, so that no victim waits for it
 from semopo_tf import training
 from semopo_tf.errors import run_command
 from semopo_tf.random import normal
-from semopo_tf.run import steady_output
-from semopo_tf.stopping import listening
+from semopo_tf.run.directory import steady_output
+from semopo_tf.run.stopping import listening
 from semopo_tf.types import Observation, Stage
 
 HERE = Path(__file__).parent
@@ -133,7 +133,15 @@ def disturb() -> None:
         time.sleep(0.005)
 
 
-def train(argv: list[str], log: Path, *, toy: bool = True, disturbed: bool = False, home: Path | None = None, closed: bool = False) -> None:
+def train(
+    argv: list[str],
+    log: Path,
+    *,
+    toy: bool = True,
+    disturbed: bool = False,
+    home: Path | None = None,
+    closed: bool = False,
+) -> None:
     """A process's whole life: `train.py` with its output in `log`.
 
     Args:

@@ -1,7 +1,9 @@
 """Which episodes and records entered an update of a run: python tools/which_frames.py RUN model|policy STEP
 
-STEP counts from 0. Recomputed from the run's config.yaml and dataset_manifest.json alone, with NumPy and no import of semopo_tf: an
-independent check of the sampler, and the way to look at what a run was trained on. Prints: episode file, first record, last record.
+STEP counts from 0. Recomputed from the run's config.yaml and dataset_manifest.json alone, with NumPy and no import of
+semopo_tf: an independent check of the sampler, and the way to look at what a run was trained on. Prints: episode file,
+first record,
+last record.
 """
 
 import hashlib
@@ -42,7 +44,9 @@ def integers(seed: int, phase: str, stream: str, step: int, count: int, limit) -
 
 def reachable(get: dict[str, str], files: list[dict], phase: str, step: int) -> list[int]:
     """The episodes that an update may draw from, in the order in which it counts them."""
-    ranks = sorted(range(len(files)), key=lambda i: hashlib.sha256(f"{get['seed']}/{files[i]['name']}".encode()).digest())
+    ranks = sorted(
+        range(len(files)), key=lambda i: hashlib.sha256(f"{get['seed']}/{files[i]['name']}".encode()).digest()
+    )
     members = sorted(ranks[round(float(get["valid_fraction"]) * len(files)) :])
     if get["sampling"] == "uniform" or (phase == "policy" and get["policy_starts"] == "dataset"):
         return members
@@ -60,7 +64,12 @@ def reachable(get: dict[str, str], files: list[dict], phase: str, step: int) -> 
 def windows(run: Path, phase: str, step: int) -> list[tuple[str, int, int]]:
     """(episode file, first record, last record) of each window of the batch."""
     get, files = read_settings(run / "config.yaml"), json.loads((run / "dataset_manifest.json").read_text())["files"]
-    seed, batch, length, episodes = int(get["seed"]), int(get["batch.size"]), int(get["batch.length"]), reachable(get, files, phase, step)
+    seed, batch, length, episodes = (
+        int(get["seed"]),
+        int(get["batch.size"]),
+        int(get["batch.length"]),
+        reachable(get, files, phase, step),
+    )
     chosen = [episodes[i] for i in integers(seed, phase, f"{phase}_episode", step, batch, len(episodes))]
     starts = integers(seed, phase, f"{phase}_start", step, batch, [files[i]["length"] - length + 1 for i in chosen])
     return [(files[i]["name"], int(start), int(start) + length - 1) for i, start in zip(chosen, starts, strict=True)]

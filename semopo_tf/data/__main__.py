@@ -1,0 +1,145 @@
+"""`python -m semopo_tf.data check|stats|convert`: is this dataset sound, what is in it, and the way to and from HDF5.
+Needs no TensorFlow.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from semopo_tf.data import convert
+from semopo_tf.data.cards import read_card
+from semopo_tf.data.checksums import listed_files, verify, verify_size
+from semopo_tf.data.dataset import open_dataset
+from semopo_tf.data.episodes import episode_files, read_episode
+from semopo_tf.errors import CommandParser, DataError, run_command
+
+BINS = 10
+SUBJECTS = ("files", "sizes", "hashes", "schema")
+
+
+def main(argv: list[str]) -> int:
+    """Run `check`, `stats` or `convert`.
+
+    Raises:
+      DataError: when the directory holds no dataset, `check` found bad files or `convert` a bad source.
+      ConfigError: for a target of `convert` that does not fit.
+    """
+    parser = CommandParser(prog="python -m semopo_tf.data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("check", "read and validate every file, list all that are bad"),
+        ("stats", "lengths, actions and returns"),
+    ):
+        commands.add_parser(name, help=text).add_argument("directory", type=Path)
+    commands.choices["check"].add_argument(
+        "--manifest", type=Path, help="list of files (SHA256SUMS or a card; default: those in the directory)"
+    )
+    converting = commands.add_parser(
+        "convert", help="V-D4RL HDF5 to npz episodes and back", description=convert.__doc__
+    )
+    converting.add_argument(
+        "source", metavar="SRC", type=Path, help="HDF5 file, directory of its shards, or directory of npz episodes"
+    )
+    converting.add_argument(
+        "target", metavar="DST", type=Path, help="directory, or for npz to HDF5 a file that ends in .hdf5"
+    )
+    converting.add_argument(
+        "--repair_flags", action="store_true", help="set is_first, is_last, is_terminal from the ends of the episodes"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.command == "convert":
+        convert.convert(arguments.source.expanduser(), arguments.target.expanduser(), arguments.repair_flags)
+    elif arguments.command == "check":
+        check(arguments.directory.expanduser(), arguments.manifest)
+    else:
+        stats(arguments.directory.expanduser())
+    return 0
+
+
+def check(directory: Path, manifest: Path | None = None) -> None:
+    """Validate every episode and compare all files with the lists of them; print a line for each problem, and one
+    table.
+
+    Args:
+      manifest: a list to use instead of the card and the SHA256SUMS of the directory.
+
+    Raises:
+      DataError: with the number of problems.
+    """
+    files = episode_files(directory)
+    listed = listed_files(directory, manifest)
+    bad = dict.fromkeys(SUBJECTS, 0)
+    shapes: dict[tuple, str] = {}
+    for name in sorted(listed):
+        if not (directory / name).is_file():
+            _complain(
+                bad,
+                "files",
+                f"{directory / name}: listed in {listed[name].source}, but not there; fetch or collect it again",
+            )
+    for path in tqdm(files, desc="check", disable=None):
+        if listed and path.name not in listed:
+            _complain(bad, "files", f"{path}: in no list of the dataset's files; remove it or list it")
+        for subject, test in (("sizes", verify_size), ("hashes", verify)):
+            try:
+                test(path, listed)
+            except DataError as error:
+                _complain(bad, subject, str(error))
+                break
+        try:
+            episode = read_episode(path)
+            shapes.setdefault((episode.image.shape[1:], episode.action.shape[1:]), path.name)
+        except DataError as error:
+            _complain(bad, "schema", str(error))
+    if len(shapes) > 1:
+        found = "; ".join(f"{name} has {list(image)} and {list(action)}" for (image, action), name in shapes.items())
+        _complain(bad, "schema", f"image and action shapes differ: {found}")
+    known = [listed[path.name] for path in files if path.name in listed]
+    checked = (len(listed) or len(files), sum(row.size is not None for row in known), len(known), len(files))
+    print(f"{'':8}{'checked':>9}{'of':>9}{'problems':>10}")
+    for subject, count in zip(SUBJECTS, checked, strict=True):
+        print(f"{subject:8}{count:9d}{len(files):9d}{bad[subject]:10d}")
+    if sum(bad.values()):
+        raise DataError(
+            f"{directory}: {sum(bad.values())} problems in {len(files)} files, listed above; remove or replace them"
+        )
+    print(f"{directory}: {len(files)} episodes, all good; card: {(read_card(directory) or {}).get('status', 'none')}")
+
+
+def _complain(bad: dict[str, int], subject: str, line: str) -> None:
+    bad[subject] += 1
+    print(f"bad: {line}")
+
+
+def stats(directory: Path) -> None:
+    """Print sizes, action range and the distribution of returns (raw rewards, float64 sums)."""
+    data = open_dataset(directory)
+    returns = data.returns
+    print(
+        f"{directory}: {len(data.names)} episodes, {len(data.frames)} records, {data.frames.nbytes / 2**20:.0f} MB of "
+        "frames"
+    )
+    print(
+        f"image {list(data.frames.shape[1:])}, action size {data.action.shape[1]}, in [{data.action.min():.3f}, "
+        f"{data.action.max():.3f}]"
+    )
+    print(
+        f"records an episode: {data.length.min()} to {data.length.max()}; terminal episodes: "
+        f"{int(data.is_terminal.sum())}"
+    )
+    quartiles = dict(
+        zip(("min", "P25", "median", "P75", "max"), np.percentile(returns, [0, 25, 50, 75, 100]), strict=True)
+    )
+    print(
+        f"return: mean {returns.mean():.2f}, std {returns.std():.2f}, "
+        + ", ".join(f"{name} {value:.2f}" for name, value in quartiles.items())
+    )
+    print(f"equal returns: {len(returns) - len(np.unique(returns))} episodes share theirs with another")
+    counts, edges = np.histogram(returns, BINS)
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        print(f"{low:10.2f} .. {high:10.2f}  {count:5d}  {'#' * round(40 * count / counts.max())}")
+
+
+if __name__ == "__main__":
+    run_command(main)

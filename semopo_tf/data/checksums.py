@@ -1,0 +1,124 @@
+"""What a dataset's files are said to be: `SHA256SUMS` as the program sha256sum writes it, and the file list of the
+dataset card.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semopo_tf.data.cards import CARD_NAME
+from semopo_tf.errors import DataError
+from semopo_tf.storage.files import sha256, write_whole
+from semopo_tf.storage.untrusted import parse_json, read_whole
+
+SUMS_NAME = "SHA256SUMS"
+SUMS_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+SUMS_BYTES = 1 << 26  # of the longest list that is read; half a million files
+
+
+class Listed(NamedTuple):
+    """What a list says of one file."""
+
+    sha256: str  # hex digits
+    size: int | None  # bytes, where the list says it
+    source: str  # name of the list
+
+
+def listed_files(directory: Path, manifest: Path | None = None) -> dict[str, Listed]:
+    """The files that `manifest` lists, by name; by default those of the directory's card and of its SHA256SUMS.
+
+    Args:
+      manifest: a list in either form.
+
+    Raises:
+      DataError: for a list that cannot be read, that leaves its directory, or for two lists that contradict each other.
+    """
+    if manifest:
+        return _read_list(manifest)
+    found: dict[str, Listed] = {}
+    for path in (directory / CARD_NAME, directory / SUMS_NAME):
+        for name, listed in (_read_list(path) if os.path.lexists(path) else {}).items():
+            if name in found and found[name].sha256 != listed.sha256:
+                raise DataError(
+                    f"{path}: expected the SHA-256 of {name} as in {CARD_NAME}, received another; remove the list "
+                    "that is out of date"
+                )
+            found[name] = listed._replace(size=listed.size or found[name].size) if name in found else listed
+    return found
+
+
+def _read_list(path: Path) -> dict[str, Listed]:
+    try:
+        text = read_whole(path, SUMS_BYTES)[0].decode(errors="replace")
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected a list of files (SHA256SUMS or {CARD_NAME}), but {error.strerror}; correct --manifest"
+        ) from error
+    found = _card_rows(path, text) if text.lstrip().startswith("{") else _sums_rows(path, text)
+    for name in found:
+        if name.startswith("/") or ".." in Path(name).parts:
+            raise DataError(f"{path}: expected names inside the dataset, received {name!r}; correct the list")
+    return found
+
+
+def _sums_rows(path: Path, text: str) -> dict[str, Listed]:
+    rows = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        match = SUMS_LINE.fullmatch(line)
+        if not match and line.strip():
+            raise DataError(
+                f"{path}: line {number}: expected `<64 hex digits>  <name>`, received {line[:40]!r}; make the list "
+                "with sha256sum"
+            )
+        if match:
+            rows[match[2]] = Listed(match[1].lower(), None, path.name)
+    return rows
+
+
+def _card_rows(path: Path, text: str) -> dict[str, Listed]:
+    try:
+        card: dict[str, Any] = parse_json(text.encode())
+        rows = card.get("files", [])
+        return {
+            str(row["file"]): Listed(str(row["sha256"]).lower(), row.get("size"), path.name)
+            for row in rows
+            if row.get("sha256")
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: expected a card with `files`, rows of `file` and `sha256`; fetch or write it again"
+        ) from error
+
+
+def verify_size(path: Path, listed: dict[str, Listed]) -> None:
+    """Raises DataError when a list knows another size for the file."""
+    expected, size = listed.get(path.name), path.stat().st_size
+    if expected and expected.size not in (None, size):
+        raise DataError(
+            f"{path}: expected the {expected.size} bytes of {expected.source}, received {size}; fetch or make the "
+            "file again"
+        )
+
+
+def verify(path: Path, listed: dict[str, Listed]) -> str:
+    """The SHA-256 of a file, after comparing it with what is listed for its name.
+
+    Raises:
+      DataError: when it is another than the listed one.
+    """
+    expected, found = listed.get(path.name), sha256(path)
+    if expected and found != expected.sha256:
+        raise DataError(
+            f"{path}: expected the SHA-256 in {expected.source}, received another; fetch or make the file again"
+        )
+    return found
+
+
+def write_sum(path: Path, digest: str) -> None:
+    """Put the SHA-256 of a file into the SHA256SUMS beside it, in place of an older one."""
+    sums = path.with_name(SUMS_NAME)
+    rows = {name: listed.sha256 for name, listed in (_read_list(sums) if os.path.lexists(sums) else {}).items()} | {
+        path.name: digest
+    }
+    write_whole(sums, "".join(f"{rows[name]}  {name}\n" for name in sorted(rows)).encode(errors="surrogateescape"))

@@ -1,0 +1,326 @@
+"""`data convert SRC DST`: V-D4RL's HDF5 to npz episodes, npz episodes to HDF5, or a copy of npz episodes with corrected
+flags.
+
+What SRC holds decides the direction. Sources are compared with the SHA256SUMS (or card) beside them before anything of
+them is read. Interrupted, the same command goes on and ends with the same bytes. Archives (zip, tar) are never
+extracted: unpack them
+yourself.
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from semopo_tf.data import hdf5
+from semopo_tf.data.cards import CARD_NAME, read_card
+from semopo_tf.data.checksums import SUMS_NAME, listed_files, verify, write_sum
+from semopo_tf.data.episodes import HDF5_SUFFIXES, episode_files, read_episode, read_log, write_episode
+from semopo_tf.data.hdf5_process import read_in_child
+from semopo_tf.data.validation import repair_flags, validate_episode
+from semopo_tf.errors import ConfigError, DataError, StorageError
+from semopo_tf.storage.files import FILES, locked, sha256, temporary_sibling, write_whole
+from semopo_tf.types import Episode
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+LOCK_NAME = ".convert.lock"
+FILE_NAME = re.compile(r"(\d{6})-([0-9a-f]{8})-\d+\.npz")
+
+
+class Source(NamedTuple):
+    """One file to convert, as it was when its digest was taken."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+def convert(source: Path, target: Path, repair: bool) -> None:
+    """Convert `source` to `target` and print what was done.
+
+    Args:
+      source: an HDF5 file, a directory of HDF5 files (shards, in the order of the numbers in their names) or one of npz
+        episodes.
+      target: a directory, or a file that ends in `.hdf5` or `.h5` for npz to HDF5.
+      repair: set wrong flags from the ends of the episodes instead of refusing them.
+
+    Raises:
+      DataError: for a bad source.
+      ConfigError: for a target that does not fit or holds something else.
+    """
+    shards = hdf5_files(source)
+    to_file = target.name.lower().endswith(HDF5_SUFFIXES)
+    if shards and to_file:
+        raise ConfigError(
+            f"{target}: expected a directory for the episodes of {source}, received the name of an HDF5 file"
+        )
+    if shards:
+        to_episodes(sources(shards), target, repair)
+    elif to_file:
+        to_hdf5(sources(episode_files(source)), target, repair)
+    elif repair:
+        to_repaired(sources(episode_files(source)), target)
+    else:
+        raise ConfigError(
+            f"{target}: npz episodes become an HDF5 file (end DST in .hdf5) or, with --repair_flags, a corrected copy"
+        )
+
+
+def hdf5_files(source: Path) -> list[Path]:
+    """The HDF5 files that `source` is or holds, numbers in names counted as numbers; none for a directory of npz
+    episodes.
+
+    Raises:
+      DataError: for a file that is no HDF5, or a directory with both kinds.
+    """
+    if not source.is_dir():
+        _require_hdf5(source)
+        return [source]
+    names = [
+        path for path in source.iterdir() if path.name.lower().endswith(HDF5_SUFFIXES) and not path.name.startswith(".")
+    ]
+    if names and any(source.glob("[!.]*.npz")):
+        raise DataError(f"{source}: expected HDF5 files or npz episodes, received both; move one kind elsewhere")
+    for path in names:
+        _require_hdf5(path)
+        if path.is_symlink():
+            raise DataError(f"{path}: is a link, refused; put the file itself into the directory")
+    return sorted(
+        names,
+        key=lambda path: ([int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path.name)], path.name),
+    )
+
+
+def _require_hdf5(path: Path) -> None:
+    """Raises DataError, in plain words, for what is no regular file that begins as HDF5 does."""
+    if not path.is_file():
+        raise DataError(
+            f"{path}: expected an HDF5 file or a directory of HDF5 or npz files, but it is missing or not a regular "
+            "file; correct SRC"
+        )
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head.startswith(SIGNATURE):
+        return
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise DataError(f"{path}: this is a web page, not data; the download failed, fetch the file again")
+    raise DataError(
+        f"{path}: expected an HDF5 file, received {path.stat().st_size} bytes of something else; fetch it again, "
+        "extract archives yourself"
+    )
+
+
+def sources(paths: list[Path]) -> list[Source]:
+    """Take the digest of every file, compare it with the lists beside the files, and say for how many nothing is known.
+
+    Raises:
+      DataError: for a file that is not the listed one.
+    """
+    listed = listed_files(paths[0].parent)
+    found = [Source(path, path.stat().st_size, path.stat().st_mtime_ns, verify(path, listed)) for path in paths]
+    unknown = sum(path.name not in listed for path in paths)
+    if unknown:
+        print(
+            f"{paths[0].parent}: no checksum is known for {unknown} of {len(paths)} files; put the publisher's "
+            f"{SUMS_NAME} beside them to verify them"
+        )
+    else:
+        print(f"{paths[0].parent}: {len(paths)} files have the SHA-256 that is listed for them")
+    return found
+
+
+def _require_unchanged(found: list[Source]) -> None:
+    for source in found:
+        status = source.path.stat() if source.path.is_file() else None
+        if status is None or (status.st_size, status.st_mtime_ns) != (source.size, source.mtime_ns):
+            raise DataError(
+                f"{source.path}: changed while it was read; run the command again when the file is complete"
+            )
+
+
+def to_episodes(found: list[Source], target: Path, repair: bool) -> None:
+    """Write one npz file for each episode of HDF5 files, then the card."""
+    tag = hashlib.sha256("".join(source.sha256 for source in found).encode()).hexdigest()[:8]
+    with _directory(target, found, repair) as card:
+        done = _whole_prefix(target, tag)
+        counter = Repairs(repair)
+        with contextlib.closing(read_in_child([source.path for source in found], len(done))) as answers:
+            facts = next(answers)["found"]
+            for number, answer in enumerate(answers, len(done)):
+                where = f"{found[0].path.parent}: episode {number}"
+                episode = validate_episode(counter.amend(answer["arrays"], where), where)
+                done.append(target / f"{number:06d}-{tag}-{len(episode.reward) - 1}.npz")
+                write_episode(done[-1], episode)
+        _require_unchanged(found)
+        if facts["outside"]:
+            print(
+                f"{found[0].path.parent}: {facts['outside']} of {facts['records']} records lie between no FIRST and "
+                "LAST and are left out"
+            )
+        if not done:
+            raise DataError(
+                f"{found[0].path.parent}: expected step_type to mark episodes (0 first, 2 last), received none in "
+                f"{facts['records']} records"
+            )
+        counter.report()
+        _finish(target, card | {"records_left_out": facts["outside"]}, done)
+
+
+def to_repaired(found: list[Source], target: Path) -> None:
+    """Write a copy of every episode with corrected flags, then the card of the source with the new digests."""
+    with _directory(target, found, True) as card:
+        counter = Repairs(True)
+        for source in found:
+            episode = read_episode(source.path, counter.amend)
+            write_episode(target / source.path.name, episode._replace(log=read_log(source.path)))
+        _require_unchanged(found)
+        counter.report()
+        kept = read_card(found[0].path.parent) or {}
+        _finish(target, {**kept, **card}, [target / source.path.name for source in found])
+
+
+def to_hdf5(found: list[Source], target: Path, repair: bool) -> None:
+    """Write one HDF5 file with checksums, and its SHA-256 beside it."""
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; choose another DST or remove it")
+    counter = Repairs(repair)
+    temporary = temporary_sibling(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        count = hdf5.write_hdf5(temporary, _alike(found, counter))
+        _require_unchanged(found)
+        write_sum(target, sha256(temporary))
+        FILES.rename(temporary, target)
+        FILES.sync_directory(target.parent)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"{target}: cannot be written ({error.strerror or error}); free some space or choose another DST"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    counter.report()
+    print(
+        f"{target}: {count} episodes, {target.stat().st_size} bytes; its SHA-256 is in {SUMS_NAME}; names and card of "
+        "the source are not in it"
+    )
+
+
+def _alike(found: list[Source], counter: "Repairs") -> Iterator[Episode]:
+    """The episodes in order. Raises DataError where one file of columns could not hold them all and give them back
+    exactly.
+    """
+    expected: Any = None
+    for source in found:
+        episode = read_episode(source.path, counter.amend)
+        facts = [(array.dtype.str, array.shape[1:]) for array in episode[:4]]
+        expected = expected or facts
+        if facts != expected:
+            raise DataError(
+                f"{source.path}: expected types and shapes as in {found[0].path.name}, {expected}, received {facts}; "
+                "convert them apart"
+            )
+        if not np.array_equal(episode.is_terminal, episode.discount == 0):
+            raise DataError(
+                f"{source.path}: expected discount 0 where is_terminal and only there, as HDF5 keeps no other mark; "
+                "correct the discounts"
+            )
+        yield episode
+
+
+class Repairs:
+    """Counts what `repair_flags` changes; leaves everything alone when it is not asked to repair."""
+
+    def __init__(self, wanted: bool):
+        self._wanted, self._files, self._values = wanted, 0, 0
+
+    def amend(self, arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+        """The arrays, with flags repaired and counted where that is wanted; for `read_episode`."""
+        if not self._wanted:
+            return arrays
+        repaired = repair_flags(arrays, where)
+        changed = sum(int((repaired[key] != arrays[key]).sum()) for key in arrays if repaired[key] is not arrays[key])
+        self._files, self._values = self._files + bool(changed), self._values + changed
+        return repaired
+
+    def report(self) -> None:
+        if self._wanted:
+            print(f"repaired {self._values} flags in {self._files} episodes")
+
+
+@contextlib.contextmanager
+def _directory(target: Path, found: list[Source], repair: bool) -> Iterator[dict[str, Any]]:
+    """Hold the target directory and yield the part of the card that decides its content.
+
+    Raises:
+      ConfigError: when it holds episodes of another conversion, or of none.
+      StorageError: when it cannot be made.
+    """
+    made = [{"file": source.path.name, "size": source.size, "sha256": source.sha256} for source in found]
+    card = {"converted": {"sources": made, "repair_flags": repair}}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / LOCK_NAME).touch()
+    except OSError as error:
+        raise StorageError(f"{target}: cannot be written ({error.strerror}); choose another DST") from error
+    with locked(target / LOCK_NAME, wait=False, what=f"the dataset {target}"):
+        there = read_card(target) or {}
+        same, empty = there.get("converted") == card["converted"], not any(target.glob("*.npz"))
+        if not (same or (empty and (not there or "converted" in there))):
+            raise ConfigError(
+                f"{target}: holds a dataset that was not made from these files in this way; choose another DST or "
+                "remove it"
+            )
+        for leftover in target.glob(".tmp-*"):
+            leftover.unlink()
+        if not same:
+            _write_card(target, {"status": "incomplete", **card})
+        yield card
+
+
+def _whole_prefix(target: Path, tag: str) -> list[Path]:
+    """The files 0, 1, ... that an earlier start has written, up to the first that is missing or damaged; those after it
+    are removed.
+    """
+    done: list[Path] = []
+    for path in sorted(target.glob("*.npz")):
+        match = FILE_NAME.fullmatch(path.name)
+        whole = match is not None and match[2] == tag and int(match[1]) == len(done)
+        if whole:
+            with contextlib.suppress(DataError):
+                read_episode(path)
+                done.append(path)
+                continue
+        path.unlink()
+    if done:
+        print(f"{target}: {len(done)} episodes are there, going on")
+    return done
+
+
+def _finish(target: Path, card: dict[str, Any], written: list[Path]) -> None:
+    """Check every written file with the loader, and write the card."""
+    old = {row["file"]: row for row in card.get("files", [])}
+    rows, records = [], 0
+    for path in written:
+        reward = read_episode(path).reward
+        records += len(reward)
+        row = {
+            "file": path.name,
+            "return": float(reward.sum(dtype=np.float64)),
+            "size": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+        rows.append(old.get(path.name, {}) | row)
+    _write_card(target, {**card, "status": "complete", "episodes": len(rows), "records": records, "files": rows})
+    print(f"{target}: {len(rows)} episodes, {records} records")
+
+
+def _write_card(target: Path, card: dict[str, Any]) -> None:
+    write_whole(target / CARD_NAME, json.dumps(card, indent=1, allow_nan=False).encode())

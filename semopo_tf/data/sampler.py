@@ -1,0 +1,179 @@
+"""Training batches as a pure function of (seed, stream, step, data), drawn inside the graph.
+
+Conservative sampling (paper 3.3) draws episodes from a pool that grows along an order of the dataset:
+
+    rank      0   1   2   3  ...  n-1         order[rank] is an episode
+    pool    [ 0   1   2 ] 3  ...  n-1         size(step) = min(start + growths * grow_by, cap)
+
+An episode is drawn uniformly from the pool, then a window uniformly from the episode.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from semopo_tf import random
+from semopo_tf.data.dataset import Dataset
+from semopo_tf.errors import DataError
+from semopo_tf.random import Key
+from semopo_tf.types import Batch
+
+
+class Pool(NamedTuple):
+    """How the pool of conservative sampling grows. Sizes are in episodes, steps in model updates."""
+
+    order: str  # "file" or "return" (ascending)
+    start: int
+    grow_every: int
+    grow_by: int  # 0: as many as let the pool reach the whole dataset by the end, at least one
+    include_last: bool  # False: the last episode of the order is never drawn, as in the released code
+    drop_ties: bool  # True: of equal returns only the last in file order survives, as in the released code
+
+    def ranks(self, returns: np.ndarray, native_returns: np.ndarray) -> np.ndarray:
+        """Episode indices in the order of the pool, [n]; equal returns keep their file order and none is lost.
+
+        Args:
+          returns: [n] float64.
+          native_returns: [n] in the precision of the stored rewards, by which the released code identifies and sorts
+            episodes; used with `drop_ties`.
+        """
+        episodes = np.arange(len(returns))
+        if self.drop_ties:
+            returns = native_returns
+            last_of_return = {value: episode for episode, value in enumerate(native_returns.tolist())}
+            episodes = np.array(sorted(last_of_return.values()))
+        if self.order == "return":
+            episodes = episodes[np.argsort(returns[episodes], kind="stable")]
+        return episodes
+
+    def growth(self, episodes: int, total_steps: int) -> int:
+        """Episodes added at each growth."""
+        if self.grow_by:
+            return self.grow_by
+        # The released rule, floor(n / (25001 / 100)): its 25 001 updates are rounded up to 25 100, so 25 001 is total -
+        # every + 1.
+        return max(1, episodes * self.grow_every // max(1, total_steps - self.grow_every + 1))
+
+    def size(self, step: tf.Tensor | int, episodes: int, total_steps: int) -> tf.Tensor:
+        """Pool size before update `step` (scalar int64); with `step = total_steps`, the final pool."""
+        cap = episodes if self.include_last else max(1, episodes - 1)
+        growths = tf.cast(step, tf.int64) // self.grow_every
+        return tf.minimum(tf.constant(self.start, tf.int64) + growths * self.growth(episodes, total_steps), cap)
+
+
+class Sampler:
+    """Batches of windows from one dataset, which lies on the device: as a whole, or without its images, which the host
+    then hands in.
+
+    Views:
+      model: conservative or uniform, for the model phase at `key.step` updates.
+      policy: start states of imagination: the whole dataset, or the final pool of the model phase.
+      all: uniform over all training episodes.
+      valid: uniform over the held-out episodes.
+
+    Args:
+      train: [n] bool, the episodes that are not held out.
+      total_steps: length of the model phase in updates.
+      images_on_device: False leaves the images in `dataset.frames`; `sample` then wants those that `host_images` finds.
+
+    Raises:
+      DataError: when every episode is held out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        train: np.ndarray,
+        *,
+        sampling: str,
+        pool: Pool,
+        policy_starts: str,
+        total_steps: int,
+        images_on_device: bool = True,
+    ):
+        if not train.any():
+            raise DataError(
+                f"{dataset.directory}: expected at least one training episode, received none; lower --valid_fraction"
+            )
+        self._frames = dataset.frames
+        self._images = tf.constant(dataset.frames) if images_on_device else None
+        self._data = tuple(tf.constant(array) for array in (dataset.action, dataset.reward, dataset.is_terminal))
+        self._offset, self._lengths = tf.constant(dataset.offset), tf.constant(dataset.length)
+        members = np.flatnonzero(train)
+        ranks = members[pool.ranks(dataset.returns[members], dataset.native_returns[members])]
+        self._orders = {
+            "pool": tf.constant(ranks),
+            "all": tf.constant(members),
+            "valid": tf.constant(np.flatnonzero(~train)),
+        }
+        self._pool, self._pool_episodes, self._total_steps = pool, len(ranks), total_steps
+        self._view_orders = {
+            "model": "pool" if sampling == "conservative" else "all",
+            "policy": "pool" if sampling == "conservative" and policy_starts == "pool" else "all",
+            "all": "all",
+            "valid": "valid",
+        }
+
+    def sample(
+        self,
+        view: str,
+        key: Key,
+        *,
+        batch: int,
+        length: int,
+        image: tf.Tensor | None = None,
+        table: tf.Tensor | None = None,
+    ) -> Batch:
+        """`batch` windows of `length` records of the view at `key.step`; pure, compiled or not. No episode may be
+        shorter than `length`.
+
+        Args:
+          image: [B, T, ...] from `host_images` of the same view and key, where the images are not on the device.
+          table: [N, ...] one row a record, gathered in place of the images.
+        """
+        return self.gather(*self.draw(view, key, batch=batch, length=length), length=length, image=image, table=table)
+
+    def host_images(self, view: str, key: Key, *, batch: int, length: int) -> np.ndarray:
+        """The images of `sample` [B, T, H, W, 3] from the host's copy, by the same index function."""
+        return self._frames[self._index(*self.draw(view, key, batch=batch, length=length), length).numpy()]
+
+    def draw(self, view: str, key: Key, *, batch: int, length: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Episode [B] and first record inside the episode [B] of each window, int64."""
+        order, size = self.reach(view, key.step)
+        episode = tf.gather(order, random.integers(key, f"{view}_episode", [batch], size))
+        start = random.integers(key, f"{view}_start", [batch], tf.gather(self._lengths, episode) - length + 1)
+        return episode, start
+
+    def reach(self, view: str, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The order that a view draws from and how many of its first episodes are in reach."""
+        name = self._view_orders[view]
+        order = self._orders[name]
+        if name != "pool":
+            return order, tf.size(order, tf.int64)
+        return order, self._pool.size(
+            step if view == "model" else self._total_steps, self._pool_episodes, self._total_steps
+        )
+
+    def gather(
+        self,
+        episode: tf.Tensor,
+        start: tf.Tensor,
+        *,
+        length: int,
+        image: tf.Tensor | None = None,
+        table: tf.Tensor | None = None,
+    ) -> Batch:
+        """The windows at the given episodes and first records; is_first is true at column 0 of each window and nowhere
+        else.
+        """
+        index = self._index(episode, start, length)
+        action, reward, is_terminal = (tf.gather(array, index) for array in self._data)
+        if image is None:
+            image = tf.gather(self._images if table is None else table, index)
+        is_first = tf.broadcast_to(tf.range(length) == 0, index.shape)
+        return Batch(image, action, reward, is_first, is_terminal)
+
+    def _index(self, episode: tf.Tensor, start: tf.Tensor, length: int) -> tf.Tensor:
+        """Records of the windows, [B, T]."""
+        return (tf.gather(self._offset, episode) + start)[:, None] + tf.range(length, dtype=tf.int64)

@@ -1,0 +1,3 @@
+"""Environments seen through pixels, what moves behind them, and the loop that plays them. Imports the vocabulary and
+`storage`.
+"""

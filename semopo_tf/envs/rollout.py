@@ -1,0 +1,252 @@
+"""Play episodes: one loop for every policy and every environment, several environments in lockstep.
+
+An episode that its environment spoils (diverged physics, a crash, no answer, a reward that is not a number) is
+discarded and played again with the next seed, which is a function of the first one and the attempt. It is said,
+counted, and has a limit.
+"""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
+from semopo_tf.types import Environment, Episode, Observation, Policy
+
+ACTION_TOLERANCE = 1e-6
+ANSWER_SECONDS = 300.0  # longer than any step, reset or start takes on a busy machine
+ATTEMPTS = 4  # of one episode
+RETRY_STREAM = 0x5EED
+
+
+class RandomPolicy:
+    """Uniform actions in [-1, 1], each a function of (episode seed, step) alone."""
+
+    def __init__(self, action_size: int, stream: int = 0) -> None:
+        """Args: stream: policies with different streams draw independent actions."""
+        self._size = action_size
+        self._stream = stream
+
+    def initial(self, episodes: int) -> None:
+        return None
+
+    def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, None]:
+        return np.stack([self._draw(int(seed), step) for seed in seeds]), None
+
+    def _draw(self, seed: int, step: int) -> np.ndarray:
+        rng = np.random.default_rng(np.random.SeedSequence([seed, self._stream, step]))
+        return rng.uniform(-1, 1, self._size).astype(np.float32)
+
+
+class Discarded(NamedTuple):
+    """An attempt that its environment spoiled."""
+
+    seed: int  # of the list that was asked for
+    attempt: int  # from 0; `retry_seed` has the seed that was played
+    reason: str
+
+
+def retry_seed(seed: int, attempt: int) -> int:
+    """The seed that an episode is played with when `attempt` attempts were discarded: its own at first, then others of
+    32 bits.
+    """
+    return int(np.random.SeedSequence([seed, RETRY_STREAM, attempt]).generate_state(1)[0]) if attempt else seed
+
+
+def require_few(failing: int, episodes: int, reason: str) -> None:
+    """Episodes that needed another seed: at most a tenth, though one in any case.
+
+    Raises:
+      SimulatorError: when there are more.
+    """
+    allowed = max(1, episodes // 10)
+    if failing > allowed:
+        raise SimulatorError(
+            f"{failing} of {episodes} episodes could not be played with their own seed, expected at most {allowed} "
+            f"(last: {reason})"
+        )
+
+
+def play(
+    environments: Sequence[Environment], policy: Policy, seeds: Sequence[int], discarded: list[Discarded] | None = None
+) -> Iterator[Episode]:
+    """Play one episode per seed, `len(environments)` at a time, and yield them in the order of `seeds`.
+
+    Args:
+      discarded: gets an entry for every attempt that was discarded, before the episode that took its place is yielded.
+
+    Raises:
+      ConfigError: when there is no environment.
+      NumericalError: when the policy returns actions of a wrong shape, not finite or outside [-1, 1].
+      SimulatorError: when an episode fails `ATTEMPTS` times, or more than a tenth of the episodes fail.
+    """
+    if not environments:
+        raise ConfigError("play: expected at least 1 environment, received 0")
+    discarded = [] if discarded is None else discarded
+    spaces = [_spaces(environment) for environment in environments]
+    for start in range(0, len(seeds), len(environments)):
+        yield from _wave_with_retries(
+            list(zip(environments, spaces)),
+            policy,
+            list(seeds[start : start + len(environments)]),
+            len(seeds),
+            discarded,
+        )
+
+
+def _wave_with_retries(
+    stages: list[tuple[Environment, tuple]], policy: Policy, seeds: list[int], total: int, discarded: list[Discarded]
+) -> list[Episode]:
+    """One episode for each of at most `len(stages)` seeds; those that fail are played again, side by side."""
+    done: dict[int, Episode] = {}
+    for attempt in range(ATTEMPTS):
+        places = [place for place in range(len(seeds)) if place not in done]
+        games = _wave(stages, policy, [retry_seed(seeds[place], attempt) for place in places])
+        for place, game in zip(places, games):
+            if game.failure is None:
+                done[place] = _episode(game.observed, game.actions)
+                continue
+            discarded.append(Discarded(seeds[place], attempt, game.failure))
+            print(
+                f"semopo_tf: warning: episode {seeds[place]}, attempt {attempt + 1} is discarded: {game.failure}",
+                file=sys.stderr,
+                flush=True,
+            )
+            require_few(len({entry.seed for entry in discarded}), total, game.failure)
+        if len(done) == len(seeds):
+            return [done[place] for place in range(len(seeds))]
+    seed = next(seeds[place] for place in range(len(seeds)) if place not in done)
+    raise SimulatorError(f"episode {seed}: failed with {ATTEMPTS} seeds in a row (last: {discarded[-1].reason})")
+
+
+class _Game:
+    """One attempt at one episode: its records so far, or why it failed."""
+
+    def __init__(self, environment: Environment, spaces: tuple, seed: int) -> None:
+        self._environment, self._spaces = environment, spaces
+        self._split = hasattr(environment, "send")  # and `receive`: works while others do (envs.SuiteEnvironment)
+        self.observed: list[Observation] = []
+        self.actions = [np.zeros(spaces[1], np.float32)]
+        self.failure: str | None = None
+        with self._failures():
+            self.observed.append(self._checked(environment.reset(seed)))
+
+    @property
+    def playing(self) -> bool:
+        return self.failure is None and not self.observed[-1].is_last
+
+    @property
+    def image(self) -> np.ndarray:
+        """The last one; one that has ended waits with it."""
+        return self.observed[-1].image if self.observed else np.zeros(self._spaces[0], np.uint8)
+
+    def send(self, action: np.ndarray) -> None:
+        self.actions.append(action.copy())
+        with self._failures():
+            if self._split:
+                self._environment.send(action)  # type: ignore[attr-defined]
+
+    def receive(self) -> None:
+        if self.failure is None:
+            with self._failures():
+                seen = self._environment.receive() if self._split else self._environment.step(self.actions[-1])  # type: ignore[attr-defined]
+                self.observed.append(self._checked(seen))
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """A fault of the environment ends the attempt. SimulatorError and the suite's PhysicsError are RuntimeErrors;
+        other classes are mistakes.
+        """
+        try:
+            with contextlib.nullcontext() if self._split else time_limit(ANSWER_SECONDS):
+                yield
+        except RuntimeError as error:
+            self.failure = " ".join(f"{error}".split()) or type(error).__name__
+
+    def _checked(self, observation: Observation) -> Observation:
+        if _spaces(self._environment) != self._spaces:
+            raise SimulatorError(
+                f"environment: expected images and actions of {self._spaces} throughout, received "
+                f"{_spaces(self._environment)}"
+            )
+        image, expected = observation.image, self._spaces[0]
+        if image.shape != expected or image.dtype != np.uint8:
+            received = f"{image.dtype} {list(image.shape)}"
+            raise SimulatorError(
+                f"environment: expected images uint8 {list(expected)}, received {received}; correct the environment"
+            )
+        if not np.isfinite(observation.reward):
+            raise SimulatorError(
+                f"environment: expected a finite reward, received {observation.reward}; correct the environment"
+            )
+        return observation
+
+
+def _spaces(environment: Environment) -> tuple[tuple[int, ...], int]:
+    return tuple(environment.image_shape), environment.action_size
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise SimulatorError in the main thread of a process when the block takes longer; elsewhere there is no limit."""
+
+    def give_up(*_: Any) -> None:
+        raise SimulatorError(f"environment: no answer within {seconds:.0f} s")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _wave(stages: list[tuple[Environment, tuple]], policy: Policy, seeds: list[int]) -> list[_Game]:
+    """Play `len(seeds)` episodes side by side. Those that end early wait, showing their last image."""
+    games = [_Game(environment, spaces, seed) for (environment, spaces), seed in zip(stages, seeds)]
+    state, step = policy.initial(len(seeds)), 0
+    while any(game.playing for game in games):
+        action, state = policy(np.stack([game.image for game in games]), state, np.array(seeds), step)
+        action = _checked_action(np.asarray(action, np.float32), (len(seeds), stages[0][1][1]), seeds, step)
+        playing = [(game, row) for game, row in zip(games, action) if game.playing]
+        for game, row in playing:
+            game.send(row)
+        for game, _ in playing:
+            game.receive()
+        step += 1
+    return games
+
+
+def _checked_action(action: np.ndarray, expected: tuple[int, int], seeds: list[int], step: int) -> np.ndarray:
+    """The policy's action before any environment sees it."""
+    if action.shape != expected:
+        raise NumericalError(f"policy: expected actions of shape {list(expected)}, received {list(action.shape)}")
+    for seed, row in zip(seeds, action):
+        if not np.all(np.abs(row) <= 1 + ACTION_TOLERANCE):  # false for NaN
+            received = np.array2string(row, precision=4)
+            raise NumericalError(
+                f"policy: expected finite actions in [-1, 1], received {received} at decision {step} of episode {seed}"
+            )
+    return action
+
+
+def _episode(observed: list[Observation], actions: list[np.ndarray]) -> Episode:
+    """Stack the records of one episode; record t holds the action and reward that led to its image."""
+    column = {name: [getattr(record, name) for record in observed] for name in Observation._fields}
+    flags = {name: np.array(column[name], bool) for name in ("is_first", "is_last", "is_terminal")}
+    return Episode(
+        image=np.stack(column["image"]),
+        action=np.stack(actions),
+        reward=np.array(column["reward"], np.float32),
+        discount=1 - flags["is_terminal"].astype(np.float32),
+        **flags,
+        log={name: np.stack([record.log[name] for record in observed]) for name in observed[0].log},
+    )

@@ -1,0 +1,305 @@
+"""The DeepMind Control suite in a process of its own.
+
+TensorFlow and the software OpenGL drivers both carry LLVM, and a process that loads the two crashes in whichever comes
+second. So nothing in this package imports the simulator in the calling process: a `Simulator` starts a child that does,
+and
+talks to it through a pipe. A crash of the renderer becomes an error message, and several simulators draw at the same
+time.
+
+Messages are JSON, followed by the raw bytes of the arrays they announce; nothing is pickled. A number survives JSON
+unchanged.
+"""
+
+import contextlib
+import difflib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from semopo_tf.envs.rendering import choose_backend, simulator_errors
+from semopo_tf.envs.rollout import ANSWER_SECONDS
+from semopo_tf.errors import ConfigError, SemopoError, SimulatorError
+
+DEFAULT_CAMERA = {"quadruped": 2}  # every other domain: 0
+# Where the usual camera looks down, the floor fills the image and there is no sky. It counts as sky there, as in the
+# published environments, whose humanoid stands on a floor that the background replaces.
+FLOOR_IS_SKY = frozenset(("humanoid", "humanoid_CMU", "dog", "fish", "point_mass", "reacher", "swimmer"))
+RESTARTS = 3  # of a child that died or hung, in the life of a simulator
+ERRORS = {kind.__name__: kind for kind in (ConfigError, SimulatorError)}  # what a simulation raises
+SERVE = "import sys; from semopo_tf.simulation import serve; serve(int(sys.argv[1]))"
+
+
+class Facts(NamedTuple):
+    """What a simulation says about itself."""
+
+    low: np.ndarray  # [A] float64, bounds of the controls
+    high: np.ndarray  # [A] float64
+    camera: int  # index of the camera in use
+
+
+class View(NamedTuple):
+    """One record as the simulator gives it."""
+
+    image: np.ndarray  # [size, size, 3] uint8
+    sky: np.ndarray | None  # [size, size] bool if asked for: where the camera sees nothing
+    reward: float
+    is_first: bool
+    is_last: bool
+    is_terminal: bool
+
+
+class Simulator:
+    """A suite task in a child process. Raises SimulatorError in every method when the child fails or does not answer."""
+
+    def __init__(self, name: str, *, size: int, action_repeat: int, camera: int, sky: bool) -> None:
+        """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen. Raises ConfigError for settings the task
+        does not have.
+        """
+        choose_backend()
+        self.name, self._size, self._sky = name, size, sky
+        self._settings = (name, size, action_repeat, camera, sky)
+        self._restarts = 0
+        self._start()
+
+    def _start(self) -> None:
+        """Begin the child. A session of its own keeps Ctrl-C from it: it ends when this end of the pipe is closed, also
+        by our death.
+        """
+        self._broken = False
+        ours, theirs = socket.socketpair()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
+            stdin=subprocess.DEVNULL,
+            stdout=self._stderr,
+            stderr=self._stderr,
+            start_new_session=True,
+        )
+        theirs.close()
+        self._pipe = Connection(ours.detach())
+        self.send("start", *self._settings)
+        try:
+            low, high, camera = self._answer()["facts"]
+        except SemopoError:
+            self.close()
+            raise
+        self.facts = Facts(np.array(low), np.array(high), camera)
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Begin `reset` (seed) or `step` (control, a list of A numbers) in the child; `receive` returns its View.
+
+        A `reset` puts a new child in the place of one that died or hung, up to `RESTARTS` times.
+        """
+        if method == "reset" and self._broken and self._restarts < RESTARTS:
+            self._restarts += 1
+            self.close()
+            self._start()
+        try:
+            self._pipe.send_bytes(json.dumps([method, *arguments]).encode())
+        except OSError as error:
+            raise SimulatorError(self._obituary()) from error
+
+    def receive(self) -> View:
+        """Wait for the answer to the last `send`. Errors of the child are raised here."""
+        record = self._answer()["view"]
+        image = np.frombuffer(self._receive(), np.uint8).reshape(self._size, self._size, 3)
+        sky = np.frombuffer(self._receive(), bool).reshape(self._size, self._size) if self._sky else None
+        return View(image, sky, **record)
+
+    def _answer(self) -> dict[str, Any]:
+        answer = json.loads(self._receive())
+        if "error" in answer:
+            raise ERRORS[answer["class"]](answer["error"])
+        return answer
+
+    def _receive(self) -> bytes:
+        try:
+            if self._pipe.poll(ANSWER_SECONDS):
+                return self._pipe.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise SimulatorError(self._obituary()) from error
+        self._process.kill()
+        self._broken = True
+        raise SimulatorError(
+            f"{self.name}: no answer from the simulator within {ANSWER_SECONDS:.0f} s; run the command again"
+        )
+
+    def close(self) -> None:
+        """End the child, for good: no `reset` begins another. May be called twice."""
+        self._broken = False
+        self._pipe.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+    def _obituary(self) -> str:
+        if self._pipe.closed:
+            return f"{self.name}: the environment is closed; make a new one"
+        self._broken = True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+        return f"{self.name}: the simulator's process ended with status {self._process.returncode} ({last[:200]}); run python -m semopo_tf.doctor"
+
+
+def serve(descriptor: int) -> None:
+    """The child's whole life: answer requests until the other end is closed."""
+    pipe = Connection(descriptor)
+    simulation: Simulation | None = None
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            method, *arguments = json.loads(pipe.recv_bytes())
+            try:
+                if simulation is None:
+                    simulation = Simulation(*arguments)
+                    low, high, camera = simulation.facts
+                    _tell(pipe, {"facts": [low.tolist(), high.tolist(), camera]})
+                else:
+                    _show(
+                        pipe,
+                        simulation.reset(*arguments) if method == "reset" else simulation.step(np.array(*arguments)),
+                    )
+            except SemopoError as error:
+                _tell(pipe, {"error": str(error), "class": type(error).__name__})
+    # OpenGL libraries print errors of their own while the interpreter closes: leave without them.
+    os._exit(0)
+
+
+def _show(pipe: Connection, view: View) -> None:
+    """One record: its numbers, then its image, then its sky if there is one."""
+    record = view._asdict()
+    arrays = [array for array in (record.pop("image"), record.pop("sky")) if array is not None]
+    _tell(pipe, {"view": record})
+    for array in arrays:
+        pipe.send_bytes(array.tobytes())
+
+
+def _tell(pipe: Connection, message: dict[str, Any]) -> None:
+    pipe.send_bytes(json.dumps(message).encode())
+
+
+class Simulation:
+    """The task itself; lives in the child. An episode is a function of (seed, controls) alone."""
+
+    def __init__(self, name: str, size: int, action_repeat: int, camera: int, sky: bool) -> None:
+        # The suite takes this old generator only, and keeps it: seeding it again in `reset` repeats an episode.
+        self._random = np.random.RandomState(0)
+        with simulator_errors(name):
+            from dm_control import suite
+
+            domain, task = find_task(name, suite.ALL_TASKS)
+            self._env = suite.load(domain, task, task_kwargs={"random": self._random})
+        spec = self._env.action_spec()
+        camera = DEFAULT_CAMERA.get(domain, 0) if camera == -1 else camera
+        self.facts = Facts(
+            np.full(spec.shape, spec.minimum, np.float64), np.full(spec.shape, spec.maximum, np.float64), camera
+        )
+        self._picture = Picture(self._env.physics, size, camera, floor_is_sky=domain in FLOOR_IS_SKY)
+        self._repeat = action_repeat
+        self._sky = sky
+
+    def reset(self, seed: int) -> View:
+        self._random.seed(np.random.SeedSequence(seed).generate_state(8))
+        with physics_errors():
+            step = self._env.reset()
+        return self._view(0.0, step)
+
+    def step(self, control: np.ndarray) -> View:
+        total = 0.0
+        with physics_errors():
+            for _ in range(self._repeat):
+                step = self._env.step(control)
+                total += step.reward or 0.0
+                if step.last():
+                    break
+        return self._view(total, step)
+
+    def _view(self, reward: float, step: Any) -> View:
+        sky = self._picture.sky() if self._sky else None
+        return View(
+            self._picture.image(),
+            sky,
+            float(reward),
+            step.first(),
+            step.last(),
+            bool(step.last() and step.discount == 0),
+        )
+
+
+def find_task(name: str, known: list[tuple[str, str]]) -> tuple[str, str]:
+    """Split `<domain>_<task>` where both may hold underscores, e.g. `ball_in_cup_catch`.
+
+    Raises:
+      ConfigError: with the nearest known names.
+    """
+    tasks = {f"{domain}_{task}": (domain, task) for domain, task in known}
+    if name not in tasks:
+        near = difflib.get_close_matches(name, tasks, cutoff=0.4) or list(tasks)[:3]
+        raise ConfigError(f"unknown task {name!r} of the DeepMind Control suite; nearest known: {', '.join(near)}")
+    return tasks[name]
+
+
+@contextlib.contextmanager
+def physics_errors() -> Iterator[None]:
+    """Raises SimulatorError when the physics diverge, which the suite reports as its own error."""
+    from dm_control.rl.control import PhysicsError
+
+    try:
+        yield
+    except PhysicsError as error:
+        raise SimulatorError(f"the physics diverged ({error}); play this episode with another seed") from error
+
+
+class Picture:
+    """One camera's view, as colours and as the region where nothing is seen.
+
+    The camera and its scene are kept: building them for every image, as the simulator's own `render` does, costs about
+      3 ms.
+    The depth buffer cannot tell the sky, because the sky is drawn as a box in front of the far plane. A second drawing
+    with object identities in place of colours can, and being unlit it takes about a twentieth of the time of the first.
+    """
+
+    def __init__(self, physics: Any, size: int, camera: int, *, floor_is_sky: bool) -> None:
+        from dm_control import mujoco
+
+        cameras, limits = physics.model.ncam, physics.model.vis.global_
+        if not 0 <= camera < cameras:
+            raise ConfigError(
+                f"--camera: expected an index below {cameras}, or -1 for the usual camera, received {camera}"
+            )
+        if size > min(limits.offwidth, limits.offheight):
+            raise ConfigError(
+                f"--size: expected at most the simulator's buffer of {limits.offwidth} x {limits.offheight} pixels, "
+                f"received {size}"
+            )
+        self._camera = mujoco.Camera(physics, height=size, width=size, camera_id=camera)
+        self._geom = int(mujoco.mjtObj.mjOBJ_GEOM)
+        floors = (physics.model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (physics.model.geom_bodyid == 0)
+        self._open = np.flatnonzero(floors) if floor_is_sky else np.empty(0, np.int64)  # geoms that count as sky
+
+    def image(self) -> np.ndarray:
+        """[size, size, 3] uint8, a copy: the camera draws every image into the same buffer, upside down."""
+        return self._camera.render().copy()
+
+    def sky(self) -> np.ndarray:
+        """[size, size] bool, true where the camera's ray hits nothing. Robot, floor and targets are false, translucent
+        ones too.
+        """
+        hit, kind = np.moveaxis(self._camera.render(segmentation=True), -1, 0)
+        return (kind == -1) | ((kind == self._geom) & np.isin(hit, self._open))

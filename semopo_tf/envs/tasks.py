@@ -1,0 +1,323 @@
+"""Environments from pixels: DeepMind Control tasks with a moving background, the built-in testbed, and a registry for
+users' own.
+
+Task names: `dmc_<domain>_<task>` is the plain suite task, `dmcdrv_<domain>_<task>` the same task in front of a moving
+  background,
+`exbmdp_scroll`, `exbmdp_point` and `exbmdp_hard` are the testbed (`exbmdp.py`), `<module>:<name>` is a class or
+function of a user's module, found as Python finds modules or in the working directory.
+"""
+
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semopo_tf.envs import exbmdp
+from semopo_tf.envs.rollout import ACTION_TOLERANCE, RandomPolicy
+from semopo_tf.envs.suite import Simulator
+from semopo_tf.envs.videos import DRIVING, Background, blue_mask, composite, load_background
+from semopo_tf.errors import ConfigError, DataError, NumericalError, SimulatorError
+from semopo_tf.types import Environment, Observation, Policy
+
+PLAIN, MOVING = "dmc_", "dmcdrv_"
+MASK_RULES = ("sky", "blue")
+PAPER_TASKS = ("walker_walk", "cheetah_run", "hopper_hop", "humanoid_walk")
+BACKGROUND_FRAMES = 1000
+UNLIMITED = 1e9  # the suite reports +-1e10 for an actuator without limits
+
+_registry: dict[str, Callable[..., Environment]] = {}
+
+
+def register(name: str, make: Callable[..., Environment]) -> None:
+    """Make `name` a task for every command. A second registration replaces the first, as when a notebook's cell runs
+    again.
+
+    Args:
+      make: called with the keywords of `envs.make` (size, action_repeat, camera, background, background_color,
+        background_split, background_seed, mask_rule, options) and free to ignore those that mean nothing to it.
+    """
+    _registry[name] = make
+
+
+def make(
+    task: str,
+    *,
+    size: int = 64,
+    action_repeat: int = 2,
+    camera: int = -1,
+    background: str = "none",
+    background_color: str = "grey",
+    background_split: str = "train",
+    background_seed: int = 0,
+    mask_rule: str = "sky",
+    options: Mapping[str, float] | Sequence[tuple[str, float]] = (),
+) -> Environment:
+    """Build an environment.
+
+    Args:
+      size: height and width of the images in pixels.
+      action_repeat: simulator steps per decision; their rewards are summed.
+      camera: index of a camera of the model, or -1 for the task's usual one.
+      background: `none`, a folder of videos or `builtin:driving`.
+      background_color: `grey` or `rgb`.
+      background_split: `train` or `test`, which share no clip.
+      background_seed: chooses and orders the clips.
+      mask_rule: which pixels the background replaces. `sky`: where the camera sees nothing; the floor stays visible,
+        except in the domains whose camera looks down on it (simulation.FLOOR_IS_SKY). `blue`: where blue exceeds red
+        and green,
+        which takes the floor as well.
+      options: settings of the task itself, as a mapping or as pairs; the testbed has some, a registered environment
+        may.
+
+    Raises:
+      ConfigError: for an unknown task or a wrong setting.
+      SimulatorError: when the simulator or its rendering does not work.
+      DataError: when the background has no frames to give.
+    """
+    _require(size >= 1, "size", "at least 1", size)
+    _require(action_repeat >= 1, "action_repeat", "at least 1", action_repeat)
+    make_own = _registry.get(task) or (_import(task) if ":" in task else None)
+    if make_own:
+        return make_own(
+            size=size,
+            action_repeat=action_repeat,
+            camera=camera,
+            background=background,
+            background_color=background_color,
+            background_split=background_split,
+            background_seed=background_seed,
+            mask_rule=mask_rule,
+            options=dict(options),
+        )
+    if task.startswith(exbmdp.PREFIX):
+        _require(background == "none", "background", f"none, as {task} draws its own", background)
+        _require(action_repeat == 1, "action_repeat", f"1, as {task} has no other", action_repeat)
+        return exbmdp.ExBMDP(task, size=size, options=dict(options))
+    name = _suite_name(task)
+    _require(not options, "options", f"none, as {task} has none", dict(options))
+    _require(mask_rule in MASK_RULES, "mask_rule", " or ".join(MASK_RULES), mask_rule)
+    if task.startswith(PLAIN) and background != "none":
+        raise ConfigError(
+            f"task {task!r} shows no background, received --background {background}; use "
+            f"{MOVING}{task.removeprefix(PLAIN)}"
+        )
+    if task.startswith(MOVING) and background == "none":
+        raise ConfigError(
+            f"task {task!r} needs a moving background; add --background {DRIVING} or --background with a folder of "
+            "videos"
+        )
+    frames = (
+        None
+        if background == "none"
+        else shared_background(background, size, background_color, background_split, background_seed)
+    )
+    return SuiteEnvironment(
+        name, size=size, action_repeat=action_repeat, camera=camera, background=frames, mask_rule=mask_rule
+    )
+
+
+def _import(task: str) -> Callable[..., Environment]:
+    """The environment's maker that `<module>:<name>` names; called with the keywords of `make`, as a registered one.
+
+    Raises:
+      ConfigError: when there is no such module or name.
+    """
+    module, _, name = task.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` has it; `python train.py` has the script's folder instead
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(
+            f"--task {task}: expected <module>:<class or function> that can be imported from here ({error})"
+        ) from error
+
+
+def usual_settings(task: str) -> dict[str, int]:
+    """Image size and action repeat that a task is played with where nobody says otherwise."""
+    return {"size": 32, "action_repeat": 1} if task.startswith(exbmdp.PREFIX) else {"size": 64, "action_repeat": 2}
+
+
+def behaviours(task: str) -> dict[str, Callable[[Environment], Policy]]:
+    """The behaviour policies that can collect data of a task, name -> builder. Those of the testbed see the true state."""
+    if task.startswith(exbmdp.PREFIX):
+        return {kind: functools.partial(exbmdp.Behaviour, kind) for kind in exbmdp.Behaviour.KINDS}
+    return {"random": lambda environment: RandomPolicy(environment.action_size)}
+
+
+def _require(condition: bool, flag: str, expected: str, received: object) -> None:
+    if not condition:
+        raise ConfigError(f"--{flag}: expected {expected}, received {received!r}")
+
+
+@functools.lru_cache(maxsize=4)
+def shared_background(source: str, size: int, color: str, split: str, seed: int) -> Background:
+    """`load_background`, once per process: several environments with the same settings look at the same frames."""
+    return load_background(source, size=size, color=color, split=split, seed=seed, frames=BACKGROUND_FRAMES)
+
+
+def shows_no_background(task: str) -> bool:
+    """Whether a task is one of the package's own that is never seen in front of something."""
+    return task.startswith((PLAIN, exbmdp.PREFIX)) and task not in _registry
+
+
+def background_of(environment: Environment) -> Background | None:
+    """The moving background that an environment of the suite shows; None for all others."""
+    return environment.background if isinstance(environment, SuiteEnvironment) else None
+
+
+def _suite_name(task: str) -> str:
+    """`<domain>_<task>` of a suite task. Whether it exists only the simulator knows.
+
+    Raises:
+      ConfigError: when the name has neither prefix, with the nearest names.
+    """
+    for prefix in (PLAIN, MOVING):
+        if task.startswith(prefix):
+            return task.removeprefix(prefix)
+    names = [*_registry, *exbmdp.TASKS, *(prefix + name for prefix in (PLAIN, MOVING) for name in PAPER_TASKS)]
+    near = difflib.get_close_matches(task, names, cutoff=0.4) or names
+    raise ConfigError(
+        f"unknown task {task!r}; expected {PLAIN}<domain>_<task>, {MOVING}<domain>_<task> or a registered name, e.g. "
+        f"{', '.join(near)}"
+    )
+
+
+def card_of(settings: dict[str, Any], clips: list[str]) -> dict[str, dict[str, Any]]:
+    """The entries of a dataset's card for the keywords of `make` and the background's clips; `settings_of` reads them
+    back.
+    """
+    background = {name: settings[f"background_{name}"] for name in ("color", "split", "seed")}
+    options = {"options": dict(settings["options"])} if settings.get("options") else {}
+    return {
+        "environment": {name: settings[name] for name in ("size", "action_repeat", "camera")} | options,
+        "background": {
+            "source": settings["background"],
+            **background,
+            "mask_rule": settings["mask_rule"],
+            "clips": clips,
+        },
+    }
+
+
+def settings_of(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `make` that a dataset was collected with, from its card.
+
+    Raises:
+      DataError: when the card lacks one.
+    """
+    wanted = {
+        "environment": ("size", "action_repeat", "camera"),
+        "background": ("source", "color", "split", "seed", "mask_rule"),
+    }
+    lacking = [f"{part}.{name}" for part, names in wanted.items() for name in names if name not in card.get(part, {})]
+    if lacking:
+        raise DataError(
+            f"dataset.json: expected what collect writes, missing {', '.join(lacking)}; remove the file or collect "
+            "the dataset again"
+        )
+    background = card["background"]
+    return {
+        **card["environment"],
+        "background": background["source"],
+        **{f"background_{name}": background[name] for name in ("color", "split", "seed")},
+        "mask_rule": background["mask_rule"],
+    }
+
+
+def environment_versions() -> dict[str, str]:
+    """Versions of what decides an episode's pixels and physics, and the rendering backend; `none` for what is absent."""
+    return {name: _version(name) for name in ("dm_control", "mujoco", "numpy")} | {
+        "backend": os.environ.get("MUJOCO_GL") or "none"
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+class SuiteEnvironment:
+    """A suite task seen through one camera, with an optional moving background.
+
+    An episode is a function of (seed, actions) alone: physics and background draw from generators that `reset` seeds
+    anew. `step` may be split into `send` and `receive`, so that several environments simulate at the same time.
+    """
+
+    def __init__(
+        self, name: str, *, size: int, action_repeat: int, camera: int, background: Background | None, mask_rule: str
+    ) -> None:
+        self.background = background
+        self._sky = background is not None and mask_rule == "sky"
+        self._simulator = Simulator(name, size=size, action_repeat=action_repeat, camera=camera, sky=self._sky)
+        self._low, self._high, self.camera = self._simulator.facts
+        self.action_size = len(self._low)
+        self.image_shape = (size, size, 3)
+        self._frame = 0  # of the background, for the next observation
+        self._running = False
+
+    def reset(self, seed: int) -> Observation:
+        """Begin the episode of `seed` (a non-negative integer of any size)."""
+        if self.background is not None:
+            self._frame = self.background.first_frame(seed)
+        self._simulator.send("reset", int(seed))
+        return self.receive()
+
+    def step(self, action: np.ndarray) -> Observation:
+        """Apply `action` [A] in [-1, 1] for `action_repeat` simulator steps, or until the episode ends.
+
+        Raises:
+          NumericalError: when the action is not finite, out of range or of another shape.
+          SimulatorError: when the physics diverge, the simulator dies or the episode has ended.
+        """
+        self.send(action)
+        return self.receive()
+
+    def send(self, action: np.ndarray) -> None:
+        """The first half of `step`: returns while the simulator works."""
+        if not self._running:
+            raise SimulatorError(
+                "step: expected a running episode, received a step before reset or after its end; call reset first"
+            )
+        self._simulator.send("step", self._rescale(action).tolist())
+
+    def receive(self) -> Observation:
+        """The second half of `step`."""
+        view = self._simulator.receive()
+        self._running = not view.is_last
+        image = view.image
+        if self.background is not None:
+            mask = blue_mask(image) if view.sky is None else view.sky
+            image = composite(image, self.background.frames[self._frame], mask)
+            self._frame = (self._frame + 1) % len(self.background.frames)
+        return Observation(image, view.reward, view.is_first, view.is_last, view.is_terminal)
+
+    def close(self) -> None:
+        """End the simulation. May be called twice."""
+        self._simulator.close()
+
+    def _rescale(self, action: np.ndarray) -> np.ndarray:
+        """Map [-1, 1] to the suite's bounds, [A] float64. An actuator without limits takes the action as it is."""
+        action = np.asarray(action, np.float64)
+        if action.shape != self._low.shape:
+            raise NumericalError(
+                f"action: expected shape {list(self._low.shape)}, received {list(action.shape)}; correct the policy"
+            )
+        if not np.all(np.abs(action) <= 1 + ACTION_TOLERANCE):  # false for NaN
+            raise NumericalError(
+                f"action: expected finite values in [-1, 1], received {np.array2string(action, precision=4)}; correct "
+                "the policy"
+            )
+        action = np.clip(action, -1, 1)
+        limited = (np.abs(self._low) < UNLIMITED) & (np.abs(self._high) < UNLIMITED)
+        return np.where(limited, self._low + (action + 1) / 2 * (self._high - self._low), action)

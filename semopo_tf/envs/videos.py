@@ -1,0 +1,328 @@
+"""Moving backgrounds: frames from a folder of videos or from the built-in driving scene, and how they replace pixels."""
+
+import contextlib
+import os
+import resource
+import select
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from semopo_tf.envs.driving import driving_clip
+from semopo_tf.errors import ConfigError, DataError, cut
+
+DRIVING = "builtin:driving"
+DRIVING_CLIPS = {"train": range(16), "test": range(16, 20)}
+DRIVING_LENGTH = 125  # frames per built-in clip
+SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".gif"))
+CHANNELS = {"grey": 1, "rgb": 3}
+SPLITS = ("train", "test")
+SHUFFLE_STREAM = 0x51DE0  # keeps the order of clips independent of other uses of the same seed
+START_STREAM = 0xBAC6  # keeps the first frame independent of the initial state drawn from the same seed
+MAX_PIXELS = 1 << 25  # of one native frame; 7680 x 4320
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,m4v,gif"
+HEADER = {"grey": b"P5", "rgb": b"P6"}
+DECODER_BYTES = 1 << 31
+DECODER_SECONDS = 600  # of processor time for one clip
+FRAME_SECONDS = 30
+LOG_BYTES = 1 << 20
+
+
+class Background(NamedTuple):
+    """`M` consecutive background frames; clips simply follow one another."""
+
+    frames: np.ndarray  # [M, size, size, C] uint8, read-only; C = 1 grey, 3 rgb
+    clips: list[str]  # names of the clips used, in order
+    skipped: list[tuple[str, str]]  # (name, reason) of files that could not be decoded
+    origin: np.ndarray  # [M] int, the place in `clips` of the clip that a frame is from
+
+    def first_frame(self, seed: int) -> int:
+        """The frame that the episode of `seed` begins with."""
+        return int(np.random.default_rng(np.random.SeedSequence([seed, START_STREAM])).integers(len(self.frames)))
+
+    def clip(self, frame: int) -> str:
+        """Name of the clip that a frame is from."""
+        return self.clips[self.origin[frame]]
+
+
+def absolute_source(source: str) -> str:
+    """A source as cards and scores keep it: a folder by its absolute path, so that it is found from elsewhere."""
+    return source if source == "none" or source.startswith("builtin:") else str(Path(source).expanduser().absolute())
+
+
+def load_background(source: str, *, size: int, color: str, split: str, seed: int, frames: int = 1000) -> Background:
+    """Fill `frames` background frames from `source`.
+
+    The clips of the split are shuffled by `seed` and taken one after another until enough frames are there. When all of
+    them together are too short, the sequence is repeated from its start.
+
+    Args:
+      source: a folder of videos or `builtin:driving`.
+      size: height and width of the result in pixels.
+      color: `grey` (the video's luma) or `rgb`.
+      split: `train` or `test`; the two never share a clip.
+
+    Raises:
+      ConfigError: for an unknown colour, split or built-in name.
+      DataError: when the folder is missing or holds no clip that can be decoded.
+    """
+    _require_choice("background_color", color, tuple(CHANNELS))
+    _require_choice("background_split", split, SPLITS)
+    if source.startswith("builtin:"):
+        _require_choice("background", source, (DRIVING,))
+        clips: list[int] | list[Path] = list(DRIVING_CLIPS[split])
+        where = source
+    else:
+        clips = clips_of_split(Path(source).expanduser(), split)
+        where = str(Path(source).expanduser())
+    order = np.random.default_rng(np.random.SeedSequence([seed, SHUFFLE_STREAM])).permutation(len(clips))
+    return _fill([clips[index] for index in order], size, color, frames, where)
+
+
+def _require_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"--{flag}: expected {' or '.join(choices)}, received {value!r}")
+
+
+def clips_of_split(folder: Path, split: str) -> list[Path]:
+    """The videos of a folder that belong to a split, sorted by name.
+
+    Of the sorted list every fourth clip, beginning with the fourth, is a test clip; of two or three clips the last one
+    is; a single clip serves training only.
+
+    Raises:
+      DataError: when the folder is missing, unreadable or without videos, or has no clip in the split.
+    """
+    files = video_files(folder)
+    test = files[3::4] or files[1:][-1:]
+    chosen = test if split == "test" else [file for file in files if file not in test]
+    if not chosen:
+        raise DataError(
+            f"{folder}: expected at least 2 videos for the test split, received {len(files)}; add a video or use the "
+            "train split"
+        )
+    return chosen
+
+
+def video_files(folder: Path) -> list[Path]:
+    """The regular, visible files of `folder` with a video's suffix, as absolute paths sorted by name. Links are not
+    followed.
+
+    Raises:
+      DataError: when there are none, with what was found instead.
+    """
+    try:
+        entries = sorted(folder.absolute().iterdir())
+    except NotADirectoryError as error:
+        raise DataError(
+            f"{folder}: expected a folder of videos, received a file; give its folder or {DRIVING}"
+        ) from error
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: no such folder of videos; correct --background or use {DRIVING}") from error
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the folder of videos cannot be read ({error.strerror}); correct its permissions or use "
+            f"{DRIVING}"
+        ) from error
+    visible = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    files = [path for path in visible if path.is_file() and not path.is_symlink()]
+    if not files:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise DataError(
+            f"{folder}: expected videos ({kinds}), received {len(entries)} other entries; add videos or use {DRIVING}"
+        )
+    return files
+
+
+def _fill(clips: list[int] | list[Path], size: int, color: str, frames: int, where: str) -> Background:
+    """Decode clips in the given order until `frames` frames are there, one native frame in memory at a time."""
+    filled, origin = np.empty((frames, size, size, CHANNELS[color]), np.uint8), np.empty(frames, np.intp)
+    count, used, skipped = 0, list[str](), []
+    for clip in clips:
+        name, before = _clip_name(clip), count
+        try:
+            for frame in _clip_frames(clip, size, color):
+                filled[count] = frame
+                count += 1
+                if count == frames:
+                    break
+        except DataError as error:
+            skipped.append((name, str(error)))
+            count = before  # a clip counts whole or not at all
+        else:
+            origin[before:count] = len(used)
+            used.append(name)
+        if count == frames:
+            break
+    if not count:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        raise DataError(
+            f"{where}: none of {len(clips)} videos can be decoded ({reasons}); replace them or use {DRIVING}"
+        )
+    repeated = np.arange(frames) % count
+    filled = filled[repeated]
+    filled.flags.writeable = False
+    return Background(filled, used, skipped, origin[repeated])
+
+
+def _clip_name(clip: int | Path) -> str:
+    return clip.name if isinstance(clip, Path) else f"driving-{clip:02d}"
+
+
+def _clip_frames(clip: int | Path, size: int, color: str) -> Iterator[np.ndarray]:
+    """Frames [size, size, C] uint8 of a file or of a built-in clip."""
+    if isinstance(clip, Path):
+        yield from decode(clip, size=size, color=color)
+    else:
+        for frame in driving_clip(clip, size=size, frames=DRIVING_LENGTH):
+            yield luma(frame) if color == "grey" else frame
+
+
+def decode(path: Path, *, size: int, color: str) -> Iterator[np.ndarray]:
+    """Decode a video frame by frame, each resized to [size, size, C] uint8.
+
+    Raises:
+      DataError: with the reason alone when the file holds no video that can be decoded.
+    """
+    seen = False
+    with _decoder(path, color) as (process, log):
+        output = _Output(process)
+        while header := output.line():
+            width, height = (int(word) for word in output.line().split())
+            if header != HEADER[color] or output.line() != b"255" or not 0 < width * height <= MAX_PIXELS:
+                raise DataError(f"frames of {width} x {height} pixels")
+            shape = (height, width, CHANNELS[color])
+            yield resize_bilinear(
+                np.frombuffer(output.exactly(height * width * CHANNELS[color]), np.uint8).reshape(shape), size
+            )
+            seen = True
+        if process.wait(FRAME_SECONDS) != 0 or not seen:
+            log.seek(0)
+            raise DataError(_reason(log.read(LOG_BYTES).decode(errors="replace"), process.returncode))
+
+
+@contextlib.contextmanager
+def _decoder(path: Path, color: str) -> Iterator[tuple[subprocess.Popen[bytes], BinaryIO]]:
+    """A decoder process that writes one PGM or PPM picture a frame, and its log. It has limits of memory and time, and
+    opens this file alone.
+    """
+    import imageio_ffmpeg
+
+    encoder, layout = {"grey": ("pgm", "gray"), "rgb": ("ppm", "rgb24")}[color]
+    # A file may name other files or addresses to open, as playlists do: only plain files of known formats are allowed.
+    limits = f"-threads 1 -protocol_whitelist file -format_whitelist {FORMATS} -max_pixels {MAX_PIXELS}".split()
+    writing = f"-c:v {encoder} -pix_fmt {layout} -f image2pipe pipe:1".split()
+    quiet = ["-nostdin", "-hide_banner", "-loglevel", "error"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *quiet, *limits, "-i", str(path.absolute()), *writing]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+        )
+        try:
+            for what, most in (
+                (resource.RLIMIT_AS, DECODER_BYTES),
+                (resource.RLIMIT_CPU, DECODER_SECONDS),
+                (resource.RLIMIT_FSIZE, LOG_BYTES),
+            ):
+                with contextlib.suppress(ProcessLookupError):  # it has ended already
+                    resource.prlimit(process.pid, what, (most, most))
+            yield process, log
+        except DataError:
+            raise
+        except (ValueError, subprocess.TimeoutExpired) as error:
+            raise DataError("the decoder's output is not that of a video") from error
+        finally:
+            process.kill()
+            process.stdout.close()  # type: ignore[union-attr]
+            process.wait()
+
+
+class _Output:
+    """What a decoder writes, waited for no longer than `FRAME_SECONDS`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]):
+        self._file = process.stdout.fileno()  # type: ignore[union-attr]
+
+    def exactly(self, count: int) -> bytearray:
+        """Raises DataError when the output ends before `count` bytes."""
+        content = bytearray()
+        while len(content) < count:
+            piece = self._read(min(count - len(content), 1 << 20))
+            if not piece:
+                raise DataError("ends inside a frame")
+            content += piece
+        return content
+
+    def line(self) -> bytes:
+        """The next line without its end; empty at the end of the output."""
+        content = b""
+        while len(content) < 32 and (byte := self._read(1)) not in (b"", b"\n"):
+            content += byte
+        return content
+
+    def _read(self, most: int) -> bytes:
+        ready, _, _ = select.select([self._file], [], [], FRAME_SECONDS)
+        if not ready:
+            raise DataError(f"no frame within {FRAME_SECONDS} s")
+        return os.read(self._file, most)
+
+
+def _reason(log: str, code: int) -> str:
+    """The telling line of the decoder's long log."""
+    if code < 0:
+        return "the decoder needed too much memory or time"
+    known = (
+        "moov atom",
+        "Invalid data",
+        "does not contain any stream",
+        "End of file",
+        "Permission denied",
+        "No such file",
+        "larger than",
+        "whitelist",
+    )
+    lines = [line.split("] ")[-1].strip() for line in log.splitlines()]
+    return cut(
+        next((line for line in lines if any(words in line for words in known)), "not a video that can be decoded"), 100
+    )
+
+
+def resize_bilinear(frames: np.ndarray, size: int) -> np.ndarray:
+    """Resize [..., H, W, C] uint8 to [..., size, size, C]: half-pixel centres, no antialiasing, edges repeated, rounded
+    to nearest.
+    """
+    rows, columns = (_taps(length, size) for length in frames.shape[-3:-1])
+    low, high, weight = rows
+    mixed = frames[..., low, :, :] * (1 - weight)[:, None, None] + frames[..., high, :, :] * weight[:, None, None]
+    low, high, weight = columns
+    mixed = mixed[..., low, :] * (1 - weight)[:, None] + mixed[..., high, :] * weight[:, None]
+    return np.floor(mixed + 0.5).astype(np.uint8)
+
+
+def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every output position: the two input positions around its centre and the weight of the second, [size] each."""
+    centre = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    low = np.floor(centre).astype(np.int64)
+    return low, np.minimum(low + 1, length - 1), centre - low
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    """Grey [..., 1] of RGB [..., 3] uint8 by the weights of analogue television, as video files store it."""
+    return np.floor(image @ np.array([[0.299], [0.587], [0.114]]) + 0.5).astype(np.uint8)
+
+
+def blue_mask(image: np.ndarray) -> np.ndarray:
+    """The released rule: [..., H, W] bool, true where blue is strictly greater than green and than red."""
+    red, green, blue = (image[..., channel] for channel in range(3))
+    return (blue > green) & (blue > red)
+
+
+def composite(image: np.ndarray, background: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A new image [H, W, 3] uint8: `background` [H, W, 1 or 3] where `mask` [H, W], else `image`. Grey fills all three
+    channels.
+    """
+    return np.where(mask[..., None], background, image)

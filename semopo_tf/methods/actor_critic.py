@@ -1,0 +1,149 @@
+"""Actor, critic and slow critic (DreamerV2). Learns from `Imagined` and nothing else."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from semopo_tf import random
+from semopo_tf.methods import losses
+from semopo_tf.nets.distributions import TruncatedNormal, unit_normal_log_prob
+from semopo_tf.nets.layers import MLP, initialise, named_variables
+from semopo_tf.nets.optim import LossScale, Optimizer, gradients_of, step_if_finite
+from semopo_tf.random import Key
+from semopo_tf.types import Imagined
+
+
+class ActorCritic:
+    """Truncated-normal actor and unit-variance critic on features [..., F], with a hard-copied slow critic for the
+    targets.
+
+    Args:
+      actor: layers, units, act of the actor, and `min_std` of its distribution.
+      critic: layers, units, act.
+      actor_opt, critic_opt: arguments of `Optimizer`.
+      lambda_: of the lambda-return.
+      entropy_scale: weight of the policy's entropy in its objective.
+      slow_every: updates between two copies of the critic into the slow critic.
+      precision: of the networks' matrix products; `mixed_float16` brings a loss scale.
+    """
+
+    def __init__(
+        self,
+        *,
+        feat_size: int,
+        action_size: int,
+        seed: int,
+        actor: Mapping[str, Any],
+        critic: Mapping[str, Any],
+        actor_opt: Mapping[str, float],
+        critic_opt: Mapping[str, float],
+        lambda_: float,
+        entropy_scale: float,
+        slow_every: int,
+        precision: str = "float32",
+    ):
+        self.action_size = action_size
+        self._min_std = actor["min_std"]
+        self._lambda, self._entropy_scale, self._slow_every = lambda_, entropy_scale, slow_every
+        sizes = {key: value for key, value in actor.items() if key != "min_std"} | {"precision": precision}
+        critic = {**critic, "precision": precision}
+        self._actor = MLP(outputs={"loc": action_size, "std": action_size}, name="actor", **sizes)
+        self._critic = MLP(outputs={"value": 1}, name="critic", **critic)
+        self._slow_critic = MLP(outputs={"value": 1}, name="slow_critic", **critic)
+        for net in (self._actor, self._critic, self._slow_critic):
+            net.build((None, feat_size))
+        self.actor_variables = named_variables({"actor": self._actor})
+        self.critic_variables = named_variables({"critic": self._critic})
+        self._slow_variables = named_variables({"slow_critic": self._slow_critic})
+        initialise(self.actor_variables | self.critic_variables, seed)
+        self._copy_critic()
+        self._actor_opt = Optimizer("actor", self.actor_variables, **actor_opt)
+        self._critic_opt = Optimizer("critic", self.critic_variables, **critic_opt)
+        self._loss_scale = LossScale("policy_scale") if precision == "mixed_float16" else None
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """Networks, slow critic and optimiser state by stable name."""
+        state = (
+            self._actor_opt.state() | self._critic_opt.state() | (self._loss_scale.state() if self._loss_scale else {})
+        )
+        return self.actor_variables | self.critic_variables | self._slow_variables | state
+
+    def policy(self, feat: tf.Tensor) -> TruncatedNormal:
+        """Action distribution: loc = tanh(raw), std = 2 sigmoid(raw / 2) + min_std."""
+        raw = self._actor(feat)
+        return TruncatedNormal(tf.tanh(raw["loc"]), 2 * tf.sigmoid(raw["std"] / 2) + self._min_std)
+
+    def draw_actions(self, key: Key, horizon: int, size: int) -> tf.Tensor:
+        """Noise of imagined actions, [H, N, A]."""
+        return random.uniform(key, "imagined_action", [horizon, size, self.action_size])
+
+    def act(self, feat: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """For each feature vector an action [N, A] and the policy's entropy [N], both differentiable in the actor."""
+        policy = self.policy(feat)
+        return policy.sample(noise), policy.entropy()
+
+    def value(self, feat: tf.Tensor) -> tf.Tensor:
+        return self._critic(feat)["value"][..., 0]
+
+    def slow_value(self, feat: tf.Tensor) -> tf.Tensor:
+        return self._slow_critic(feat)["value"][..., 0]
+
+    def target(self, imagined: Imagined) -> tf.Tensor:
+        """Lambda-returns G_0 .. G_{H-1} under the slow critic, [N, H]; differentiable in the imagined states."""
+        next_value = self.slow_value(imagined.feat[:, 1:])
+        return losses.lambda_return(
+            imagined.reward[:, :-1], next_value, imagined.discount[:, :-1], lambda_=self._lambda
+        )
+
+    def actor_loss(self, imagined: Imagined, target: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Scalar loss and metrics; see `losses.actor_loss` for the alignment."""
+        entropy = imagined.entropy[:, :-1]
+        loss = losses.actor_loss(target, entropy, tf.stop_gradient(imagined.weight), entropy_scale=self._entropy_scale)
+        return tf.reduce_mean(loss), {"actor_ent": tf.reduce_mean(entropy)}
+
+    def critic_loss(self, imagined: Imagined, target: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Scalar loss and metrics; see `losses.critic_loss` for the alignment."""
+        value = self.value(tf.stop_gradient(imagined.feat[:, :-1]))
+        log_prob = unit_normal_log_prob(value, tf.stop_gradient(target), 0)
+        return tf.reduce_mean(losses.critic_loss(log_prob, tf.stop_gradient(imagined.weight))), {
+            "critic": tf.reduce_mean(value)
+        }
+
+    def learn(self, rollouts: Callable[[], Imagined], step: tf.Tensor) -> dict[str, tf.Tensor]:
+        """One step of actor and critic.
+
+        Args:
+          rollouts: imagines with the current actor; called once, under the tape.
+          step: number of updates before this one, scalar integer tensor.
+        """
+        metrics, gradients = self.gradients(rollouts)
+        losses = [metrics["actor_loss"], metrics["critic_loss"]]
+        metrics |= step_if_finite([self._actor_opt, self._critic_opt], gradients, losses, self._loss_scale)
+        copy = tf.logical_and(step % self._slow_every == 0, metrics["finite"] > 0)
+        tf.cond(copy, self._copy_critic, lambda: tf.constant(0))
+        return metrics
+
+    def gradients(self, rollouts: Callable[[], Imagined]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """Losses and other metrics, and the gradient of every variable, scaled where there is a loss scale. Changes
+        nothing.
+        """
+        trained = self.actor_variables | self.critic_variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(list(trained.values()))
+            imagined = rollouts()
+            target = self.target(imagined)
+            actor_loss, actor_metrics = self.actor_loss(imagined, target)
+            critic_loss, critic_metrics = self.critic_loss(imagined, target)
+            # The actor's loss reaches no critic weight and the critic's no actor weight: the gradient of the sum is
+            # both gradients.
+            loss = actor_loss + critic_loss
+            scaled = loss * self._loss_scale.scale if self._loss_scale else loss
+        metrics = {"actor_loss": actor_loss, "critic_loss": critic_loss, "target": tf.reduce_mean(target)}
+        metrics |= {"imagined_reward": tf.reduce_mean(imagined.reward), "penalty": tf.reduce_mean(imagined.penalty)}
+        return metrics | actor_metrics | critic_metrics, gradients_of(scaled, trained, tape)
+
+    def _copy_critic(self) -> tf.Tensor:
+        for slow, fast in zip(self._slow_variables.values(), self.critic_variables.values(), strict=True):
+            slow.assign(fast)
+        return tf.constant(0)

@@ -1,0 +1,65 @@
+"""Dissociated reward prediction (TIA; paper App. D.3): a reward head that reads the exogenous features as well as it
+can.
+
+Before every model update the head takes some steps of its own on the features of that batch; the exogenous model is
+then trained to make the prediction bad (`SeparatedWorldModel`). The head learns from nothing else, and nothing learns
+from it but the exogenous
+encoder and RSSM.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from semopo_tf.nets.optim import Optimizer, gradients_of
+
+
+class Adversary:
+    """The head's variables with their optimiser.
+
+    Args:
+      loss: (features [B, T, F], reward [B, T]) -> [B, T], the head's negative log-likelihood.
+      updates: steps of the head before each model update.
+    """
+
+    def __init__(
+        self,
+        variables: dict[str, tf.Variable],
+        loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+        optimizer: Optimizer,
+        updates: int,
+    ):
+        self.variables, self._loss, self._optimizer, self._updates = variables, loss, optimizer, updates
+
+    def fit(self, feat: tf.Tensor, reward: tf.Tensor) -> None:
+        """Take the head's steps on one batch: features [B, T, F], through which nothing flows back, and reward [B, T]."""
+        feat = tf.stop_gradient(feat)
+
+        def step(done: tf.Tensor) -> tuple[tf.Tensor]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(list(self.variables.values()))
+                loss = tf.reduce_mean(self._loss(feat, reward))
+            gradients = gradients_of(loss, self.variables, tape)
+            half_squares = {key: tf.nn.l2_loss(gradient) for key, gradient in gradients.items()}
+            self._optimizer.apply(gradients, self._optimizer.norm(half_squares))
+            return (done + 1,)
+
+        tf.while_loop(lambda done: done < self._updates, step, (tf.constant(0),))
+
+    def state(self) -> dict[str, tf.Variable]:
+        """What a checkpoint must hold besides the head's variables."""
+        return self._optimizer.state()
+
+    def read(self) -> list[tf.Tensor]:
+        """All values as they are now, for `restore`."""
+        return [tf.identity(variable) for variable in self._all()]
+
+    def restore(self, values: list[tf.Tensor], where: tf.Tensor) -> None:
+        """Go back to earlier values where `where` (a scalar bool) is true: an update that was not taken has changed
+        nothing.
+        """
+        for variable, value in zip(self._all(), values, strict=True):
+            variable.assign(tf.where(where, value, variable))
+
+    def _all(self) -> list[tf.Variable]:
+        return [*self.variables.values(), *self._optimizer.state().values()]

@@ -1,0 +1,125 @@
+"""The losses and returns of the method as pure functions of tensors. Stop-gradients stand at the call sites."""
+
+import tensorflow as tf
+
+
+def balanced_kl(post_side: tf.Tensor, prior_side: tf.Tensor, *, balance: float, free: float) -> tf.Tensor:
+    """KL balancing with free nats on the mean (DreamerV2; released code).
+
+        (1 - balance) * max(mean post_side, free) + balance * max(mean prior_side, free)
+
+    The floor acts on the mean over batch and time, so the result is a scalar: the one loss that is not [B, T].
+
+    Args:
+      post_side: [B, T] KL(post || sg prior), the side that moves the posterior.
+      prior_side: [B, T] KL(sg post || prior), the side that trains the prior.
+      balance: weight of the prior's side; 0.8.
+      free: nats; below them a side gives no gradient.
+    """
+    post_mean, prior_mean = tf.reduce_mean(post_side), tf.reduce_mean(prior_side)
+    return (1 - balance) * tf.maximum(post_mean, free) + balance * tf.maximum(prior_mean, free)
+
+
+def lambda_return(reward: tf.Tensor, next_value: tf.Tensor, discount: tf.Tensor, *, lambda_: float) -> tf.Tensor:
+    """Lambda-returns (Sutton & Barto 12.2, in Dreamer's indexing: r_t belongs to state t).
+
+        G_t = r_t + discount_t * [(1 - lambda) v_{t+1} + lambda G_{t+1}],   G_H = v_H
+
+    Args:
+      reward: [N, H], r_0 .. r_{H-1}.
+      next_value: [N, H], v_1 .. v_H.
+      discount: [N, H], of the step from t to t+1.
+
+    Returns:
+      [N, H], G_0 .. G_{H-1}; differentiable in all three.
+    """
+    one_step = reward + (1 - lambda_) * discount * next_value
+    by_time = tf.transpose(tf.stack([one_step, lambda_ * discount], -1), [1, 0, 2])  # [H, N, 2]
+    returns = tf.scan(
+        lambda later, now: now[:, 0] + now[:, 1] * later, by_time, initializer=next_value[:, -1], reverse=True
+    )
+    return tf.transpose(returns)
+
+
+def actor_loss(target: tf.Tensor, entropy: tf.Tensor, weight: tf.Tensor, *, entropy_scale: float) -> tf.Tensor:
+    """Pathwise policy objective, [N, H-1]. The action taken at state t is judged by the return from state t+1.
+
+        state     0    1    2   ...  H-1    H
+        action       a_1  a_2   ...       a_H
+        target  [ .   G_1  G_2  ... G_{H-1} ]  .      a_{t+1} is drawn at state t, moves G_{t+1}
+        weight  [w_0  w_1  ... w_{H-2} ]  .    .
+        entropy [h_0  h_1  ... h_{H-2} ]  .    .
+
+    Args:
+      target: [N, H] lambda-returns G_0 .. G_{H-1}, differentiable in the actions; G_0 is left out: no action moves it.
+      entropy: [N, H-1] of the policy at states 0 .. H-2, its features stopped.
+      weight: [N, H+1] discount products, stopped.
+    """
+    return -weight[:, : entropy.shape[1]] * (target[:, 1:] + entropy_scale * entropy)
+
+
+def critic_loss(log_prob: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Negative log-likelihood of the stopped returns under the critic, [N, H].
+
+        state     0    1   ...  H-1    H
+        target  [G_0  G_1  ... G_{H-1} ]  .
+        weight  [w_0  w_1  ... w_{H-1} ]  .
+
+    Args:
+      log_prob: [N, H] of sg(G_t) under Normal(v(sg feat_t), 1).
+      weight: [N, H+1] discount products, stopped.
+    """
+    return -weight[:, : log_prob.shape[1]] * log_prob
+
+
+def sum_of_squares(centres: tf.Tensor) -> tf.Tensor:
+    """Ensemble disagreement of the paper's Eq. 2: sum over members of the squared distance to their mean.
+
+    Args:
+      centres: [K, ..., P] predictions of the members.
+
+    Returns:
+      [...], zero with zero gradient for identical members.
+    """
+    return tf.reduce_sum(_squared_distances(centres), 0)
+
+
+def mean_norm(centres: tf.Tensor) -> tf.Tensor:
+    """Ensemble disagreement of Offline DV2 and of the released code (`meandis`): mean over members of the distance to
+    their mean.
+
+    For categorical latents P runs over all S*C probabilities, which makes the distance the Frobenius norm.
+    """
+    return tf.reduce_mean(_safe_sqrt(_squared_distances(centres)), 0)
+
+
+def log_prob_variance(log_probs: tf.Tensor) -> tf.Tensor:
+    """Population variance over members of the log-probability of one state (the paper's text). [K, ...] -> [...]."""
+    return tf.reduce_mean(tf.square(_from_their_mean(log_probs)), 0)
+
+
+def log_prob_std(log_probs: tf.Tensor) -> tf.Tensor:
+    """Population standard deviation over members of the log-probability of one state (LOMPO, released code). [K, ...]
+    -> [...].
+    """
+    return _safe_sqrt(log_prob_variance(log_probs))
+
+
+def _squared_distances(centres: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.square(_from_their_mean(centres)), -1)
+
+
+def _from_their_mean(x: tf.Tensor) -> tf.Tensor:
+    """[K, ...] less the mean over K. Measured from the first member, since the rounded mean of equal numbers need not
+    be that number.
+    """
+    x = x - x[0]
+    return x - tf.reduce_mean(x, 0)
+
+
+def _safe_sqrt(square: tf.Tensor) -> tf.Tensor:
+    """Square root whose gradient at exactly zero is zero: identical members would otherwise turn the actor's gradient
+    into NaN.
+    """
+    positive = square > 0
+    return tf.where(positive, tf.sqrt(tf.where(positive, square, 1.0)), 0.0)

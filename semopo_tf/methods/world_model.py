@@ -1,0 +1,533 @@
+"""The world models: one branch (Offline DV2) or two (SeMOPO). The exogenous latent is born and dies in this file.
+
+    image --endo_encoder--> endo RSSM --> endo feat --> mask decoder --> endo mean, mask features --.
+      |                        ^ action       |                                                     |-> mask m
+      |                                       '--> reward head (gradient stopped)                   |   m * endo mean +
+      (1 - m) * exo mean
+      '----exo_encoder-->   exo RSSM  --> exo feat  --> mask decoder --> exo mean,  mask features --'   = joint mean of
+      the image
+                                              '--> exogenous-only decoder (w times the image likelihood)
+
+Who learns from what (`reward_gradient: False`):
+
+    endo encoder, endo RSSM         endo KL, joint image
+    exo encoder, exo RSSM           exo KL, joint image, exogenous-only image
+    both mask decoders, mask        joint image
+    exogenous-only decoder          exogenous-only image
+    reward head                     reward
+
+With dissociated reward prediction a second reward head reads the exogenous features; it is no part of `trained` and
+learns apart (`adversary.py`), and the exogenous encoder and RSSM learn to make its prediction bad.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from semopo_tf.methods import losses as loss_functions
+from semopo_tf.nets.distributions import unit_normal_log_prob
+from semopo_tf.nets.layers import MLP, Decoder, Encoder, MaskBlend, deconv_sizes, initialise, named_variables
+from semopo_tf.nets.remat import by_slices
+from semopo_tf.nets.rssm import RSSM
+from semopo_tf.random import Key
+from semopo_tf.types import Batch, Latent
+
+COLORS = 3
+
+# Name -> (what the members disagree about, the measure). Eq. 2 is `sum_squares`; the released code runs `mean_norm`.
+UNCERTAINTY: dict[str, tuple[str, Callable[[tf.Tensor], tf.Tensor]]] = {
+    "sum_squares": ("centre", loss_functions.sum_of_squares),
+    "mean_norm": ("centre", loss_functions.mean_norm),
+    "log_prob_variance": ("log_prob", loss_functions.log_prob_variance),
+    "log_prob_std": ("log_prob", loss_functions.log_prob_std),
+}
+
+
+class Kl(NamedTuple):
+    """How the KL terms enter: balanced with free nats, or plain (`strict_elbo`, the paper's printed objective)."""
+
+    balance: float
+    free: float
+    strict_elbo: bool
+
+
+class Draws(NamedTuple):
+    """The random numbers of one branch for windows [B, T]."""
+
+    noise: tf.Tensor  # [B, T, S] of the posterior states
+    member: tf.Tensor  # [T] int64, the ensemble member of each step
+
+
+class Losses(NamedTuple):
+    """What one batch gives."""
+
+    total: tf.Tensor  # scalar
+    metrics: dict[str, tf.Tensor]  # scalars
+    posterior: Latent  # [B, T, ...] of the branch that the policy will see
+
+
+def preprocess(image: tf.Tensor) -> tf.Tensor:
+    """uint8 0..255 -> float32 -0.5..0.5."""
+    return tf.cast(image, tf.float32) / 255 - 0.5
+
+
+def weigh(losses: Mapping[str, tf.Tensor], scales: Mapping[str, float], shape: tuple[int, int]) -> tf.Tensor:
+    """The weighted sum of mean losses: the only place where losses meet their weights.
+
+    Raises:
+      ValueError: when the names differ or a loss is neither [B, T] nor one of the scalar `*_kl`.
+    """
+    if set(losses) != set(scales):
+        raise ValueError(f"losses and scales: expected the same names, received {sorted(losses)} and {sorted(scales)}")
+    for name, loss in losses.items():
+        loss.shape.assert_is_compatible_with([] if name.endswith("_kl") else list(shape))
+    return tf.add_n([scales[name] * tf.reduce_mean(loss) for name, loss in losses.items()])
+
+
+class Branch:
+    """Encoder and recurrent model of one stream."""
+
+    def __init__(
+        self, name: str, *, image_size: int, action_size: int, encoder: Mapping[str, Any], rssm: Mapping[str, Any]
+    ):
+        """encoder, rssm: arguments of the layers."""
+        self.name = name
+        self.encoder = Encoder(name=f"{name}_encoder", **encoder)
+        self.rssm = RSSM(
+            name=f"{name}_rssm", action_size=action_size, embed_size=self.encoder.embed_size(image_size), **rssm
+        )
+        self.encoder.build((None, image_size, image_size, COLORS))
+        self.rssm.build()
+        self.layers = {f"{name}_encoder": self.encoder, f"{name}_rssm": self.rssm}
+
+    def evidence(self, image: tf.Tensor) -> tf.Tensor:
+        """What the posterior takes from uint8 images [..., H, W, 3]: [..., hidden]. The only part that looks at pixels."""
+        return self.rssm.evidence(self.encoder(preprocess(image)))
+
+    def observe(self, evidence: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key) -> Latent:
+        """Posterior states [B, T, ...] from evidence [B, T, hidden]."""
+        return self.rssm.observe(evidence, action, is_first, self.draw(key, evidence.shape[:2]).noise)
+
+    def features(self, latent: Latent) -> tf.Tensor:
+        return self.rssm.features(latent)
+
+    def draw(self, key: Key, shape: Sequence[int]) -> Draws:
+        """What `observe` and `kl` need for windows [B, T]."""
+        return Draws(
+            self.rssm.draw(key, f"{self.name}_posterior", tuple(shape)),
+            self.rssm.draw_members(key, f"{self.name}_member", shape[1]),
+        )
+
+    def kl(self, post: Latent, member: tf.Tensor, settings: Kl) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """The KL loss (a scalar) and its metrics, under the ensemble member drawn for each time step, [T].
+
+        post    q_0  q_1  ...  q_{T-1}      of deter_t and image_t
+        prior   p_0  p_1  ...  p_{T-1}      of deter_t alone, member k_t
+        """
+        dist = self.rssm.dist
+        prior = self.rssm.prior(post.deter, member)
+        stopped_post, stopped_prior = tf.nest.map_structure(tf.stop_gradient, (post.stats, prior))
+        value = dist.kl(post.stats, prior)
+        if settings.strict_elbo:
+            loss = tf.reduce_mean(value)
+        else:
+            post_side, prior_side = dist.kl(post.stats, stopped_prior), dist.kl(stopped_post, prior)
+            loss = loss_functions.balanced_kl(post_side, prior_side, balance=settings.balance, free=settings.free)
+        return loss, {
+            f"{self.name}_kl": tf.reduce_mean(value),
+            f"{self.name}_post_ent": tf.reduce_mean(dist.entropy(post.stats)),
+            f"{self.name}_prior_ent": tf.reduce_mean(dist.entropy(prior)),
+        }
+
+    def open_loop(self, start: Latent, action: tf.Tensor, key: Key) -> Latent:
+        """Prior rollout from `start` [B, ...] under actions [B, T, A]: Latent [B, T, ...]."""
+        batch, steps = action.shape[:2]
+        member = self.rssm.draw_members(key, f"{self.name}_open_member", steps)
+        return self.rssm.open_loop(start, action, member, self.rssm.draw(key, f"{self.name}_open", (batch, steps)))
+
+    def uncertainty(self, latent: Latent, measure: str) -> tf.Tensor:
+        """Disagreement of all members about the state that `latent.deter` predicts: [...]."""
+        subject, function = UNCERTAINTY[measure]
+        stats = self.rssm.prior_all(latent.deter)
+        dist = self.rssm.dist
+        return function(dist.centre(stats) if subject == "centre" else dist.log_prob(stats, latent.stoch))
+
+    def uncertainties(self, deter: tf.Tensor, key: Key) -> dict[str, tf.Tensor]:
+        """Every measure of `UNCERTAINTY` about the states that deter [N, D] predicts, [N] each.
+
+        The log-probabilities are those of a sample from the prior of one member, drawn for each row by itself. The
+        members are evaluated
+        one after the other: in one stacked product identical members may differ in the last bit, and here they give
+          exactly zero.
+        """
+        rows, rssm = deter.shape[0], self.rssm
+        each = [
+            tf.nest.map_structure(lambda x: x[:, 0], rssm.prior(deter[:, None], tf.constant([member])))
+            for member in range(rssm.members)
+        ]
+        member = rssm.draw_members(key, f"{self.name}_predicted_member", rows)
+        drawn = tf.nest.map_structure(lambda *stats: tf.gather(tf.stack(stats, 1), member, batch_dims=1), *each)
+        sample = rssm.dist.sample(drawn, rssm.draw(key, f"{self.name}_predicted", (rows,)))
+        subjects = {
+            "centre": [rssm.dist.centre(stats) for stats in each],
+            "log_prob": [rssm.dist.log_prob(stats, sample) for stats in each],
+        }
+        return {measure: function(tf.stack(subjects[subject])) for measure, (subject, function) in UNCERTAINTY.items()}
+
+
+class WorldModel:
+    """What both world models share: the branch that the policy sees, the reward head, and imagination in them."""
+
+    def __init__(
+        self,
+        main: Branch,
+        *,
+        seed: int,
+        reward_head: Mapping[str, Any],
+        kl: Mapping[str, Any],
+        reward_gradient: bool,
+        measure: str,
+        image_scale: float,
+        remat: int,
+        compile_part: Callable[[Callable], Callable],
+    ):
+        """remat: frames whose decoders are differentiated at a time, 0 for all. compile_part: what to do with the part
+        without convolutions.
+        """
+        self.main = main
+        self.branches = [main]
+        self.reward_head = MLP(outputs={"reward": 1}, name="reward", **reward_head)
+        self.reward_head.build((None, main.rssm.feat_size))
+        self.layers: dict[str, keras.layers.Layer] = {**main.layers, "reward": self.reward_head}
+        self._seed = seed
+        self._kl = Kl(**kl)
+        self._reward_gradient, self._measure, self._image_scale = reward_gradient, measure, image_scale
+        self._remat, self._infer = remat, compile_part(self.infer)
+        self._image_terms = {"image": image_scale}  # weight of each loss that `image_losses` returns, in its order
+        self.adversary: dict[str, tf.Variable] = {}  # of a head that `trained` does not hold
+
+    def _finish(self, image_size: int, decoder: Mapping[str, Any]) -> None:
+        """Name and initialise all variables once the sub-class has made its layers."""
+        if deconv_sizes(decoder["kernels"])[-1] != image_size:
+            raise ValueError(
+                f"decoder.kernels = {list(decoder['kernels'])}: expected an image of {image_size} pixels, "
+                f"received {deconv_sizes(decoder['kernels'])[-1]}; change the kernels"
+            )
+        self.trained = named_variables(self.layers)
+        initialise(self.trained, self._seed)
+
+    def variables_of(self, *layers: str) -> dict[str, tf.Variable]:
+        """Trained variables of the named layers."""
+        return named_variables({name: self.layers[name] for name in layers})
+
+    def groups(self, split: bool) -> dict[str, dict[str, tf.Variable]]:
+        """Optimiser name -> the variables it steps."""
+        return {"model": self.trained}
+
+    def losses(
+        self, batch: Batch, key: Key, before_adversary: Callable[[tf.Tensor, tf.Tensor], None] | None = None
+    ) -> Losses:
+        """Weighted total, metrics and posterior states of a batch; trains nothing.
+
+        Args:
+          before_adversary: called with the exogenous features and the reward, where there is an adversary, before its
+            loss is taken.
+
+        images --encoders--> evidence --infer--> states, KL, reward loss --decoders--> image losses
+               convolutions           recurrence and heads               convolutions
+        """
+        shape = tuple(batch.reward.shape)
+        evidence = [branch.evidence(batch.image) for branch in self.branches]
+        # Drawn out here: the names of streams are part of a compiled function, and training and validation have
+        # different ones.
+        draws = [branch.draw(key, shape) for branch in self.branches]
+        posts, losses, metrics = self._infer(evidence, batch.action, batch.is_first, batch.reward, draws)
+        feats = [branch.features(post) for branch, post in zip(self.branches, posts, strict=True)]
+        rows = [tf.reshape(x, [shape[0] * shape[1], *x.shape[2:]]) for x in (batch.image, *feats)]
+        outputs = len(self._image_terms) + len(self.image_metrics)
+        by_frame = (
+            by_slices(self.image_losses, self._remat, *rows, outputs=[()] * outputs)
+            if self._remat
+            else self.image_losses(*rows)
+        )
+        losses |= {name: tf.reshape(loss, shape) for name, loss in zip(self._image_terms, by_frame, strict=False)}
+        scales = {f"{branch.name}_kl": 1.0 for branch in self.branches} | {"reward": 1.0} | self._image_terms
+        if self.adversary:
+            if before_adversary:
+                before_adversary(feats[1], batch.reward)
+            losses["exo_reward"] = self.adversary_loss(feats[1], batch.reward)
+            scales["exo_reward"] = -self._adversary_scale
+        total = weigh(losses, scales, shape)
+        metrics |= {f"{name}_loss": tf.reduce_mean(loss) for name, loss in losses.items()} | {"model_loss": total}
+        metrics |= {
+            name: tf.reduce_mean(value)
+            for name, value in zip(self.image_metrics, by_frame[len(self._image_terms) :], strict=True)
+        }
+        return Losses(total, metrics, posts[0])
+
+    def infer(
+        self, evidence: list[tf.Tensor], action: tf.Tensor, is_first: tf.Tensor, reward: tf.Tensor, draws: list[Draws]
+    ) -> tuple[list[Latent], dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """The posterior states of every branch, the losses that need no image, and metrics; no convolution in it."""
+        posts: list[Latent] = []
+        losses: dict[str, tf.Tensor] = {}
+        metrics: dict[str, tf.Tensor] = {}
+        for branch, seen, drawn in zip(self.branches, evidence, draws, strict=True):
+            post = branch.rssm.observe(seen, self._action_for(branch, action), is_first, drawn.noise)
+            losses[f"{branch.name}_kl"], found = branch.kl(post, drawn.member, self._kl)
+            posts.append(post)
+            metrics |= found
+        metrics["reward_var"] = tf.math.reduce_variance(reward)  # what a head that knew nothing would leave unexplained
+        return posts, losses | {"reward": self._reward_loss(self.main.features(posts[0]), reward)}, metrics
+
+    def image_losses(self, image: tf.Tensor, *feats: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Each frame by itself: image [n, H, W, 3] uint8 and every branch's features [n, F] -> losses, then metrics,
+        each [n].
+        """
+        raise NotImplementedError
+
+    image_metrics: tuple[str, ...] = ()
+    _adversary_scale = 0.0
+
+    def adversary_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
+        """[B, T] negative log-likelihood of the reward under the head that reads the exogenous features [B, T, F]."""
+        raise NotImplementedError
+
+    def _action_for(self, branch: Branch, action: tf.Tensor) -> tf.Tensor:
+        return action
+
+    def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        """Rows of the video report, each [B, T, H, W, 1 or 3] in 0..1: `context` filtered frames, then open loop under
+        the true actions.
+        """
+        raise NotImplementedError
+
+    def analyse(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        """For analysis alone, and the only door by which exogenous features leave this file.
+
+        Returns:
+          For every branch its filtered features `<name>` [B, T, F] and `<name>_open` [B, T - context, F], rolled out by
+          the prior under the true actions after `context` filtered frames; `reward` [B, T] as the head predicts it;
+          `mask` [B, T, H, W,
+          1] if there is one.
+        """
+        found = {}
+        for branch in self.branches:
+            action = self._action_for(branch, batch.action)
+            found[branch.name] = branch.features(
+                branch.observe(branch.evidence(batch.image), action, batch.is_first, key)
+            )
+            found[f"{branch.name}_open"] = branch.features(
+                _context_then_open_loop(branch, batch, action, key, context)
+            )[:, context:]
+        return found | {"reward": self.reward(found[self.main.name])}
+
+    def uncertainties(self, batch: Batch, key: Key, records: Sequence[int]) -> dict[str, dict[str, tf.Tensor]]:
+        """For analysis alone: every measure of every stream at `R` chosen records of windows filtered from their
+        beginnings.
+
+        All measures are about the state that the ensemble predicts for the record, from the action that led to it and
+        the filtered states before it, as in imagination: the log-probability measures judge a sample from one random
+        member's prior,
+          not the
+        posterior's, which has seen the record's image and may lie where no member expects it.
+
+        Returns:
+          {stream: {measure: [B, R]}}; the exogenous stream is judged by its own ensemble.
+        """
+        found, shape = {}, [batch.reward.shape[0], len(records)]
+        for branch in self.branches:
+            post = branch.observe(
+                branch.evidence(batch.image), self._action_for(branch, batch.action), batch.is_first, key
+            )
+            deter = tf.reshape(tf.gather(post.deter, records, axis=1), [shape[0] * shape[1], branch.rssm.deter_size])
+            found[branch.name] = {
+                name: tf.reshape(value, shape) for name, value in branch.uncertainties(deter, key).items()
+            }
+        return found
+
+    def _reward_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
+        """[B, T] negative log-likelihood; r_t is predicted from the state at t, on arrival."""
+        return -unit_normal_log_prob(self.reward(feat if self._reward_gradient else tf.stop_gradient(feat)), reward, 0)
+
+    def posterior(self, batch: Batch, key: Key) -> Latent:
+        """Filtered states [B, T, ...] of the branch that the policy sees; `batch.image` may already be its evidence."""
+        evidence = (
+            self.main.evidence(batch.image) if batch.image.dtype == tf.uint8 else tf.cast(batch.image, tf.float32)
+        )
+        return self.main.observe(evidence, batch.action, batch.is_first, key)
+
+    def draw_steps(self, key: Key, horizon: int, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Ensemble member of each imagined step [H], shared by the batch, and noise of the states [H, N, S]."""
+        rssm = self.main.rssm
+        return rssm.draw_members(key, "imagined_member", horizon), rssm.draw(key, "imagined_state", (horizon, size))
+
+    def step(self, latent: Latent, action: tf.Tensor, noise: tuple[tf.Tensor, tf.Tensor]) -> Latent:
+        return self.main.rssm.step(latent, action, *noise)
+
+    def features(self, latent: Latent) -> tf.Tensor:
+        return self.main.features(latent)
+
+    def reward(self, feat: tf.Tensor) -> tf.Tensor:
+        """Predicted reward [...] on arriving at the state of `feat` [..., F]."""
+        return self.reward_head(feat)["reward"][..., 0]
+
+    def uncertainty(self, latent: Latent) -> tf.Tensor:
+        """The configured disagreement measure of the branch that the policy sees: [...]."""
+        return self.main.uncertainty(latent, self._measure)
+
+
+class JointWorldModel(WorldModel):
+    """The world model of Offline DV2: one branch explains the whole image."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        action_size: int,
+        encoder: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        rssm: Mapping[str, Any],
+        **shared: Any,
+    ):
+        super().__init__(
+            Branch("joint", image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm), **shared
+        )
+        self._decoder = Decoder(channels=COLORS, name="decoder", **decoder)
+        self._decoder.build((None, self.main.rssm.feat_size))
+        self.layers["decoder"] = self._decoder
+        self._finish(image_size, decoder)
+
+    def image_losses(self, image: tf.Tensor, *feats: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return (-unit_normal_log_prob(self._decoder(feats[0]), preprocess(image), 3),)
+
+    def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        image = preprocess(batch.image)
+        mean = self._decoder(self.main.features(_context_then_open_loop(self.main, batch, batch.action, key, context)))
+        return {"truth": image + 0.5, "joint": mean + 0.5, "error": (mean - image + 1) / 2}
+
+
+class SeparatedWorldModel(WorldModel):
+    """SeMOPO's world model: an endogenous branch driven by actions and an exogenous one that never sees them.
+
+    Args:
+      exo_action: what the exogenous model gets as action: `absent` (no such input: the paper), `zero` (an input that is
+        always zero: the released commands) or `taken` (the true action: TIA).
+      exo_weight: weight w of the exogenous-only reconstruction; 0 builds no such decoder.
+      exo_stoch: size of the exogenous stochastic state; 0 for the endogenous one's.
+      drp_scale: weight of dissociated reward prediction, J_Radv = -drp_scale * max_q ln q(r | exo feat) (paper App.
+        D.3); 0 builds no such head.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        action_size: int,
+        encoder: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        rssm: Mapping[str, Any],
+        exo_action: str,
+        exo_weight: float,
+        exo_stoch: int,
+        drp_scale: float = 0.0,
+        **shared: Any,
+    ):
+        super().__init__(
+            Branch("endo", image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm), **shared
+        )
+        exo_action_size = 0 if exo_action == "absent" else action_size
+        exo_rssm = {**rssm, "stoch": exo_stoch or rssm["stoch"]}
+        self.exo = Branch("exo", image_size=image_size, action_size=exo_action_size, encoder=encoder, rssm=exo_rssm)
+        self.branches.append(self.exo)
+        self._exo_action = exo_action
+        self._exo_weight = 0.0 if self._kl.strict_elbo else exo_weight
+        self._endo_decoder = Decoder(channels=2 * COLORS, name="endo_decoder", **decoder)
+        self._exo_decoder = Decoder(channels=2 * COLORS, name="exo_decoder", **decoder)
+        self._mask = MaskBlend(name="mask")
+        self._mask.build((None, image_size, image_size, 2 * COLORS))
+        self.layers |= {
+            **self.exo.layers,
+            "endo_decoder": self._endo_decoder,
+            "exo_decoder": self._exo_decoder,
+            "mask": self._mask,
+        }
+        if self._exo_weight:
+            self._exo_only_decoder = Decoder(channels=COLORS, name="exo_only_decoder", **decoder)
+            self.layers["exo_only_decoder"] = self._exo_only_decoder
+            self._image_terms["exo_image"] = self._image_scale * self._exo_weight
+        for name in self.layers:
+            if name.endswith("_decoder"):
+                branch = self.main if name == "endo_decoder" else self.exo
+                self.layers[name].build((None, branch.rssm.feat_size))
+        self._finish(image_size, decoder)
+        self._adversary_scale = drp_scale
+        if drp_scale:
+            self._exo_reward_head = MLP(outputs={"reward": 1}, name="exo_reward", **shared["reward_head"])
+            self._exo_reward_head.build((None, self.exo.rssm.feat_size))
+            self.adversary = named_variables({"exo_reward": self._exo_reward_head})
+            initialise(self.adversary, self._seed)
+
+    def adversary_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
+        return -unit_normal_log_prob(self._exo_reward_head(feat)["reward"][..., 0], reward, 0)
+
+    def groups(self, split: bool) -> dict[str, dict[str, tf.Variable]]:
+        """One optimiser for all, or two as in the released code, which both step the joint decoder."""
+        if not split:
+            return super().groups(split)
+        joint = ("endo_decoder", "exo_decoder", "mask")
+        exo_only = ("exo_only_decoder",) if self._exo_weight else ()
+        return {
+            "endo": self.variables_of("endo_encoder", "endo_rssm", "reward", *joint),
+            "exo": self.variables_of("exo_encoder", "exo_rssm", *joint, *exo_only),
+        }
+
+    image_metrics = ("mask_mean",)
+
+    def image_losses(self, image: tf.Tensor, *feats: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        target, decoded = preprocess(image), self._decode(*feats)
+        losses = [-unit_normal_log_prob(decoded["joint"], target, 3)]
+        if self._exo_weight:
+            losses.append(-unit_normal_log_prob(self._exo_only_decoder(feats[1]), target, 3))
+        return (*losses, tf.reduce_mean(decoded["mask"], [1, 2, 3]))
+
+    def _action_for(self, branch: Branch, action: tf.Tensor) -> tf.Tensor:
+        return tf.zeros_like(action) if branch is self.exo and self._exo_action == "zero" else action
+
+    def analyse(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        found = super().analyse(batch, key, context)
+        return found | {"mask": self._decode(found["endo"], found["exo"])["mask"]}
+
+    def _decode(self, endo_feat: tf.Tensor, exo_feat: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Unmasked means of both streams, the mask, and the blend m * endo + (1 - m) * exo; all [..., H, W, .]."""
+        endo_mean, endo_mask = tf.split(self._endo_decoder(endo_feat), 2, -1)
+        exo_mean, exo_mask = tf.split(self._exo_decoder(exo_feat), 2, -1)
+        mask = self._mask(tf.concat([endo_mask, exo_mask], -1))
+        return {"joint": blend(mask, endo_mean, exo_mean), "endo": endo_mean, "exo": exo_mean, "mask": mask}
+
+    def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        image = preprocess(batch.image)
+        endo = _context_then_open_loop(self.main, batch, batch.action, key, context)
+        exo = _context_then_open_loop(self.exo, batch, self._action_for(self.exo, batch.action), key, context)
+        rows = self._decode(self.main.features(endo), self.exo.features(exo))
+        means = {name: rows[name] + 0.5 for name in ("joint", "endo", "exo")}
+        return {"truth": image + 0.5, **means, "mask": rows["mask"], "error": (rows["joint"] - image + 1) / 2}
+
+
+def blend(mask: tf.Tensor, endo_mean: tf.Tensor, exo_mean: tf.Tensor) -> tf.Tensor:
+    """mask * endo + (1 - mask) * exo; mask [..., H, W, 1], means [..., H, W, C]."""
+    return mask * endo_mean + (1 - mask) * exo_mean
+
+
+def _context_then_open_loop(branch: Branch, batch: Batch, action: tf.Tensor, key: Key, context: int) -> Latent:
+    """Latent [B, T, ...]: posterior for the first `context` frames, prior rollout from the last of them for the rest."""
+    post = branch.observe(
+        branch.evidence(batch.image[:, :context]), action[:, :context], batch.is_first[:, :context], key
+    )
+    if context == action.shape[1]:
+        return post
+    last = tf.nest.map_structure(lambda x: x[:, -1], post)
+    ahead = branch.open_loop(last, action[:, context:], key)
+    return tf.nest.map_structure(lambda x, y: tf.concat([x, y], 1), post, ahead)

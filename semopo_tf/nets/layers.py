@@ -1,0 +1,357 @@
+"""The networks: convolutional encoder and decoder, mask blend, dense stacks, and the layers a recurrent model is made
+of.
+
+Keras layers with their sub-layers made in the constructor and all weights in `build`. Initial values are Keras'
+defaults (Glorot uniform kernels, zero biases), drawn by `initialise` from the run's seed and the variable's own name.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from semopo_tf.nets import convolutions
+from semopo_tf.nets.convolutions import STRIDE
+
+
+def named_variables(layers: Mapping[str, keras.layers.Layer]) -> dict[str, tf.Variable]:
+    """All trainable variables of built layers by a stable name, `<layer>/<sub-layer>/<weight>`."""
+    found = {}
+    for name, layer in layers.items():
+        for weight in layer.trainable_weights:
+            key = "/".join([name, *weight.path.split("/")[1:]])
+            if key in found:
+                raise ValueError(f"{key}: two variables have this name; give the layers of {name} distinct names")
+            found[key] = weight.value
+    return found
+
+
+def initialise(variables: Mapping[str, tf.Variable], seed: int) -> None:
+    """Draw the initial value of every kernel from (seed, name) alone: Glorot uniform; other variables keep what `build`
+    gave them.
+    """
+    for name, variable in variables.items():
+        if not name.endswith("kernel"):
+            continue
+        shape = variable.shape.as_list()
+        # Stacked ensembles [K, in, out] count one member's fans; convolutions [h, w, in, out] multiply by the window.
+        window = int(np.prod(shape[:-2])) if len(shape) == 4 else 1
+        limit = np.sqrt(6 / (window * (shape[-2] + shape[-1])))
+        generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
+        variable.assign(generator.uniform(-limit, limit, shape).astype(np.float32))
+
+
+def conv_sizes(size: int, kernels: Sequence[int]) -> list[int]:
+    """Edge lengths after each VALID convolution of stride 2: 64 -> 31, 14, 6, 2 for four kernels of 4.
+
+    Raises:
+      ValueError: when a kernel is larger than what is left of the image.
+    """
+    sizes = []
+    for kernel in kernels:
+        if kernel > size:
+            raise ValueError(
+                f"encoder.kernels = {list(kernels)}: expected each kernel to fit, received {kernel} on an edge of "
+                f"{size}; use fewer layers"
+            )
+        size = (size - kernel) // STRIDE + 1
+        sizes.append(size)
+    return sizes
+
+
+def deconv_sizes(kernels: Sequence[int]) -> list[int]:
+    """Edge lengths after each VALID transposed convolution of stride 2 from 1 x 1: 5, 13, 30, 64 for kernels 5, 5, 6,
+    6.
+    """
+    sizes, size = [], 1
+    for kernel in kernels:
+        size = (size - 1) * STRIDE + kernel
+        sizes.append(size)
+    return sizes
+
+
+class Convolution(keras.layers.Conv2D):
+    """Keras' layer of stride 2 without padding, computed by `convolutions`."""
+
+    def __init__(self, filters: int, kernel: int, *, products: bool, act: str | None, dtype: str, name: str):
+        super().__init__(filters, kernel, STRIDE, activation=act, dtype=dtype, name=name)
+        self._products = products
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.activation(
+            tf.nn.bias_add(
+                convolutions.convolve(inputs, _value(self.kernel), products=self._products), _value(self.bias)
+            )
+        )
+
+
+class TransposedConvolution(keras.layers.Conv2DTranspose):
+    """Keras' layer of stride 2 without padding, computed by `convolutions`."""
+
+    def __init__(self, filters: int, kernel: int, *, products: bool, act: str | None, dtype: str, name: str):
+        super().__init__(filters, kernel, STRIDE, activation=act, dtype=dtype, name=name)
+        self._products = products
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.activation(
+            tf.nn.bias_add(
+                convolutions.transpose(inputs, _value(self.kernel), products=self._products), _value(self.bias)
+            )
+        )
+
+
+class Encoder(keras.layers.Layer):
+    """Image [..., H, W, C] in -0.5..0.5 -> embedding [..., E] in the compute type. Channels double at each layer from
+    `depth`.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        kernels: Sequence[int],
+        act: str,
+        name: str,
+        precision: str = "float32",
+        products: bool = False,
+    ):
+        super().__init__(name=name)
+        style: dict[str, Any] = {"act": act, "dtype": precision, "products": products}
+        self._depth, self._kernels = depth, list(kernels)
+        self._convs = [Convolution(depth * 2**i, kernel, name=f"conv{i}", **style) for i, kernel in enumerate(kernels)]
+
+    def embed_size(self, image_size: int) -> int:
+        """Features of the embedding for square images of `image_size` pixels."""
+        return conv_sizes(image_size, self._kernels)[-1] ** 2 * self._depth * 2 ** (len(self._kernels) - 1)
+
+    def build(self, input_shape):
+        shape = (None, *input_shape[-3:])
+        for conv in self._convs:
+            conv.build(shape)
+            shape = conv.compute_output_shape(shape)
+
+    def call(self, image: tf.Tensor) -> tf.Tensor:
+        x = tf.reshape(image, [-1, *image.shape[-3:]])
+        for conv in self._convs:
+            x = conv(x)
+        return tf.reshape(x, [*leading(image, 3), int(np.prod(x.shape[1:]))])
+
+
+class Decoder(keras.layers.Layer):
+    """Features [..., F] -> image channels [..., H, W, C] float32, linear at the end; square,
+    `deconv_sizes(kernels)[-1]` pixels wide.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        kernels: Sequence[int],
+        act: str,
+        channels: int,
+        name: str,
+        precision: str = "float32",
+        products: bool = False,
+    ):
+        super().__init__(name=name)
+        style: dict[str, Any] = {"dtype": precision, "products": products}
+        last = len(kernels) - 1
+        self._dense = keras.layers.Dense(depth * 2 ** (last + 2), dtype=precision, name="dense")
+        widths = [depth * 2 ** (last - 1 - i) for i in range(last)] + [channels]
+        self._deconvs = [
+            TransposedConvolution(width, kernel, act=act if i < last else None, name=f"deconv{i}", **style)
+            for i, (width, kernel) in enumerate(zip(widths, kernels, strict=True))
+        ]
+
+    def build(self, input_shape):
+        self._dense.build((None, input_shape[-1]))
+        shape = (None, 1, 1, self._dense.units)
+        for deconv in self._deconvs:
+            deconv.build(shape)
+            shape = deconv.compute_output_shape(shape)
+
+    def call(self, feat: tf.Tensor) -> tf.Tensor:
+        x = self._dense(tf.reshape(feat, [-1, feat.shape[-1]]))[:, None, None, :]
+        for deconv in self._deconvs:
+            x = deconv(x)
+        return tf.cast(tf.reshape(x, [*leading(feat, 1), *x.shape[1:]]), tf.float32)
+
+
+class MaskBlend(keras.layers.Layer):
+    """The mask of the endogenous stream from both decoders' mask features: 1 x 1 convolution, then sigmoid."""
+
+    def __init__(self, *, name: str):
+        super().__init__(name=name)
+        self._conv = keras.layers.Conv2D(1, 1, name="conv")
+
+    def build(self, input_shape):
+        self._conv.build((None, *input_shape[-3:]))
+
+    def call(self, mask_features: tf.Tensor) -> tf.Tensor:
+        """[..., H, W, 2C] (endogenous features first) -> mask [..., H, W, 1] in 0..1, the weight of the endogenous
+        mean.
+        """
+        x = tf.reshape(mask_features, [-1, *mask_features.shape[-3:]])
+        return tf.sigmoid(tf.reshape(self._conv(x), [*leading(mask_features, 3), *mask_features.shape[-3:-1], 1]))
+
+
+class MLP(keras.layers.Layer):
+    """`layers` dense layers of `units`, then one linear output layer for each entry of `outputs` (name -> width),
+    float32.
+    """
+
+    def __init__(
+        self, *, layers: int, units: int, act: str, outputs: Mapping[str, int], name: str, precision: str = "float32"
+    ):
+        super().__init__(name=name)
+        self._hidden = [keras.layers.Dense(units, act, dtype=precision, name=f"hidden{i}") for i in range(layers)]
+        self._outputs = {key: keras.layers.Dense(width, dtype=precision, name=key) for key, width in outputs.items()}
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        for dense in self._hidden:
+            dense.build((None, width))
+            width = dense.units
+        for dense in self._outputs.values():
+            dense.build((None, width))
+
+    def call(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        for dense in self._hidden:
+            x = dense(x)
+        return {key: tf.cast(dense(x), tf.float32) for key, dense in self._outputs.items()}
+
+
+class TwoInputDense(keras.layers.Layer):
+    """A dense layer on the concatenation of two inputs whose halves can be computed apart: x @ W_x + (y @ W_y + b).
+
+    In a recurrence only x depends on the previous step; `project` does the other half for all steps at once. One
+    kernel, so that its initial values and its parameter count are those of the plain layer. `second` may be 0: then
+    there is no y.
+    """
+
+    def __init__(self, units: int, *, first: int, second: int, name: str, precision: str = "float32"):
+        super().__init__(name=name)
+        self._units, self._first, self._second, self._compute = units, first, second, compute_type(precision)
+
+    def build(self, input_shape=None):
+        self.kernel = self.add_weight(
+            shape=(self._first + self._second, self._units), initializer="zeros", name="kernel"
+        )
+        self.bias = self.add_weight(shape=(self._units,), initializer="zeros", name="bias")
+
+    def project(self, y: tf.Tensor) -> tf.Tensor:
+        """y [..., second] -> [..., units], bias included."""
+        if not self._second:
+            return tf.broadcast_to(self.bias.value, [*y.shape[:-1], self._units])
+        return matmul_last(y, self.kernel.value[self._first :], self._compute) + self.bias.value
+
+    def call(self, x: tf.Tensor, projected: tf.Tensor) -> tf.Tensor:
+        """x [..., first], projected [..., units] -> [..., units], linear."""
+        return matmul_last(x, self.kernel.value[: self._first], self._compute) + projected
+
+
+class GRUCell(keras.layers.Layer):
+    """DreamerV2's gated recurrent unit: one dense layer, layer-normalised over all three gates, update bias -1."""
+
+    UPDATE_BIAS = -1.0
+    EPSILON = 1e-3
+
+    def __init__(self, units: int, *, inputs: int, name: str, precision: str = "float32"):
+        super().__init__(name=name)
+        self._units, self._inputs, self._compute = units, inputs, compute_type(precision)
+
+    def build(self, input_shape=None):
+        self.kernel = self.add_weight(
+            shape=(self._inputs + self._units, 3 * self._units), initializer="zeros", name="kernel"
+        )
+        self.bias = self.add_weight(shape=(3 * self._units,), initializer="zeros", name="bias")
+        self.scale = self.add_weight(shape=(3 * self._units,), initializer="ones", name="scale")
+        self.offset = self.add_weight(shape=(3 * self._units,), initializer="zeros", name="offset")
+
+    def call(self, x: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+        """x [B, inputs], state [B, D] -> next state [B, D].
+
+        r, c, u = split(layer_norm([x, h] W + b));   r = sigmoid(r),  c = tanh(r c),  u = sigmoid(u - 1)
+        h' = u c + (1 - u) h
+        """
+        parts = matmul_last(tf.concat([x, state], -1), self.kernel.value, self._compute) + self.bias.value
+        mean, variance = tf.nn.moments(parts, [-1], keepdims=True)
+        parts = (parts - mean) * tf.math.rsqrt(variance + self.EPSILON) * self.scale.value + self.offset.value
+        reset, candidate, update = tf.split(parts, 3, -1)
+        candidate = tf.tanh(tf.sigmoid(reset) * candidate)
+        update = tf.sigmoid(update + self.UPDATE_BIAS)
+        return update * candidate + (1 - update) * state
+
+
+class EnsembleHead(keras.layers.Layer):
+    """K two-layer heads of the same shape on one input, with stacked weights [K, in, out]."""
+
+    def __init__(
+        self, *, members: int, inputs: int, hidden: int, outputs: int, act: str, name: str, precision: str = "float32"
+    ):
+        super().__init__(name=name)
+        self.members, self._compute = members, compute_type(precision)
+        self._widths = (inputs, hidden, outputs)
+        self._act = keras.activations.get(act)
+
+    def build(self, input_shape=None):
+        inputs, hidden, outputs = self._widths
+        self.kernel_1 = self.add_weight(shape=(self.members, inputs, hidden), initializer="zeros", name="hidden_kernel")
+        self.bias_1 = self.add_weight(shape=(self.members, hidden), initializer="zeros", name="hidden_bias")
+        self.kernel_2 = self.add_weight(shape=(self.members, hidden, outputs), initializer="zeros", name="out_kernel")
+        self.bias_2 = self.add_weight(shape=(self.members, outputs), initializer="zeros", name="out_bias")
+
+    def drawn(self, x: tf.Tensor, member: tf.Tensor) -> tf.Tensor:
+        """The output of one member for each step: x [G, N, in], member [G] int -> [G, N, out].
+
+        The members' weights are gathered, not their outputs: K times less work and the same gradients. The gather is a
+        product with a one-hot matrix, whose gradient is dense and is summed in a fixed order.
+        """
+        pick = tf.one_hot(member, self.members)
+        kernel_1, bias_1, kernel_2, bias_2 = (
+            _pick(pick, stacked.value) for stacked in (self.kernel_1, self.bias_1, self.kernel_2, self.bias_2)
+        )
+        return self._two_layers(x, kernel_1, bias_1, kernel_2, bias_2)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """All members: x [N, in] -> [K, N, out]."""
+        return self._two_layers(x, self.kernel_1.value, self.bias_1.value, self.kernel_2.value, self.bias_2.value)
+
+    def _two_layers(
+        self, x: tf.Tensor, kernel_1: tf.Tensor, bias_1: tf.Tensor, kernel_2: tf.Tensor, bias_2: tf.Tensor
+    ) -> tf.Tensor:
+        hidden = self._act(_matmul(x, kernel_1, self._compute) + bias_1[:, None])
+        return _matmul(hidden, kernel_2, self._compute) + bias_2[:, None]
+
+
+def _pick(one_hot: tf.Tensor, stacked: tf.Tensor) -> tf.Tensor:
+    """[G, K] one-hot rows and [K, ...] -> [G, ...]."""
+    flat = tf.matmul(one_hot, tf.reshape(stacked, [stacked.shape[0], -1]))
+    return tf.reshape(flat, [one_hot.shape[0], *stacked.shape[1:]])
+
+
+def compute_type(precision: str) -> tf.DType:
+    """Type of matrix products and convolutions: `float32`, or of `mixed_float16` and `mixed_bfloat16` the half type."""
+    return tf.as_dtype(precision.removeprefix("mixed_"))
+
+
+def matmul_last(x: tf.Tensor, kernel: tf.Tensor, compute: tf.DType) -> tf.Tensor:
+    """x [..., in] times kernel [in, out], as one flat matrix product in the compute type: [..., out] float32."""
+    return tf.reshape(_matmul(tf.reshape(x, [-1, x.shape[-1]]), kernel, compute), [*leading(x, 1), kernel.shape[-1]])
+
+
+def _matmul(x: tf.Tensor, kernel: tf.Tensor, compute: tf.DType) -> tf.Tensor:
+    return tf.cast(tf.matmul(tf.cast(x, compute), tf.cast(kernel, compute)), tf.float32)
+
+
+def _value(variable: keras.Variable) -> tf.Tensor:
+    """A layer's variable in its compute type, as Keras casts it inside `call`."""
+    return tf.convert_to_tensor(variable.value)
+
+
+def leading(x: tf.Tensor, event_dims: int) -> list:
+    """The shape before the last `event_dims` axes, static where known: at most one unknown axis is given as -1."""
+    return [-1 if size is None else size for size in x.shape[: len(x.shape) - event_dims]]

@@ -1,0 +1,163 @@
+"""The optimiser of the released code: clip by global norm, decoupled weight decay, Adam. One tape may serve several of
+them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+BETA_1, BETA_2 = 0.9, 0.999
+
+
+class Optimizer:
+    """Adam over one list of variables, with its own moments and Keras' epsilon: beside the root of the uncorrected
+    second moment.
+
+    Two optimisers may hold the same variable: each then takes its own step with its own moments and its own clipping
+    norm.
+
+        g <- g * min(1, clip / norm)        norm over the whole list
+        w <- w * (1 - weight_decay)         every variable, not multiplied by the learning rate
+        w <- w - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        variables: Mapping[str, tf.Variable],
+        *,
+        lr: float,
+        eps: float,
+        clip: float,
+        weight_decay: float,
+    ):
+        """variables: by stable name; the optimiser's own state is named after them."""
+        self.name = name
+        self._variables = dict(variables)
+        self._lr, self._eps, self._clip, self._weight_decay = lr, eps, clip, weight_decay
+        self._updates = tf.Variable(0, trainable=False, dtype=tf.int64, name=f"{name}_updates")
+        zeros = {key: tf.zeros(variable.shape) for key, variable in self._variables.items()}
+        self._first = {key: tf.Variable(zero, trainable=False) for key, zero in zeros.items()}
+        self._second = {key: tf.Variable(zero, trainable=False) for key, zero in zeros.items()}
+
+    def state(self) -> dict[str, tf.Variable]:
+        """The step counter and both moments, by stable name: what a checkpoint must hold."""
+        state = {f"{self.name}/updates": self._updates}
+        for key in self._variables:
+            state[f"{self.name}/first/{key}"] = self._first[key]
+            state[f"{self.name}/second/{key}"] = self._second[key]
+        return state
+
+    def norm(self, half_squares: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Global norm of this optimiser's gradients, before clipping, from sum(g^2) / 2 of each."""
+        return tf.sqrt(2 * tf.add_n([half_squares[key] for key in self._variables]))
+
+    def apply(self, gradients: Mapping[str, tf.Tensor], norm: tf.Tensor) -> None:
+        """Take one step on all variables. `gradients` may hold more than this optimiser's own; a missing one is an
+        error.
+        """
+        scale = self._clip / tf.maximum(norm, self._clip)
+        step = tf.cast(self._updates.assign_add(1), tf.float32)
+        powers = {"beta1_power": tf.pow(BETA_1, step), "beta2_power": tf.pow(BETA_2, step)}
+        for key, variable in self._variables.items():
+            if self._weight_decay:
+                variable.assign((1 - self._weight_decay) * variable)
+            # One pass over the memory for both moments and the weight; written out in TensorFlow's operations it takes
+            # twenty.
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=self._first[key].handle,
+                v=self._second[key].handle,
+                **powers,
+                lr=self._lr,
+                beta1=BETA_1,
+                beta2=BETA_2,
+                epsilon=self._eps,
+                grad=gradients[key] * scale,
+            )
+
+
+class LossScale:
+    """Dynamic loss scaling for float16 (Micikevicius et al. 2018): gradients are computed of scale * loss, so that
+    small ones do not vanish.
+
+    A step whose scaled gradients overflow is skipped and the scale halved; after `PATIENCE` good steps in a row the
+    scale doubles.
+    """
+
+    START, PATIENCE = 2.0**15, 2000
+
+    def __init__(self, name: str):
+        self.name = name
+        self.scale = tf.Variable(self.START, trainable=False, name=f"{name}_scale")
+        self._good = tf.Variable(0, trainable=False, dtype=tf.int64, name=f"{name}_good")
+
+    def state(self) -> dict[str, tf.Variable]:
+        """What a checkpoint must hold."""
+        return {f"{self.name}/scale": self.scale, f"{self.name}/good": self._good}
+
+    def unscale(self, gradients: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {key: gradient / self.scale for key, gradient in gradients.items()}
+
+    def update(self, finite: tf.Tensor) -> None:
+        """After every step, taken (`finite`) or skipped."""
+        good = tf.where(finite, self._good + 1, 0)
+        grow = good >= self.PATIENCE
+        self.scale.assign(tf.where(finite, tf.where(grow, 2 * self.scale, self.scale), tf.maximum(self.scale / 2, 1.0)))
+        self._good.assign(tf.where(grow, tf.zeros_like(good), good))
+
+
+def gradients_of(loss: tf.Tensor, variables: Mapping[str, tf.Variable], tape: tf.GradientTape) -> dict[str, tf.Tensor]:
+    """Dense gradients by name.
+
+    Raises:
+      ValueError: naming the first variable that the loss does not reach; a variable that nothing trains is a mistake in
+        the wiring.
+    """
+    found = tape.gradient(loss, list(variables.values()))
+    for key, gradient in zip(variables, found, strict=True):
+        if gradient is None:
+            raise ValueError(
+                f"{key}: expected a gradient from the loss, received none; remove it from the optimiser's variables"
+            )
+    return {key: tf.convert_to_tensor(gradient) for key, gradient in zip(variables, found, strict=True)}
+
+
+def step_if_finite(
+    optimizers: Sequence[Optimizer],
+    gradients: Mapping[str, tf.Tensor],
+    losses: Sequence[tf.Tensor],
+    loss_scale: LossScale | None = None,
+) -> dict[str, tf.Tensor]:
+    """Let every optimiser step, or none of them where a loss or a gradient norm is not finite.
+
+    Args:
+      loss_scale: by which the gradients are multiplied. An overflow that a smaller scale may cure is a skipped step,
+        not a fault.
+
+    Returns:
+      `<name>_grad_norm` before clipping for each optimiser, and `finite`, 1.0 or 0.0; with a loss scale `skipped` and
+      `loss_scale` too.
+    """
+    if loss_scale:
+        gradients = loss_scale.unscale(gradients)
+    half_squares = {key: tf.nn.l2_loss(gradient) for key, gradient in gradients.items()}
+    norms = {optimizer.name: optimizer.norm(half_squares) for optimizer in optimizers}
+    finite = tf.reduce_all(tf.math.is_finite(tf.stack([*losses, *norms.values()])))
+
+    def step() -> tf.Tensor:
+        for optimizer in optimizers:
+            optimizer.apply(gradients, norms[optimizer.name])
+        return tf.constant(1.0)
+
+    taken = tf.cond(finite, step, lambda: tf.constant(0.0))
+    metrics = {f"{name}_grad_norm": norm for name, norm in norms.items()}
+    if not loss_scale:
+        return metrics | {"finite": taken}
+    curable = tf.reduce_all(tf.math.is_finite(tf.stack(losses))) & (loss_scale.scale > 1)
+    metrics |= {"skipped": 1 - taken, "loss_scale": tf.identity(loss_scale.scale)}
+    # A metric of a skipped step must not spoil the mean of its row: its norm, which is not finite, is written as 0.
+    metrics |= {f"{name}_grad_norm": tf.where(finite, norm, tf.zeros_like(norm)) for name, norm in norms.items()}
+    with tf.control_dependencies(list(metrics.values())):
+        loss_scale.update(finite)
+    return metrics | {"finite": tf.cast(finite | curable, tf.float32)}

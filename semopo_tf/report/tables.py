@@ -1,0 +1,70 @@
+"""A table as HTML, CSV and LaTeX. What stands behind a line's end in a cell is small print below the figure."""
+
+import csv
+import html
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+TEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    TIMES: r"$\times$",
+    "²": "$^2$",
+    "→": r"$\to$",
+    "<": "$<$",
+    ">": "$>$",
+    "…": r"\ldots{}",
+}
+TEX |= {letter: "\\" + letter for letter in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+PAPER = "paper"  # second cell of a row that quotes the paper
+NOTHING = "-"
+
+
+class Table(NamedTuple):
+    """Cells are plain text. `records`, where given, are the rows of the CSV file, the first one its heading."""
+
+    name: str  # of the files
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    records: Sequence[Sequence[object]] = ()
+
+    def html(self) -> str:
+        """In a box of its own that scrolls sideways."""
+        head = "".join(f"<th scope=col>{_lines(cell)}</th>" for cell in self.header)
+        body = "".join(
+            f"<tr{_kind(row)}>{''.join(f'<td>{_lines(cell)}</td>' for cell in row)}</tr>" for row in self.rows
+        )
+        return f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+    def csv(self) -> bytes:
+        buffer = io.StringIO()
+        shown = [[cell.replace("\n", " ") for cell in row] for row in (self.header, *self.rows)]
+        csv.writer(buffer, lineterminator="\n").writerows(self.records or shown)
+        return buffer.getvalue().encode()
+
+    def tex(self) -> bytes:
+        """A `tabular` that needs no package."""
+        head, *body = (" & ".join(_tex(cell) for cell in row) + r" \\" for row in (self.header, *self.rows))
+        columns = "ll" + "r" * (len(self.header) - 2)
+        return "\n".join(
+            [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}", ""]
+        ).encode()
+
+    def files(self) -> dict[str, bytes]:
+        return {f"tables/{self.name}.csv": self.csv(), f"tables/{self.name}.tex": self.tex()}
+
+
+def _kind(row: Sequence[str]) -> str:
+    return f" class={PAPER}" if len(row) > 1 and row[1] == PAPER else ""
+
+
+def _lines(cell: str) -> str:
+    figure, *small = (html.escape(line) for line in cell.split("\n"))
+    return figure + "".join(f"<small>{line}</small>" for line in small)
+
+
+def _tex(cell: str) -> str:
+    figure, *small = ("".join(TEX.get(letter, letter) for letter in line) for line in cell.split("\n"))
+    return figure + "".join(rf" {{\scriptsize ({line})}}" for line in small)

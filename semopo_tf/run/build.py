@@ -1,0 +1,208 @@
+"""From a configuration to the parts: the agent with its variables, the environment's settings, the evaluation seeds."""
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semopo_tf.config import Config
+from semopo_tf.data.dataset import Dataset, held_out
+from semopo_tf.data.sampler import Pool, Sampler
+from semopo_tf.engine.compiling import OFF, Jit
+from semopo_tf.envs import tasks
+from semopo_tf.envs.videos import absolute_source
+from semopo_tf.errors import CheckpointError, ConfigError
+from semopo_tf.methods import semopo
+from semopo_tf.run import checkpoints
+from semopo_tf.run.evaluate import Played
+
+AGENT_SECTIONS = (
+    "steps",
+    "model",
+    "encoder",
+    "decoder",
+    "rssm",
+    "reward_head",
+    "kl",
+    "model_opt",
+    "penalty",
+    "imagination",
+    "actor",
+    "critic",
+    "actor_critic",
+    "actor_opt",
+    "critic_opt",
+    "precision",
+    "remat",
+)
+PHASES = checkpoints.PHASES
+CARD_KEYS = ("background", "background_color", "background_split", "mask_rule")
+
+
+def make_agent(config: Config, *, image_size: int, action_size: int, jit: Jit = OFF) -> semopo.Agent:
+    """The agent of a configuration, freshly initialised from its seed.
+
+    Raises:
+      ConfigError: when the sizes do not fit the image.
+    """
+    try:
+        sections = {key: config[key] for key in AGENT_SECTIONS}
+        return semopo.build(image_size=image_size, action_size=action_size, seed=config.seed, jit=jit, **sections)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def make_sampler(config: Config, dataset: Dataset, *, sampling: str = "", images_on_device: bool = True) -> Sampler:
+    """The sampler of a run on its dataset.
+
+    Args:
+      sampling: `conservative` or `uniform` in place of the configured rule.
+
+    Raises:
+      DataError: when no episode is left to train on.
+    """
+    return Sampler(
+        dataset,
+        ~held_out(dataset.names, config.valid_fraction, config.seed),
+        sampling=sampling or config.sampling,
+        pool=Pool(**config.pool),
+        policy_starts=config.policy_starts,
+        total_steps=config.steps.model,
+        images_on_device=images_on_device,
+    )
+
+
+def restore(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: Path) -> None:
+    """Put a checkpoint's tensors into variables: exactly these names, exactly these shapes, checked before anything is
+    assigned.
+
+    Raises:
+      CheckpointError: naming the first variable that differs.
+    """
+    different = sorted(set(variables) ^ set(tensors))
+    if different:
+        have = "has" if different[0] in tensors else "lacks"
+        raise CheckpointError(
+            f"{where}: {have} {different[0]} ({len(different)} such differences); it belongs to another model "
+            "configuration"
+        )
+    for name, variable in variables.items():
+        if tuple(variable.shape) != tensors[name].shape or variable.dtype.as_numpy_dtype != tensors[name].dtype:
+            expected = f"{variable.dtype.name} {list(variable.shape)}"
+            raise CheckpointError(
+                f"{where}: {name}: expected {expected}, received {tensors[name].dtype} {list(tensors[name].shape)}"
+            )
+    for name, variable in variables.items():
+        variable.assign(tensors[name])
+
+
+def restore_world_model(agent: semopo.Agent, tensors: Mapping[str, np.ndarray], where: Path) -> None:
+    """Put only the world model of another run's checkpoint into the agent, and leave its optimisers and policy fresh.
+
+    Raises:
+      CheckpointError: when that world model has other variables.
+    """
+    own = {name: variable for name, variable in agent.variables().items() if name.startswith("model/")}
+    restore(own, {name: tensor for name, tensor in tensors.items() if name.startswith("model/")}, where)
+
+
+def environment_settings(
+    config: Config, card: Mapping[str, Any] | None, overrides: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Keywords of `tasks.make` for the evaluation of a run.
+
+    Each of background, colour, split and mask rule comes from the first that names it: `overrides` (flags),
+    `config.env`, the dataset card, `config.without_card`. A user's task has a background only if a flag or the card
+    names one.
+
+    Args:
+      card: the dataset card, or None.
+
+    Returns:
+      Without the four where no background is shown; with `background` alone where that of a moving task is taken away.
+
+    Raises:
+      ConfigError: when the data were collected with another image size, action repeat or camera, or when a task that
+        shows no background is to.
+    """
+    settings = {key: config.env[key] for key in ("size", "action_repeat", "camera")}
+    described = tasks.settings_of(card) if card and "environment" in card else {}  # a converted dataset does not say
+    options = {key: described[key] for key in ("options",) if key in described}
+    for key, value in settings.items():
+        if key in described and described[key] != value:
+            raise ConfigError(
+                f"--env.{key}: expected {described[key]} as in the dataset card, received {value}; add --env.{key} "
+                f"{described[key]}"
+            )
+    return settings | options | _background(config, described, overrides or {})
+
+
+def _background(config: Config, described: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """The part of `environment_settings` that says what is behind the agent."""
+    moving = config.task.startswith(tasks.MOVING)
+    if tasks.shows_no_background(config.task):
+        for key, value in overrides.items():
+            raise ConfigError(
+                f"--{key}: expected no such flag, as {config.task} shows no background, received {value!r}; remove it"
+            )
+        return {}
+    asked = {key: value for key in CARD_KEYS if (value := overrides.get(key) or config.env[key]) != "card"}
+    if "background" in asked:
+        asked["background"] = absolute_source(asked["background"])
+    usual = {**config.without_card, "background": config.without_card.background if moving else "none"}
+    carded = {key: described[key] for key in CARD_KEYS if described.get("background", "none") != "none"}
+    shown = usual | carded | asked
+    if shown["background"] == "none":
+        return {"background": "none"} if moving else {}
+    # The clips of the data come in the data's order; another source has an order of its own.
+    return shown | {"background_seed": described["background_seed"] if carded else 0}
+
+
+def episode_seeds(seed: int, count: int) -> list[int]:
+    """The fixed list of evaluation episodes, the same for every method, run and step. A longer list begins with the
+    shorter one.
+    """
+    return [zlib.crc32(f"evaluation/{seed}/{index}".encode()) for index in range(count)]
+
+
+def replayed(discarded: int) -> str:
+    """What to add to a mean of returns, so that nobody takes it for one over the episodes that were asked for."""
+    return f"; {discarded} attempts failed and were played again with another seed" if discarded else ""
+
+
+def score_row(
+    config: Config,
+    settings: Mapping[str, Any],
+    played: Played,
+    *,
+    phase: str,
+    step: int,
+    checkpoint: str | None,
+    source: str,
+) -> dict[str, Any]:
+    """One line of scores.jsonl.
+
+    Args:
+      settings: of the environment that was played in.
+      checkpoint: name of the directory that holds the policy; None where none was saved.
+      source: `train` for the final evaluation of a run, `evaluate` for evaluate.py.
+    """
+    return {
+        "method": config.method,
+        "task": config.task,
+        "run_seed": config.seed,
+        "phase": phase,
+        "step": step,
+        "checkpoint": checkpoint,
+        "episode_seed": played.seed,
+        "return": played.score,
+        "length": len(played.episode.reward) - 1,
+        "discarded": played.discarded,
+        "clips": played.clips,
+        "clip": played.clip,
+        "source": source,
+        "environment": dict(settings),
+        "versions": tasks.environment_versions(),
+    }

@@ -1,0 +1,365 @@
+"""Checkpoints: one directory each, written whole, verified before it is believed. Needs no TensorFlow.
+
+    ckpt-<phase>-<step>/   tensors.npz     stable name -> array, uncompressed
+                           state.json      phase, step, metrics position, running sums
+                           MANIFEST.json   format, size and SHA-256 of the other two, written last
+
+A directory is written under a temporary name, forced to the disk and renamed; it loses its name before anything in it
+is removed. The newest one that verifies is used; the order is (phase, step), never a clock. A reader changes nothing: a
+damaged
+directory keeps its name.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+import semopo_tf
+from semopo_tf.errors import CheckpointError, StorageError
+from semopo_tf.storage import npz
+from semopo_tf.storage.files import FILES, Files, free_memory, temporary_sibling, write_aside
+from semopo_tf.storage.untrusted import parse_json, read_whole
+
+FORMAT = 1
+PHASES = ("model", "policy")
+PATTERN = re.compile(r"ckpt-([a-z]+)-([0-9]{9})")
+MEMBERS = ("tensors.npz", "state.json")
+MANIFEST = "MANIFEST.json"
+STATE = {
+    "metrics_size": int,
+    "timing_size": int,
+    "sums": list,
+    "count": int,
+}  # what a state has at least, besides phase and step
+TEXT_BYTES = 1 << 24  # most that a manifest or a state may have
+RELISTINGS = 20  # by a reader beside a writer that removes what the reader has just found
+PICKLES = (".pkl", ".pickle")
+
+
+class Checkpoint(NamedTuple):
+    """A verified checkpoint in memory."""
+
+    path: Path
+    phase: str
+    step: int
+    tensors: dict[str, np.ndarray]
+    state: dict[str, Any]
+
+
+def name_of(phase: str, step: int) -> str:
+    """Name of a checkpoint's directory."""
+    return f"ckpt-{phase}-{step:09d}"
+
+
+def save(
+    logdir: Path,
+    phase: str,
+    step: int,
+    tensors: Mapping[str, np.ndarray],
+    state: Mapping[str, Any],
+    files: Files = FILES,
+) -> Path:
+    """Write `ckpt-<phase>-<step>`. A good one of that name stays as it is; a damaged one is replaced.
+
+    Raises:
+      CheckpointError: when a tensor is not finite; the last good checkpoint stays the newest.
+      StorageError: when the disk refuses; nothing of the attempt is left behind.
+    """
+    if names := npz.not_finite(tensors):
+        raise CheckpointError(
+            f"{names[0]}: not finite at {phase} step {step}; not saved, the previous checkpoint stays the newest"
+        )
+    target = logdir / name_of(phase, step)
+    if _is_good(target):
+        return target
+    content: dict[str, bytes | memoryview] = {
+        "tensors.npz": npz.pack(tensors),
+        "state.json": _state_json(phase, step, state),
+    }
+    try:
+        _write(target, content, files)
+    except OSError as error:
+        for left in (temporary_sibling(target), _aside(target)):
+            files.remove_tree(left)
+        raise StorageError(
+            f"{target}: the checkpoint cannot be written ({error.strerror}); it needs "
+            f"{_megabytes(sum(map(len, content.values())))}, "
+            f"{_free(logdir, files)} are free; free some space and run again, the previous checkpoint is good"
+        ) from error
+    return target
+
+
+def _write(target: Path, content: Mapping[str, bytes | memoryview], files: Files) -> None:
+    """The protocol. The name appears when all is on the disk."""
+    entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
+    temporary = write_aside(target, {**content, MANIFEST: _json({"format": FORMAT, "files": entries})}, files)
+    damaged = _set_aside(target, files) if os.path.lexists(target) else None
+    files.rename(temporary, target)
+    files.sync_directory(target.parent)
+    if damaged:
+        files.remove_tree(damaged)
+
+
+def _aside(path: Path) -> Path:
+    return temporary_sibling(path.with_name(f"{path.name}-old"))
+
+
+def _set_aside(path: Path, files: Files) -> Path:
+    """Take a checkpoint's name away. Returns the hidden name it has then."""
+    files.remove_tree(_aside(path))
+    files.rename(path, _aside(path))
+    return _aside(path)
+
+
+def prune(logdir: Path, phases: Sequence[str], *, keep: int, files: Files = FILES) -> list[str]:
+    """Remove all but the newest `keep` checkpoints and the last of each phase, and leftovers of killed writers.
+
+    Returns:
+      Warning lines: nothing is removed unless the newest checkpoint reads back whole.
+    """
+    for leftover in logdir.glob(".tmp-*-ckpt-*"):
+        files.remove_tree(leftover)
+    found = listed(logdir, phases)
+    last_of_phase = {path.name.split("-")[1]: path for path in found}
+    surplus = [path for path in found[:-keep] if path not in last_of_phase.values()]
+    if not surplus:
+        return []
+    try:
+        load(found[-1])
+        aside = [_set_aside(path, files) for path in surplus]
+        files.sync_directory(logdir)
+    except (CheckpointError, OSError) as error:
+        return [f"{error}; no older checkpoint is removed"]
+    for path in aside:
+        files.remove_tree(path)
+    return []
+
+
+def space_warning(logdir: Path, size: int, *, keep: int, files: Files = FILES) -> str | None:
+    """A warning line where the disk has less room than a run's checkpoints will take, else None.
+
+    Args:
+      size: bytes of one checkpoint.
+      keep: as for `prune`; the last one of an earlier phase and the one being written come on top.
+    """
+    needed = size * (keep + 2) - sum(map(stored_bytes, logdir.glob("ckpt-*")))
+    if needed <= files.free_bytes(logdir):
+        return None
+    return (
+        f"{logdir}: the run's checkpoints will need about {_megabytes(needed)} more, {_free(logdir, files)} are free; "
+        "free some space or lower --keep_checkpoints"
+    )
+
+
+def stored_bytes(path: Path) -> int:
+    """Size of a checkpoint's files, those that are there."""
+    total = 0
+    for file in path.glob("*"):
+        with contextlib.suppress(OSError):  # a writer beside us may just have removed it
+            total += file.stat(follow_symlinks=False).st_size
+    return total
+
+
+def load_newest(logdir: Path, phases: Sequence[str]) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a warning line for each newer one that does not.
+
+    Args:
+      phases: in the order of the run.
+
+    Raises:
+      CheckpointError: when there are checkpoints but none verifies. A run never silently starts afresh.
+    """
+    for _ in range(RELISTINGS):
+        found = listed(logdir, phases)
+        if not found:
+            _refuse_pickle(logdir)
+            return None, []
+        checkpoint, faults = _first_good(found)
+        if checkpoint:
+            return checkpoint, faults
+        if all(os.path.lexists(path) for path in found):
+            break
+    raise CheckpointError(
+        f"{logdir}: none of {len(found)} checkpoints can be used: {' | '.join(faults)}; move the folder away to start "
+        "afresh"
+    )
+
+
+def _first_good(found: Sequence[Path]) -> tuple[Checkpoint | None, list[str]]:
+    faults: list[str] = []
+    for path in reversed(found):
+        try:
+            return load(path), faults
+        except CheckpointError as error:
+            faults.append(f"{error}; using an older one")
+    return None, faults
+
+
+def listed(logdir: Path, phases: Sequence[str]) -> list[Path]:
+    """What has the name of a checkpoint, oldest first by (phase, step): whole ones, damaged ones, and what only looks
+    like one.
+    """
+    found = []
+    for path in logdir.glob("ckpt-*"):
+        match = PATTERN.fullmatch(path.name)
+        if match and match[1] in phases:
+            found.append(((phases.index(match[1]), int(match[2])), path))
+    return [path for _, path in sorted(found)]
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint: every byte is compared with the manifest, and every size with what is there before memory is
+    taken for it.
+
+    Raises:
+      CheckpointError: naming the file and what is wrong with it.
+    """
+    if path.is_symlink() or not path.is_dir():
+        _refuse_file(path)
+    entries = _manifest(path)
+    content = {name: _member(path / name, entries[name]) for name in MEMBERS}
+    try:
+        tensors = npz.unpack(content["tensors.npz"])
+    except npz.MALFORMED as error:
+        raise CheckpointError(
+            f"{path / 'tensors.npz'}: expected an uncompressed npz of numbers ({_short(error)}); it was not written "
+            "here"
+        ) from error
+    if names := npz.not_finite(tensors):
+        raise CheckpointError(f"{path}: {_short(names[0])} is not finite")
+    phase, step, state = _state(path, content["state.json"])
+    return Checkpoint(path, phase, step, tensors, state)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The entries of a manifest that says exactly what `save` writes, to the byte: it has no digest of its own."""
+    try:
+        data = _read(path / MANIFEST, TEXT_BYTES)
+        manifest = parse_json(data)
+        form = manifest["format"]
+        if type(form) is int and form != FORMAT:
+            received = f"{form} of semopo_tf {_writer(path)}"
+            raise CheckpointError(
+                f"{path}: expected checkpoint format {FORMAT}, received {received}; use the version that wrote it"
+            )
+        entries = {
+            name: {"size": entry["size"], "sha256": entry["sha256"]} for name, entry in manifest["files"].items()
+        }
+        canonical = _json({"format": FORMAT, "files": entries})
+    except CheckpointError:
+        raise
+    except npz.MALFORMED as error:
+        raise CheckpointError(f"{path}: incomplete, no readable {MANIFEST}") from error
+    if different := sorted(set(entries) ^ set(MEMBERS)):
+        raise CheckpointError(
+            f"{path}: expected the files {', '.join(MEMBERS)} in the manifest, different: "
+            f"{_short(', '.join(different))}"
+        )
+    if data != canonical or any(type(entry["size"]) is not int for entry in entries.values()):
+        raise CheckpointError(f"{path}: {MANIFEST} differs from what was written")
+    return entries
+
+
+def _writer(path: Path) -> str:
+    """The version of this package that wrote a checkpoint of another format, if it says so where this one does."""
+    try:
+        return _short(parse_json(_read(path / "state.json", TEXT_BYTES))["version"])
+    except npz.MALFORMED:
+        return "(unknown version)"
+
+
+def _member(path: Path, entry: Mapping[str, Any]) -> bytes:
+    """The bytes of a file that its manifest describes."""
+    try:
+        data = _read(path, entry["size"])
+    except npz.MALFORMED as error:
+        raise CheckpointError(f"{path}: missing, or cannot be read ({_short(error)})") from error
+    if len(data) != entry["size"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise CheckpointError(f"{path}: missing, or different from its manifest (size or SHA-256)")
+    return data
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """All of a regular file that has at most `limit` bytes and fits into memory."""
+    size, free = path.stat(follow_symlinks=False).st_size, free_memory()
+    if free and free < size <= limit:
+        raise MemoryError(f"{_megabytes(size)}, but {_megabytes(free)} of memory are free")
+    return read_whole(path, limit)[0]
+
+
+def _state(path: Path, data: bytes) -> tuple[str, int, dict[str, Any]]:
+    """Phase, step and all of the state, which must be those of the directory's name."""
+    try:
+        state = parse_json(data)
+        phase, step = state["phase"], state["step"]
+        wrong = [key for key, kind in STATE.items() if type(state[key]) is not kind or (kind is int and state[key] < 0)]
+    except npz.MALFORMED as error:
+        raise CheckpointError(
+            f"{path / 'state.json'}: expected an object with phase, step, {', '.join(STATE)} ({_short(error)})"
+        ) from error
+    if wrong or not all(type(value) is float for value in state["sums"]):
+        raise CheckpointError(
+            f"{path / 'state.json'}: expected a list of numbers as sums and sizes of at least 0, received others"
+        )
+    match = PATTERN.fullmatch(path.name)
+    if type(phase) is not str or type(step) is not int or (match and (phase, step) != (match[1], int(match[2]))):
+        raise CheckpointError(
+            f"{path}: expected its state to be of that phase and step, received {_short(phase)} {_short(step)}"
+        )
+    return phase, step, state
+
+
+def _refuse_file(path: Path) -> NoReturn:
+    if path.suffix in PICKLES:
+        raise CheckpointError(
+            f"{path}: pickle files can run code and are not loaded; train again, or give a directory "
+            "ckpt-<phase>-<step> of a run"
+        )
+    kind = "a symbolic link" if path.is_symlink() else "something else" if path.exists() else "nothing"
+    raise CheckpointError(f"{path}: expected a checkpoint directory, received {kind}")
+
+
+def _refuse_pickle(logdir: Path) -> None:
+    """The original code's checkpoint is a pickle: one in a run directory without checkpoints was meant to be loaded."""
+    for path in [logdir, *logdir.glob("variables.p*")]:
+        if path.suffix in PICKLES and not path.is_dir():
+            _refuse_file(path)
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        return bool(load(path))
+    except CheckpointError:
+        return False
+
+
+def _state_json(phase: str, step: int, state: Mapping[str, Any]) -> bytes:
+    return _json({**state, "phase": phase, "step": step, "version": semopo_tf.__version__})
+
+
+def _json(tree: Mapping[str, Any]) -> bytes:
+    return json.dumps(tree, indent=1, allow_nan=False).encode()
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MB"
+
+
+def _free(logdir: Path, files: Files) -> str:
+    try:
+        return _megabytes(files.free_bytes(logdir))
+    except OSError:
+        return "unknown MB"
+
+
+def _short(value: Any) -> str:
+    """What a foreign file says, fit for a message."""
+    text = " ".join(str(value).split())[:80]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,0 +1,109 @@
+"""The run directory: records that are the truth (`*.jsonl`, `config.yaml`), and views of them (terminal, TensorBoard,
+videos).
+
+`metrics.jsonl` is deterministic: one JSON object a line with `phase` and `step`, no clock. Wall-clock figures go to
+`timing.jsonl`.
+"""
+
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from semopo_tf.errors import StorageError
+from semopo_tf.storage.files import FILES, Files, locked, temporary_sibling
+
+WARNING_SECONDS = 60.0
+LEFTOVERS = (".tmp-*", "videos/.tmp-*[0-9]-model-*")  # of training; evaluate.py may be writing videos of its own
+
+
+@contextlib.contextmanager
+def open_run(logdir: Path, files: Files = FILES) -> Iterator[None]:
+    """Make and lock a run directory for the time of the run, and clear it of what killed writers have left.
+
+    Raises:
+      StorageError: when it cannot be written, before anything else is done.
+      LockedError: when another process trains in it.
+    """
+    probe = temporary_sibling(logdir / "writable")
+    try:
+        files.make_directory(logdir)
+        files.write(probe, b"")
+        files.unlink(probe)
+    except OSError as error:
+        raise StorageError(
+            f"{logdir}: the run directory cannot be written ({error.strerror}); choose another --logdir"
+        ) from error
+    with locked(logdir / ".lock", wait=False, what=f"the run directory {logdir}") as killed:
+        for pattern in LEFTOVERS:
+            for leftover in logdir.glob(pattern):
+                files.remove_tree(leftover)
+        if killed:
+            print(
+                f"warning: the last run in {logdir} ({killed}) ended without a stop record: it was killed, or the "
+                "machine stopped"
+            )
+        yield
+
+
+@contextlib.contextmanager
+def steady_output() -> Iterator[None]:
+    """Let a run outlive the reader of its output, or the disk that takes it: what can no longer be printed is dropped."""
+    # Files opened later must not get the numbers of closed standard streams: TensorFlow writes its warnings to number
+    # 2.
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(spare)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and SteadyStream(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class SteadyStream:
+    """A text stream that turns to /dev/null at the first error of its own."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        self._try(self._stream.flush, None)
+
+    def _try(self, act: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return act()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return otherwise
+
+
+class Patience:
+    """Inside `with`, a `StorageError` is one warning a minute and no end: for what a run can do without until its next
+    checkpoint.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._quiet_until = clock, -math.inf
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, StorageError):
+            return False
+        if self._clock() >= self._quiet_until:
+            self._quiet_until = self._clock() + WARNING_SECONDS
+            print(f"warning: {error}; training goes on until a checkpoint cannot be written either", flush=True)
+        return True

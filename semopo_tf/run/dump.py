@@ -1,0 +1,145 @@
+"""What a run leaves when a loss, gradient or weight is not finite: enough to do the update again, and the names of what
+is wrong.
+
+dump-<phase>-<step>/   dump.json     phase, step (updates taken before), seed, sizes, what is not finite, the last good
+checkpoint
+                       config.yaml   of the run
+                       batch.npz     the batch of the update
+                       state.npz     every variable before the update, by its name in a checkpoint
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from semopo_tf.engine.compiling import compiled
+from semopo_tf.engine.loop import StageLoop
+from semopo_tf.errors import DataError, StorageError
+from semopo_tf.methods.semopo import Agent
+from semopo_tf.random import Key
+from semopo_tf.storage import npz
+from semopo_tf.storage.files import FILES, Files, free_memory, temporary_sibling, write_aside
+from semopo_tf.storage.npz import not_finite
+from semopo_tf.storage.untrusted import parse_json, read_whole
+from semopo_tf.types import Batch, Stage
+
+MAX_FACTS = 1 << 24  # bytes
+SHOWN = 3  # names in a message
+FIELDS = {
+    "phase": str,
+    "step": int,
+    "seed": int,
+    "image_size": int,
+    "action_size": int,
+    "not_finite": list,
+    "checkpoint": str,
+    "device": str,
+}
+
+
+class Dump(NamedTuple):
+    """A dump directory, read."""
+
+    facts: dict[str, Any]
+    batch: Batch
+    state: dict[str, np.ndarray]
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more if names else "a tensor that is finite when the update is done again"
+
+
+def examine(agent: Agent, stage: Stage, batch: Batch, key: Key, *, jit: bool) -> list[str]:
+    """Do one update and name all that is not finite, causes before effects: batch, weights, losses, gradients, the
+    weights after it.
+
+    The update is done: the caller keeps a copy of the weights.
+    """
+    found = [f"batch/{name}" for name in not_finite(batch._asdict())]
+    found += not_finite(agent.variables())
+    metrics, gradients = compiled(
+        lambda batch, step: agent.gradients(stage.name, batch, key._replace(step=step)), jit=jit
+    )(batch, key.step)
+    found += [f"metric/{name}" for name in not_finite(metrics)]
+    found += [f"gradient/{name}" for name in not_finite(gradients)]
+    if not found:
+        taken = compiled(lambda batch, step: dict(stage.update(batch, key._replace(step=step))), jit=jit)(
+            batch, key.step
+        )
+        found = [f"metric/{name}" for name in not_finite(taken)] + [
+            f"updated/{name}" for name in not_finite(agent.variables())
+        ]
+    return found
+
+
+def first_bad_update(loop: StageLoop, agent: Agent, first: int, last: int) -> tuple[int, dict[str, np.ndarray]] | None:
+    """Do the updates from `first` to `last` one at a time. The first after which a weight is not finite, and the
+    weights before it.
+    """
+    for step in range(first, last):
+        before = {name: variable.numpy() for name, variable in agent.variables().items()}
+        if not loop.run(step, 1).finite or not_finite(agent.variables()):
+            return step, before
+    return None
+
+
+def write(
+    logdir: Path,
+    config: str,
+    facts: Mapping[str, Any],
+    batch: Batch,
+    state: Mapping[str, np.ndarray],
+    files: Files = FILES,
+) -> Path:
+    """Write a dump directory, whole or not at all.
+
+    Raises:
+      StorageError: when the disk refuses.
+    """
+    target = logdir / f"dump-{facts['phase']}-{facts['step']:09d}"
+    content: dict[str, bytes | memoryview] = {
+        "dump.json": json.dumps(facts, indent=1, allow_nan=False).encode(),
+        "config.yaml": config.encode(),
+        "batch.npz": npz.pack({name: np.asarray(value) for name, value in batch._asdict().items()}),
+        "state.npz": npz.pack(state),
+    }
+    try:
+        temporary = write_aside(target, content, files)
+        files.remove_tree(target)
+        files.rename(temporary, target)
+        files.sync_directory(logdir)
+    except OSError as error:
+        files.remove_tree(temporary_sibling(target))
+        raise StorageError(f"{target}: cannot be written ({error.strerror}); free some space") from error
+    return target
+
+
+def read(path: Path) -> Dump:
+    """Read a dump directory.
+
+    Raises:
+      DataError: when it is none, or damaged.
+    """
+    try:
+        facts = parse_json(read_whole(path / "dump.json", MAX_FACTS)[0])
+        wrong = [name for name, kind in FIELDS.items() if not isinstance(facts.get(name), kind)]
+        if wrong:
+            raise DataError(f"{path / 'dump.json'}: expected the field {wrong[0]}; it was written by another version")
+        batch, state = (
+            npz.unpack(read_whole(path / name, free_memory() or sys.maxsize)[0]) for name in ("batch.npz", "state.npz")
+        )
+        return Dump(facts, Batch(**batch), state)
+    except npz.MALFORMED as error:
+        if isinstance(error, DataError):
+            raise
+        reason = type(error).__name__
+        raise DataError(
+            f"{path}: expected the dump of a stopped run (dump.json, batch.npz, state.npz), received none or a "
+            f"damaged one ({reason})"
+        ) from error

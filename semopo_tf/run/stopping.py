@@ -1,0 +1,146 @@
+"""Signals that end a run, or save it. Needs no TensorFlow.
+
+A Python handler runs between two steps of the interpreter, so never inside a compiled call that takes seconds. The
+interpreter's own handler, in C, also writes the signal's number into a socket, and a thread that waits there hears it
+at once.
+
+    SIGINT, SIGTERM, SIGHUP    nothing unsaved: the process ends there and then, as by SIGKILL, but with a line and 128
+    + the number
+                               else: the trainer finishes its call, saves and leaves; another one, later than a second,
+                                 ends the process
+    SIGUSR1                    the trainer saves and goes on
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import numpy as np
+
+from semopo_tf.errors import Stopped
+from semopo_tf.types import Policy
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAVING = signal.SIGUSR1
+# One request may arrive as several signals: `timeout` and a terminal signal the whole group, and a parent its child
+# once more.
+ONE_REQUEST_SECONDS = 1.0
+
+
+class Stop:
+    """What signals have asked for so far. `listening` fills it; one that nothing fills never stops a run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._unsaved = False
+        self._save = False
+        self._asked = 0.0
+        self._signal: signal.Signals | None = None
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The one that asked for the end."""
+        return self._signal
+
+    def unsaved(self) -> None:
+        """From now on there is something to save first."""
+        self._unsaved = True
+
+    def settled(self, where: str) -> None:
+        """Nothing is unsaved: from now on a signal ends the process there and then.
+
+        Raises:
+          Stopped: when one asked before; `where` the run is goes into its line.
+        """
+        with self._lock:
+            self._unsaved = False
+        if self._signal:
+            raise Stopped(
+                f"stopped by {self._signal.name} at {where}, which is saved; the same command goes on",
+                128 + self._signal,
+            )
+
+    def take_save(self) -> bool:
+        """Whether a save was asked for since the last call."""
+        save, self._save = self._save, False
+        return save
+
+    def hear(self, number: int) -> None:
+        """Act on a signal, in whichever thread; returns unless it ends the process."""
+        if number == SAVING:
+            self._save = True
+        if number not in ENDING:
+            return
+        with self._lock:
+            now = time.monotonic()
+            if self._unsaved and self._signal is None:
+                self._signal, self._asked = signal.Signals(number), now
+            if self._signal and now - self._asked <= ONE_REQUEST_SECONDS:
+                return
+        end(signal.Signals(number))
+
+
+def end(number: signal.Signals) -> NoReturn:
+    """End the process without any cleaning up: all that it wrote appears by rename or is cut by the next start."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"semopo_tf: ended by {number.name}; the same command goes on from what is saved\n".encode())
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Stop]:
+    """A `Stop` that hears this process's signals. Those that the caller ignores (nohup) stay ignored.
+
+    Outside of the main thread, which alone may set handlers, it hears nothing.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    thread = threading.Thread(target=_listen, args=(ours, stop), name="signals", daemon=True)
+    thread.start()
+    before = {number: signal.getsignal(number) for number in (*ENDING, SAVING)}
+    descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        signal.set_wakeup_fd(descriptor)
+        theirs.close()
+        thread.join()
+        ours.close()
+
+
+def _listen(pipe: socket.socket, stop: Stop) -> None:
+    while numbers := pipe.recv(64):
+        for number in numbers:
+            stop.hear(number)
+
+
+class Interrupted(Exception):
+    """An evaluation that is given up, to be played again from its beginning."""
+
+
+class Interruptible:
+    """A policy that gives up in place of its next action once the end was asked for."""
+
+    def __init__(self, policy: Policy, stop: Stop):
+        self._policy, self._stop = policy, stop
+        self.initial = policy.initial
+
+    def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
+        """See `types.Policy`. Raises Interrupted."""
+        if self._stop.signal:
+            raise Interrupted
+        return self._policy(image, state, seeds, step)

@@ -1,0 +1,528 @@
+"""One run: makes the parts, continues from the newest checkpoint, runs the stages, evaluates. Wiring only; no method is
+named here.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+import semopo_tf
+from semopo_tf.config import Config
+from semopo_tf.data.cards import read_card, read_run_data
+from semopo_tf.data.dataset import cache_place, open_dataset
+from semopo_tf.engine import compiling, cost, devices
+from semopo_tf.engine.loop import HostImages, Pace, StageLoop
+from semopo_tf.errors import CheckpointError, DataError, DeviceError, NumericalError
+from semopo_tf.methods.semopo import Agent, FilterPolicy
+from semopo_tf.random import Key
+from semopo_tf.run import alarms, build, checkpoints, dump
+from semopo_tf.run.checkpoints import Checkpoint
+from semopo_tf.run.directory import Patience
+from semopo_tf.run.evaluate import Played, evaluate, make_environment
+from semopo_tf.run.stopping import Interrupted, Interruptible, Stop
+from semopo_tf.run.views import Progress, TensorBoard
+from semopo_tf.storage import npz
+from semopo_tf.storage.files import write_whole
+from semopo_tf.storage.records import Records, read_records
+from semopo_tf.storage.video import video_grid, write_video
+from semopo_tf.types import Batch, Policy, Stage
+
+HOST_STACK_BYTES = 1 << 28  # of the images handed to one compiled call, where the host holds them
+REPORTED = ("image_loss", "endo_kl", "exo_kl", "joint_kl", "actor_loss", "imagined_reward", "penalty")
+
+
+class Place(NamedTuple):
+    """Where a run goes on."""
+
+    phase: str
+    step: int = 0
+    sums: Sequence[float] = ()  # of the metrics since their last row
+    summed: int = 0  # updates in the sums
+    pending: Sequence[str] = ()  # what was due at this step and is still to be done
+
+
+class Trainer:
+    """The parts of one run and the loop over its stages.
+
+    Making it opens and checks dataset and simulator; `run` does all that is left of the run and leaves `DONE`.
+
+    Args:
+      stop: what signals ask for; by default nothing stops the run.
+      make_agent, make_policy: what learns, and what acts with it in evaluations.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        logdir: Path,
+        stop: Stop | None = None,
+        *,
+        make_agent: Callable[..., Agent] = build.make_agent,
+        make_policy: Callable[..., Policy] = FilterPolicy,
+    ):
+        self._config, self._logdir = config, logdir
+        self._stop, self._saved = stop or Stop(), ""  # name of the newest checkpoint
+        self._make_agent, self._make_policy = make_agent, make_policy
+        self._device, self._device_name = devices.choose_device(config.device)
+        self._jit = compiling.choose_jit(config.jit, self._device)
+        print(f"device: {self._device_name}; XLA compiles {self._jit.describe()}; {config.precision}")
+        directory = Path(config.offline_dir).expanduser()
+        self._card = read_card(directory)
+        self._dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
+        self._dataset.require_length(config.batch.length)
+        self._claim_dataset()
+        self._settings = build.environment_settings(config, self._card)
+        if config.eval.every or config.eval.final_episodes:
+            self._check_environment()
+        self._patience = Patience()
+        self._metrics, self._timing, self._scores = (
+            Records(logdir / f"{name}.jsonl") for name in ("metrics", "timing", "scores")
+        )
+        self._warned: set[str] = set()
+        with devices.using(self._device):
+            self._make_parts()
+
+    def _claim_dataset(self) -> None:
+        """Store what the run was started on, or check that it is still the same.
+
+        Raises:
+          DataError: naming the first file that differs.
+        """
+        path, dataset = self._logdir / "dataset_manifest.json", self._dataset
+        height, width = dataset.frames.shape[1:3]
+        if height != width:
+            raise DataError(
+                f"{dataset.directory}: expected square images, received {height} x {width}; resize them with data "
+                "convert"
+            )
+        columns = zip(
+            dataset.manifest["files"],
+            dataset.length.tolist(),
+            dataset.returns.tolist(),
+            dataset.native_returns.tolist(),
+            strict=True,
+        )
+        files = [
+            file | {"length": length, "return": own, "native_return": native} for file, length, own, native in columns
+        ]
+        if not path.exists():
+            facts = {"image_size": height, "action_size": dataset.action.shape[1], "card": self._card, "files": files}
+            write_whole(path, json.dumps(facts, indent=1).encode())
+            return
+        dataset.require_files(read_run_data(self._logdir)["files"])
+
+    def _check_environment(self) -> None:
+        """Fail now rather than at the first evaluation, hours from here."""
+        environment = make_environment(self._config.task, self._settings)
+        environment.close()
+        seen, shown = self._dataset.frames.shape[1:], tuple(environment.image_shape)
+        if seen != shown:
+            raise DataError(
+                f"{self._dataset.directory}: images of {list(seen)}, but {self._config.task} shows {list(shown)}; "
+                "correct --env.size"
+            )
+        expected, received = self._dataset.action.shape[1], environment.action_size
+        if expected != received:
+            raise DataError(
+                f"{self._dataset.directory}: actions of size {expected}, but {self._config.task} takes {received}; "
+                "correct --task"
+            )
+
+    def _make_parts(self) -> None:
+        """Sampler, agent and acting policy."""
+        config, dataset = self._config, self._dataset
+        image_size, action_size = dataset.frames.shape[1], dataset.action.shape[1]
+        self._sizes = {"image_size": image_size, "action_size": action_size}
+        self._on_device = self._place_replay(image_size, action_size)
+        self._sampler = build.make_sampler(config, dataset, images_on_device=self._on_device)
+        self._agent = self._make_agent(config, **self._sizes, jit=self._jit)
+        policy = self._make_policy(self._agent, image_size=image_size, action_size=action_size, jit=self._jit.pixels)
+        self._policy = Interruptible(policy, self._stop)
+        self._validation = compiling.compiled(self._agent.validate, jit=self._jit.pixels)
+
+    def _place_replay(self, image_size: int, action_size: int) -> bool:
+        """Whether the frames go to the device: as `replay` says, or if the estimate says that they fit. Prints the
+        estimate.
+
+        Raises:
+          DeviceError: when the model phase needs more than there is, with what would lower it.
+        """
+        config, dataset = self._config, self._dataset
+        sizes = {"image_size": image_size, "action_size": action_size, "records": len(dataset.frames)}
+        half = config.precision != "float32"
+        available = devices.device_memory(self._device)
+        fits = {}
+        for place in ("device", "host"):
+            needed = cost.memory(
+                config, **sizes, half=half, remat_rows=config.remat, replay_on_device=place == "device"
+            )
+            fits[place] = not available or needed.model_phase <= available
+            if config.replay == place or (config.replay == "auto" and (fits[place] or place == "host")):
+                break
+        print(f"data: {len(dataset.names)} episodes, {len(dataset.frames)} records, frames on the {place}")
+        print(f"{cost.describe(needed)}; available {available / 2**30:.1f} GB")
+        if not fits[place]:
+            raise DeviceError(
+                f"device memory: expected at most {available / 2**30:.1f} GB, the estimate is "
+                f"{needed.model_phase / 2**30:.1f} GB; "
+                "lower --batch.size, or set --remat 400, --precision mixed_bfloat16 or --replay host"
+            )
+        return place == "device"
+
+    def _sample_now(self, view: str, key: Key, *, batch: int, length: int) -> Batch:
+        """A batch outside the compiled chunks, from wherever the images are."""
+        sizes = {"batch": batch, "length": length}
+        image = None if self._on_device else tf.constant(self._sampler.host_images(view, key, **sizes))
+        return self._sampler.sample(view, key, **sizes, image=image)
+
+    def _make_loop(self, stage: Stage) -> StageLoop:
+        """The compiled loop of a stage. One without pixels gets the encoder's evidence of every frame, computed here,
+        once.
+        """
+        config, sampler, sizes = self._config, self._sampler, dict(self._config.batch)
+        names = {"batch": sizes["size"], "length": sizes["length"]}
+        table, host_images = None, None
+        if not stage.pixels:
+            started = time.monotonic()
+            table = self._agent.evidence(self._dataset.frames, jit=self._jit.pixels)
+            size = table.dtype.size * int(tf.size(table)) / 2**20
+            print(
+                f"{stage.name}: encoded {table.shape[0]} frames once in {time.monotonic() - started:.1f} s, "
+                f"{size:.0f} MB"
+            )
+        elif not self._on_device:
+            shape = (*names.values(), *self._dataset.frames.shape[1:])
+            most = config.updates_per_call or config.pool.grow_every
+            capacity = max(1, min(most, HOST_STACK_BYTES // int(np.prod(shape))))
+
+            def gather(step: int) -> np.ndarray:
+                return sampler.host_images(
+                    stage.view, Key(config.seed, stage.name, tf.constant(step, tf.int64)), **names
+                )
+
+            host_images = HostImages(gather, shape, capacity)
+
+        def sample(view: str, key: Key, image: tf.Tensor | None = None) -> Batch:
+            return sampler.sample(view, key, **names, image=image, table=table)
+
+        jit = self._jit.pixels if stage.pixels else self._jit.vectors
+        return StageLoop(stage, sample, seed=config.seed, jit=jit, host_images=host_images)
+
+    def run(self) -> None:
+        """All that is left to do: from the newest checkpoint to `DONE`.
+
+        Raises:
+          Stopped: when a signal asked for the end and everything is saved.
+        """
+        with devices.using(self._device):
+            place = self._restore()
+            self._check_space()
+            with contextlib.closing(
+                TensorBoard(self._logdir, self._axis(place.phase, place.step))
+            ) as self._tensorboard:
+                for stage in self._agent.stages[build.PHASES.index(place.phase) :]:
+                    self._run_stage(stage, place if stage.name == place.phase else Place(stage.name))
+                self._finish()
+
+    def _restore(self) -> Place:
+        """Where to go on, with all variables and records as they were there."""
+        found, faults = checkpoints.load_newest(self._logdir, build.PHASES)
+        for fault in faults:
+            print(f"warning: {fault}")
+        self._scores.drop_half_line()
+        self._versions = self._trace(found)
+        if found:
+            state = found.state
+            build.restore(self._agent.variables(), found.tensors, found.path)
+            self._metrics.cut(state["metrics_size"])
+            self._timing.cut(state["timing_size"])
+            print(f"continuing from {found.path.name}")
+            self._saved = found.path.name
+            return Place(found.phase, found.step, state["sums"], state["count"], state.get("pending", []))
+        self._metrics.cut(0)
+        self._timing.cut(0)
+        if not self._config.world_model:
+            return Place("model")
+        donor = self._take_world_model(self._agent)
+        print(f"world model from {donor}; the model phase is skipped")
+        return Place("policy")
+
+    def _take_world_model(self, agent: Agent) -> Path:
+        """Put the world model of the run that `world_model` names into the agent; its checkpoint."""
+        other = Path(self._config.world_model).expanduser()
+        donor, _ = checkpoints.load_newest(other, build.PHASES)
+        if donor is None:
+            raise CheckpointError(f"--world_model {other}: no checkpoint there; expected the logdir of a run")
+        build.restore_world_model(agent, donor.tensors, donor.path)
+        return donor.path
+
+    def _trace(self, found: checkpoints.Checkpoint | None) -> list[dict[str, Any]]:
+        """The versions and devices that the run was computed with, and from where on; warns when this start adds one."""
+        now = {
+            "semopo_tf": semopo_tf.__version__,
+            "tensorflow": tf.__version__,
+            "numpy": np.__version__,
+            "device": self._device_name,
+        }
+        trace = list(found.state.get("versions", [])) if found else []
+        if found and trace:
+            last = trace[-1]["versions"]
+            different = [
+                f"{name} {last.get(name, 'none')} (now {now[name]})" for name in now if last.get(name) != now[name]
+            ]
+            if not different:
+                return trace
+            print(
+                f"warning: {found.path.name} was computed with {', '.join(different)}: the run goes on, but no longer "
+                "to the same bytes"
+            )
+        place = {"phase": found.phase, "step": found.step} if found else {"phase": "model", "step": 0}
+        return [*trace, place | {"versions": now}]
+
+    def _check_space(self) -> None:
+        """Warn now where the disk will be full before the run is done."""
+        size = sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in self._agent.variables().values())
+        if warning := checkpoints.space_warning(self._logdir, size, keep=self._config.keep_checkpoints):
+            print(f"warning: {warning}")
+
+    def _axis(self, phase: str, step: int) -> int:
+        """TensorBoard's single axis: updates of both phases, one after the other."""
+        return step if phase == "model" else self._config.steps.model + step
+
+    def _run_stage(self, stage: Stage, place: Place) -> None:
+        """Run one stage from `place` to its end. Logs, reports, evaluates and saves on the clock, between compiled
+        calls.
+        """
+        step = place.step
+        if step >= stage.steps and not place.pending:
+            return
+        self._time(stage.name, step, start=True)
+        pace, progress = (
+            Pace(self._config.updates_per_call, self._config.pool.grow_every),
+            Progress(stage.name, step, stage.steps),
+        )
+        clock = self._clock(stage)
+        with contextlib.closing(self._make_loop(stage)) as loop, contextlib.closing(progress):
+            if place.sums:
+                loop.sums, loop.count = np.array(place.sums, np.float32), place.summed
+            self._attend(stage.name, step, loop, [name for name in clock if name in place.pending])
+            while step < stage.steps:
+                left = min(due(step, every, stage.steps) for every in clock.values())
+                started = time.monotonic()
+                chunk = loop.run(step, pace.next(min(left, loop.capacity)))
+                seconds = time.monotonic() - started
+                step += chunk.done
+                if not chunk.finite:
+                    raise self._not_finite(loop, step)
+                self._stop.unsaved()
+                pace.took(chunk.done, seconds)
+                progress.update(
+                    step, ", ".join(f"{name} {chunk.last[name]:.4g}" for name in REPORTED if name in chunk.last)
+                )
+                self._attend(
+                    stage.name,
+                    step,
+                    loop,
+                    [name for name, every in clock.items() if due(step - 1, every, stage.steps) == 1],
+                )
+        self._stop.settled(f"the end of the {stage.name} phase")
+
+    def _not_finite(self, loop: StageLoop, step: int) -> NumericalError:
+        """What to raise for a loss or gradient of the update after `step`, or a weight, that is not finite; leaves a
+        dump.
+
+        A weight that is wrong already was made so by an earlier update, or by none: the updates since the last
+        checkpoint tell.
+        """
+        stage, agent = loop.stage, self._agent
+        state = {name: variable.numpy() for name, variable in agent.variables().items()}
+        good, _ = checkpoints.load_newest(self._logdir, build.PHASES)
+        if npz.not_finite(state):
+            print(f"{stage.name} {step}: a weight is not finite; looking for the update that made it so", flush=True)
+            first = self._rewind(good, stage)
+            step, state = dump.first_bad_update(loop, agent, first, step + 1) or (step, state)
+            for name, variable in agent.variables().items():
+                variable.assign(state[name])
+        batch, key = loop.batch(step)
+        found = dump.examine(agent, stage, batch, key, jit=self._jit.pixels if stage.pixels else self._jit.vectors)
+        last = good.path.name if good else "none"
+        facts = {
+            "phase": stage.name,
+            "step": step,
+            "seed": self._config.seed,
+            "not_finite": found,
+            "checkpoint": last,
+            "device": self._device,
+        }
+        place = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, batch, state)
+        return NumericalError(
+            f"{stage.name} update {step + 1}: expected finite numbers, received {dump.shown(found)}; last good "
+            f"checkpoint: {last}; "
+            f"lower the learning rate, or look closer with python -m semopo_tf.replay_dump {place}"
+        )
+
+    def _rewind(self, good: Checkpoint | None, stage: Stage) -> int:
+        """Back to the last checkpoint, or to the first weights; the updates of the stage taken there."""
+        if good:
+            build.restore(self._agent.variables(), good.tensors, good.path)
+            return good.step if good.phase == stage.name else 0
+        fresh = self._make_agent(self._config, **self._sizes, jit=self._jit)
+        if self._config.world_model:
+            self._take_world_model(fresh)
+        for name, variable in self._agent.variables().items():
+            variable.assign(fresh.variables()[name])
+        return 0
+
+    def _clock(self, stage: Stage) -> dict[str, int]:
+        """What is done every how many updates, in this order where several are due; all at the stage's end too. Saving
+        is the last.
+        """
+        config = self._config
+        video = config.video.every if stage.name == "model" else 0
+        evaluate = config.eval.every if stage.name == "policy" else 0
+        clock = {"log": config.log_every, "video": video, "evaluate": evaluate, "save": config.save_every}
+        return {name: every for name, every in clock.items() if every}
+
+    def _attend(self, phase: str, step: int, loop: StageLoop, pending: list[str]) -> None:
+        """Do what is pending at a step. A signal's save comes first, and knows what is still pending then.
+
+        Raises:
+          Stopped: when a signal asked for the end; all is saved.
+        """
+        acts = {"log": self._log, "video": self._report_video, "evaluate": self._evaluate, "save": self._save}
+        with contextlib.suppress(Interrupted):
+            while pending and not self._stop.signal:
+                if self._stop.take_save():
+                    self._save(phase, step, loop, pending)
+                acts[pending[0]](phase, step, loop)
+                pending.pop(0)
+        if self._stop.take_save() or self._stop.signal:
+            self._save(phase, step, loop, pending)
+        if self._stop.signal:
+            self._stop.settled(f"{phase} update {step}")
+
+    def _log(self, phase: str, step: int, loop: StageLoop) -> None:
+        """One metrics row: means since the last row, and held-out metrics if there is held-out data."""
+        row = loop.take_means()
+        if phase == "model" and self._config.valid_fraction:
+            row |= {f"valid_{name}": float(value) for name, value in self._validate(step).items()}
+        self._write(phase, step, row)
+        for name, text in alarms.raised(row, model_ends=phase == "model" and step == self._config.steps.model).items():
+            if name not in self._warned:
+                print(f"warning: {phase} {step}: {text}")
+            self._warned.add(name)
+        self._time(phase, step)
+
+    def _time(self, phase: str, step: int, **more: bool) -> None:
+        with self._patience:
+            self._timing.append({"phase": phase, "step": step, "time": round(time.time(), 3), **more})
+
+    def _write(self, phase: str, step: int, values: dict[str, float]) -> None:
+        wrong = [name for name, value in values.items() if not np.isfinite(value)]
+        if wrong:
+            raise NumericalError(
+                f"{phase} update {step}: metrics row: expected finite numbers, received {', '.join(wrong[:3])}; lower "
+                "the learning rate"
+            )
+        with self._patience:
+            self._metrics.append({"phase": phase, "step": step, **values})
+        with self._patience:
+            self._tensorboard.scalars(
+                self._axis(phase, step), {f"{phase}/{name}": value for name, value in values.items()}
+            )
+
+    def _validate(self, step: int) -> dict[str, tf.Tensor]:
+        """World-model metrics of one held-out batch."""
+        key, batch = Key(self._config.seed, "valid", tf.constant(step, tf.int64)), self._config.batch
+        return self._validation(self._sample_now("valid", key, batch=batch.size, length=batch.length), key)
+
+    def _report_video(self, phase: str, step: int, loop: StageLoop) -> None:
+        """Truth, reconstructions, mask and error of fixed training windows: MP4 in `videos/`, a GIF for TensorBoard."""
+        video = self._config.video
+        length = min(video.length, int(self._dataset.length.min()))
+        key = Key(self._config.seed, "report", tf.constant(0, tf.int64))
+        batch = self._sample_now("all", key, batch=video.episodes, length=length)
+        rows = {
+            name: row.numpy()
+            for name, row in self._agent.world_model.reconstruct(batch, key, min(video.context, length - 1)).items()
+        }
+        with self._patience:
+            write_video(self._logdir / "videos" / f"{phase}-{step:09d}.mp4", video_grid(rows))
+        with self._patience:
+            self._tensorboard.gif(self._axis(phase, step), "reconstruction", video_grid(rows, scale=1))
+
+    def _evaluate(self, phase: str, step: int, loop: StageLoop) -> None:
+        """Returns of the current policy in the simulator, as a metrics row; the last step is left to the final
+        evaluation.
+        """
+        if step == self._config.steps.policy and self._config.eval.final_episodes:
+            return
+        seeds = build.episode_seeds(self._config.eval.seed, self._config.eval.episodes)
+        scores, discarded = zip(*((played.score, played.discarded) for played in self._play(seeds)), strict=True)
+        self._write_returns(phase, step, scores, sum(discarded))
+
+    def _write_returns(self, phase: str, step: int, returns: Sequence[float], discarded: int) -> None:
+        mean, std = float(np.mean(returns)), float(np.std(returns))
+        self._write(
+            phase,
+            step,
+            {"eval_return": mean, "eval_return_std": std, "eval_episodes": len(returns), "eval_discarded": discarded},
+        )
+        spread = f"return {mean:.1f} +- {std:.1f} over {len(returns)} episodes"
+        print(f"evaluation at {phase} {step}: {spread}{build.replayed(discarded)}", flush=True)
+
+    def _play(self, seeds: Sequence[int]) -> Iterator[Played]:
+        return evaluate(self._policy, self._config.task, self._settings, seeds, self._config.eval.environments)
+
+    def _save(self, phase: str, step: int, loop: StageLoop, pending: Sequence[str] = ()) -> None:
+        """Save this step, unless it is saved already: what was pending then is done again by a run that goes on from
+        there.
+        """
+        if self._saved == checkpoints.name_of(phase, step):
+            return
+        tensors = {name: variable.numpy() for name, variable in self._agent.variables().items()}
+        if npz.not_finite(tensors):
+            raise self._not_finite(loop, step)
+        state = {
+            "metrics_size": self._metrics.settle(),
+            "timing_size": self._timing.settle(),
+            "sums": loop.sums.tolist(),
+            "count": loop.count,
+        }
+        state |= {"pending": [name for name in pending if name != "save"], "versions": self._versions}
+        path = checkpoints.save(self._logdir, phase, step, tensors, state)
+        for fault in checkpoints.prune(self._logdir, build.PHASES, keep=self._config.keep_checkpoints):
+            print(f"warning: {fault}")
+        self._saved = path.name
+
+    def _finish(self) -> None:
+        """Final evaluation: a row per episode in scores.jsonl and their mean in metrics.jsonl; then the mark that the
+        run is complete.
+        """
+        config, step = self._config, self._config.steps.policy
+        if config.eval.final_episodes:
+            seeds = build.episode_seeds(config.eval.seed, config.eval.final_episodes)
+            known = {row["episode_seed"]: row for row in read_records(self._scores.path) if row["source"] == "train"}
+            facts = {"phase": "policy", "step": step, "checkpoint": self._saved or None, "source": "train"}
+            for played in self._play([seed for seed in seeds if seed not in known]):
+                known[played.seed] = build.score_row(config, self._settings, played, **facts)
+                self._scores.append(known[played.seed])
+            rows = [known[seed] for seed in seeds]
+            self._write_returns(
+                "policy", step, [row["return"] for row in rows], sum(row.get("discarded", 0) for row in rows)
+            )
+        self._metrics.settle()
+        self._timing.settle()
+        write_whole(self._logdir / "DONE", b"")
+        print(f"done: {self._logdir}")
+
+
+def due(step: int, every: int, last: int) -> int:
+    """Updates from `step` to the next multiple of `every` or to the stage's end, whichever comes first; at least 1."""
+    return min(every - step % every, last - step)

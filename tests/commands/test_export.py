@@ -1,0 +1,237 @@
+"""An exported policy acts as its run does, to the bit, in a process that has never seen the package."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+import semopo_tf
+from semopo_tf import config as configuration
+from semopo_tf import export
+from semopo_tf.data.episodes import write_episode
+from semopo_tf.envs import tasks
+from semopo_tf.envs.rollout import play
+from semopo_tf.errors import CheckpointError, ConfigError, StorageError
+from semopo_tf.evaluation import load_run
+from semopo_tf.run import build, checkpoints
+from semopo_tf.storage.files import Files
+
+ROOT = Path(semopo_tf.__file__).parents[1]
+CASES = {  # (overlays and flags, phase of the checkpoint that is exported)
+    "gaussian": (["semopo"], "policy"),
+    "categorical": (["released", "semopo"], "policy"),
+    "joint": (["offline_dv2", "--precision", "mixed_bfloat16"], "model"),
+}
+LATE = 7  # the frame at which the last episode of those side by side begins
+
+# Only NumPy and TensorFlow: the example as a script, then all episodes side by side, the last one begun later than the
+# others.
+CHILD = """
+import contextlib, io, json, runpy, sys
+from pathlib import Path
+sys.modules["semopo_tf"] = None  # an import of it fails
+example, late, cases = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+seed = json.loads(Path(cases[0], "seeds.json").read_text())[0]
+for number, rest in enumerate([[f"{cases[0]}/0.npz", str(seed)], []]):
+    sys.argv = [example, f"{cases[0]}/export", *rest]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        runpy.run_path(example, run_name="__main__")
+    Path(f"printed-{number}.txt").write_text(printed.getvalue())
+import numpy as np
+import tensorflow as tf
+for case in map(Path, cases):
+    seeds = json.loads((case / "seeds.json").read_text())
+    policy = tf.saved_model.load(str(case / "export"))
+    initial, act = policy.signatures["initial"], policy.signatures["act"]
+    frames = np.stack([np.load(case / f"{number}.npz")["image"] for number in range(len(seeds))])
+    state, actions = initial(episodes=tf.constant(len(seeds))), []
+    for time in range(frames.shape[1]):
+        if time == late:
+            fresh = initial(episodes=tf.constant(1))
+            state = {name: tf.concat([rows[:-1], fresh[name]], 0) for name, rows in state.items()}
+        image = np.concatenate([frames[:-1, time], frames[-1:, time - late if time >= late else 0]])
+        state = act(image=tf.constant(image), seed=tf.constant(seeds, tf.int64), **state)
+        actions.append(state["action"].numpy())
+    np.save(case / "actions.npy", np.stack(actions, 1))
+"""
+
+
+def make_run(logdir, flags, phase):
+    """A run directory as training leaves it, its weights random, with a newer checkpoint that no one exports."""
+    config = configuration.load(["--configs", "exbmdp_point", "debug", *flags])
+    agent = build.make_agent(config, image_size=config.env.size, action_size=2)
+    logdir.mkdir()
+    (logdir / "config.yaml").write_text(config.to_yaml())
+    (logdir / "dataset_manifest.json").write_text(
+        json.dumps({"image_size": config.env.size, "action_size": 2, "card": None, "files": []})
+    )
+    for step in (12, 13):
+        tiny.randomise(agent.world_model.trained | agent.actor_critic.actor_variables, np.random.default_rng(step))
+        state = {"metrics_size": 0, "timing_size": 0, "sums": [], "count": 0}
+        checkpoints.save(logdir, phase, step, tiny.snapshot(agent.variables()), state)
+    return logdir
+
+
+def record(run, folder):
+    """Three episodes as evaluate.py plays them."""
+    seeds = build.episode_seeds(run.config.eval.seed, 3)
+    environment = tasks.make(run.config.task, **build.environment_settings(run.config, None))
+    episodes = list(play([environment], run.policy, seeds))
+    for number, episode in enumerate(episodes):
+        write_episode(folder / f"{number}.npz", episode)
+    (folder / "seeds.json").write_text(json.dumps(seeds))
+    return np.stack([episode.action for episode in episodes])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """{case: (folder with run, export, episodes and what the child made of them, run, actions of evaluate.py [3, L,
+    A])}
+    """
+    root, found = tmp_path_factory.mktemp("export"), {}
+    for case, (flags, phase) in CASES.items():
+        (root / case).mkdir()
+        logdir, checkpoint = make_run(root / case / "run", flags, phase), f"ckpt-{phase}-000000012"
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert (
+                export.main(["--logdir", str(logdir), "--out", str(root / case / "export"), "--checkpoint", checkpoint])
+                == 0
+            )
+        warned = (
+            f"warning: {checkpoint} is of the model phase: its policy has learned nothing yet\n"
+            if phase == "model"
+            else ""
+        )
+        assert printed.getvalue() == f"{warned}{root / case / 'export'}: the policy of {logdir}, {checkpoint}\n"
+        run = load_run(logdir, checkpoint)
+        found[case] = (root / case, run, record(run, root / case))
+    words = [sys.executable, "-c", CHILD, str(ROOT / "examples" / "act.py"), str(LATE), *CASES]
+    clean = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}  # the example sets it
+    done = subprocess.run(words, cwd=root, env=clean, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return found
+
+
+def test_the_example_gives_the_actions_of_evaluate(exported):
+    folder, _, actions = exported["gaussian"]
+    printed, of_noise = (np.loadtxt(folder.parent / f"printed-{number}.txt", np.float32) for number in (0, 1))
+    np.testing.assert_array_equal(printed[:-1], actions[0, 1:])  # it acts on the last frame too
+    assert np.abs(np.diff(printed, axis=0)).max() > 0.01
+    assert of_noise.shape == (10, 2)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_episodes_side_by_side_give_the_same_actions_whenever_each_begins(exported, case):
+    folder, _, actions = exported[case]
+    received = np.load(folder / "actions.npy")
+    np.testing.assert_array_equal(received[:2, :-1], actions[:2, 1:])
+    np.testing.assert_array_equal(received[2, LATE:], actions[2, 1 : received.shape[1] - LATE + 1])
+    assert (actions[0] != actions[1]).any()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_what_acting_needs_is_exported(exported, case):
+    folder, run, _ = exported[case]
+    name = run.agent.world_model.main.name
+    layers = (f"{name}_encoder/", f"{name}_rssm/")
+    values = {
+        f"model/{key}": x
+        for key, x in run.agent.world_model.trained.items()
+        if key.startswith(layers) and "/prior/" not in key
+    }
+    values |= {f"policy/{key}": value for key, value in run.agent.actor_critic.actor_variables.items()}
+    stored = tf.train.load_checkpoint(str(folder / "export" / "variables" / "variables"))
+    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
+    names = {
+        key.removeprefix("weights/").removesuffix(suffix).replace(".S", "/")
+        for key in stored.get_variable_to_shape_map()
+        if suffix in key
+    }
+    assert names == set(values)
+    for key, value in values.items():
+        np.testing.assert_array_equal(stored.get_tensor(f"weights/{key.replace('/', '.S')}{suffix}"), value)
+    graph = (folder / "export" / "saved_model.pb").read_bytes()
+    assert os.fsencode(ROOT) not in graph and b"site-packages" not in graph
+
+
+def test_what_stands_beside_the_model(exported):
+    folder, run, _ = exported["categorical"]
+    facts = json.loads((folder / "export" / "export.json").read_text())
+    rssm = run.config.rssm
+    state = {
+        "deter": f"float32 [E, {rssm.deter}]",
+        "stoch": f"float32 [E, {rssm.stoch}, {rssm.classes}]",
+        "action": "float32 [E, 2]",
+        "step": "int64 [E]",
+    }
+    assert facts.pop("signatures") == {
+        "initial": {"inputs": {"episodes": "int32 []"}, "outputs": state},
+        "act": {"inputs": {"image": "uint8 [E, 32, 32, 3]", "seed": "int64 [E]"} | state, "outputs": state},
+    }
+    assert set(facts.pop("versions")) == {"semopo_tf", "tensorflow", "numpy"}
+    assert facts == {
+        "format": 1,
+        "method": "semopo",
+        "task": "exbmdp_point",
+        "run_seed": 1,
+        "phase": "policy",
+        "step": 12,
+        "checkpoint": "ckpt-policy-000000012",
+        "image_size": 32,
+        "action_size": 2,
+        "action_range": [-1.0, 1.0],
+        "action_repeat": 1,
+        "precision": "float32",
+        "settings": {"TF_ENABLE_ONEDNN_OPTS": "1"},
+    }
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (["--logdir", "{tmp}/none", "--out", "{tmp}/new"], CheckpointError, "none: expected the logdir of a run"),
+        (
+            ["--logdir", "{run}", "--out", "{tmp}"],
+            ConfigError,
+            r"--out .*: expected a new directory, received one that exists",
+        ),
+        (
+            ["--logdir", "{run}", "--out", "{tmp}/new", "--checkpoint", "ckpt-policy-000000099"],
+            CheckpointError,
+            "received nothing",
+        ),
+        (
+            ["--logdir", "{run}", "--out", "{run}/config.yaml/new"],
+            StorageError,
+            r"new: cannot be written \(File exists\)",
+        ),
+        (["--logdir", "{run}"], ConfigError, "--out"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(exported, tmp_path, flags, error, message):
+    folder = exported["gaussian"][0]
+    with pytest.raises(error, match=message):
+        export.main([word.format(tmp=tmp_path, run=folder / "run") for word in flags])
+    assert list(tmp_path.iterdir()) == []
+
+
+class Full(Files):
+    """A disk with room for the model and none for its name."""
+
+    def rename(self, source, target):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_refuses_leaves_nothing_behind(exported, tmp_path):
+    with pytest.raises(StorageError, match=r"out: cannot be written \(No space left on device\); free some space"):
+        export.write(tmp_path / "out", exported["gaussian"][1], {}, Full())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,246 @@
+"""Sweeps: what a page means, what is refused, and a real sweep of two runs that fails once, goes on, and is then left
+alone.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semopo_tf import summary, sweep
+from semopo_tf.errors import ConfigError, SweepError
+from semopo_tf.storage.records import read_records
+
+PAGE = """
+out: {out}
+processes: 2
+data:
+  random: [--task, exbmdp_point, --policy, random, --episodes, 3]
+runs:
+  - name: semopo
+    data: random
+    flags: [--configs, semopo, exbmdp_point, debug, --eval.final_episodes, 2]
+    grid: {{seed: [1, 2]}}
+    probe: true
+"""
+
+
+def write(tmp_path, text=PAGE):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text.format(out=tmp_path / "out"))
+    return path
+
+
+def test_a_page_is_one_run_for_each_combination(tmp_path):
+    text = PAGE.replace("seed: [1, 2]", "seed: [1, 2], penalty.weight: [0.0, 0.3, 1.0]")
+    found = sweep.read_sweep(write(tmp_path, text))
+    assert found["collections"] == {
+        tmp_path / "out/data/random": ["--task", "exbmdp_point", "--policy", "random", "--episodes", "3"]
+    }
+    assert [row.name for row in found["rows"]][:2] == [
+        "semopo/seed=1,penalty.weight=0.0",
+        "semopo/seed=1,penalty.weight=0.3",
+    ]
+    assert len(found["rows"]) == 6
+    train, probe = (command.words for command in found["rows"][5].commands)
+    assert train[0] == "training" and probe[0] == "probe"
+    assert train[train.index("--penalty.weight") + 1] == "1.0" and train[train.index("--seed") + 1] == "2"
+    assert train[train.index("--offline_dir") + 1] == str(tmp_path / "out/data/random")
+    assert train[train.index("--logdir") + 1] == str(found["rows"][5].logdir)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("processes: 2", "proceses: 2"), "unknown key 'proceses'"),
+        (("probe: true", "probes: true"), "run semopo: unknown key 'probes'"),
+        (("    data: random\n", ""), "expected name, data and flags in every run"),
+        (("seed: [1, 2]", "seed: [1, 1]"), "two runs are called semopo/seed=1"),
+        (("seed: [1, 2]", "sed: [1, 2]"), "sed"),
+        (("out: {out}\n", ""), "expected `out`"),
+    ],
+)
+def test_a_wrong_page_is_refused_before_anything_is_started(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep.main(["--file", str(write(tmp_path, PAGE.replace(*change)))])
+    assert not (tmp_path / "out").exists()
+
+
+LISTED = "data:\n  random: [--task, exbmdp_point, --policy, random, --episodes, 3]"
+GRID = "grid: {{seed: [1, 2]}}"
+WORDS = r"expected a list of words and numbers, received"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("out: {out}", "out: 3"), r": out: expected a text, received 3"),
+        (("out: {out}", "out: ''"), r": out: expected a text, received ''"),
+        (("processes: 2", "processes: two"), r": processes: expected a whole number of at least 1, received 'two'"),
+        (("processes: 2", "processes: 0"), r": processes: .* received 0"),
+        (("processes: 2", "processes: 1.5"), r": processes: .* received 1.5"),
+        (("processes: 2", "processes: true"), r": processes: .* received True"),
+        (("processes: 2", "flags: {{}}"), rf": flags: {WORDS} {{}}"),
+        (("processes: 2", "flags: --eval.every"), rf": flags: {WORDS} '--eval.every'"),
+        (("processes: 2", "flags: [[--eval.every, 7]]"), rf": flags: {WORDS} \[\['--eval.every', 7\]\]"),
+        (("processes: 2", "flags: [--eval.every, null]"), rf": flags: {WORDS} \['--eval.every', None\]"),
+        ((LISTED, "data: []"), r": data: expected a mapping of names, none absolute or with .., received \[\]"),
+        ((LISTED, "data: {{1: [--task, exbmdp_point]}}"), r": data: expected a mapping of names"),
+        ((LISTED, "data: {{../random: [--task, exbmdp_point]}}"), r": data: expected a mapping of names"),
+        ((LISTED, "data: {{random: exbmdp_point}}"), rf": data: random: {WORDS} 'exbmdp_point'"),
+        ((PAGE[PAGE.index("runs:") :], "runs: semopo\n"), r": runs: expected a list, received 'semopo'"),
+        (
+            (PAGE[PAGE.index("runs:") :], "runs: [semopo]\n"),
+            r": runs: run 1: expected a mapping of names, .* received 'semopo'",
+        ),
+        (("name: semopo", "name: 3"), r": run 3: name: expected a name below `out`, .* received 3"),
+        (("name: semopo", "name: /semopo"), r": run /semopo: name: expected a name below `out`"),
+        (("name: semopo", "name: ../semopo"), r": run ../semopo: name: expected a name below `out`"),
+        (("    data: random", "    data: [random]"), r": run semopo: data: expected a text, received \['random'\]"),
+        (("    flags: [--configs, semopo,", "    flags: [{{}},"), rf": run semopo: flags: {WORDS} \[{{}}, "),
+        ((GRID, "grid: 3"), r": run semopo: grid: expected a mapping of names, .* received 3"),
+        (
+            (GRID, "grid: {{seed: 12}}"),
+            r": run semopo: grid: seed: expected a list of at least one word or number, received 12",
+        ),
+        ((GRID, "grid: {{seed: '12'}}"), r": run semopo: grid: seed: .* received '12'"),
+        ((GRID, "grid: {{seed: []}}"), r": run semopo: grid: seed: .* received \[\]"),
+        ((GRID, "grid: {{seed: [[1]]}}"), r": run semopo: grid: seed: .* received \[\[1\]\]"),
+        (("probe: true", "probe: maybe"), r": run semopo: probe: expected true or false, received 'maybe'"),
+        (("probe: true", "probe: 1"), r": run semopo: probe: expected true or false, received 1"),
+        (("processes: 2", "3: x\nfour: x"), r"unknown key 3; expected some of"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_its_key(tmp_path, change, message):
+    changed = PAGE.replace(*change)
+    assert changed != PAGE
+    with pytest.raises(ConfigError, match=rf"sweep.yaml{message}" if message.startswith(":") else message) as caught:
+        sweep.main(["--file", str(write(tmp_path, changed))])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_of_processes_below_one_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--processes: expected at least 1, received 0"):
+        sweep.main(["--file", str(write(tmp_path)), "--processes", "0"])
+
+
+def test_the_pages_flags_are_every_runs_and_a_flag_may_name_a_value_of_the_grid(tmp_path):
+    text = "flags: [--eval.every, 7]\n" + PAGE.replace("debug,", 'debug, --world_model, "other/seed={{seed}}",')
+    found = sweep.read_sweep(write(tmp_path, text))
+    words = found["rows"][1].commands[0].words
+    assert words[words.index("--world_model") + 1] == "other/seed=2"
+    train = found["rows"][0].commands[0].words
+    assert train[1:4] == ("--eval.every", "7", "--configs")
+
+
+def test_a_row_goes_on_with_the_first_command_that_has_not_left_its_files(tmp_path):
+    found = sweep.read_sweep(write(tmp_path, PAGE.replace("probe: true", "probe: true\n    analyses: true")))
+    row = found["rows"][0]
+    (row.logdir / "analysis").mkdir(parents=True)
+
+    def after(*files):
+        for name in files:
+            (row.logdir / name).touch()
+        return [command.words[0] for command in row.left]
+
+    assert after() == ["training", "probe", "analysis"]
+    assert after("DONE", "analysis/uncertainty.json") == ["probe", "analysis"] and not row.done
+    assert after("analysis/probe.json") == ["analysis"]
+    assert after("analysis/reconstruction.json", "analysis/entropy.json") == [] and row.done
+    assert row.commands[2].words[1:] == ("--logdir", str(row.logdir))
+
+
+@pytest.mark.full
+def test_a_sweep_runs_the_analyses(tmp_path):
+    path = write(tmp_path, PAGE.replace("probe: true", "analyses: true").replace("[1, 2]", "[1]"))
+    assert sweep.main(["--file", str(path)]) == 0
+    assert len(list((tmp_path / "out/semopo/seed=1/analysis").iterdir())) == 5  # three records, two pictures
+
+
+def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
+    spare = "  spare: [--task, exbmdp_point, --policy, expert, --episodes, 1]\nruns:"
+    path, out = write(tmp_path, PAGE.replace("runs:", spare)), tmp_path / "out"
+    broken = out / "semopo" / "seed=2"
+    broken.mkdir(parents=True)
+    (broken / "config.yaml").write_text(
+        "no: configuration\n"
+    )  # a stranger's file: this run must fail and the other must not
+    with pytest.raises(SweepError, match=r"1 of 2 runs failed, .* semopo/seed=2"):
+        sweep.main(["--file", str(path)])
+    assert (out / "semopo/seed=1/DONE").exists() and (out / "semopo/seed=1/analysis/probe.json").exists()
+    assert "configuration" in (broken / "log.txt").read_text()
+    assert len(list((out / "data/spare").glob("*.npz"))) == 1  # though no run learns from it
+    (broken / "config.yaml").unlink()
+    before = (out / "semopo/seed=1/log.txt").read_bytes()
+    assert sweep.main(["--file", str(path)]) == 0
+    assert (out / "semopo/seed=1/log.txt").read_bytes() == before
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].split()[:4] == ["semopo/seed=2", "done", "policy", "12"]
+    assert json.loads((broken / "minutes.json").read_text()) > 0
+    assert sweep.main(["--file", str(path), "--list"]) == 0
+    assert capsys.readouterr().out.count(" done ") == 2
+
+    page = tmp_path / "page.md"
+    page.write_text("Before\n<!-- table semopo -->\nold\n<!-- end -->\nafter\n")
+    assert summary.main(["--file", str(path), "--page", str(page)]) == 0
+    written = page.read_text()
+    returns = [
+        np.mean([row["return"] for row in read_records(out / f"semopo/seed={seed}/scores.jsonl")]) for seed in (1, 2)
+    ]
+    half = 12.7062 * np.std(returns, ddof=1) / np.sqrt(2)  # Student's t of one degree of freedom, 97.5 %
+    line = f"| semopo | 2 | {np.mean(returns):.1f} ± {half:.1f} | {returns[0]:.1f}, {returns[1]:.1f} |"
+    assert line in written and "old" not in written
+    assert written.startswith("Before\n<!-- table semopo -->\n| run |") and written.endswith("<!-- end -->\nafter\n")
+    assert "Data `random`: random behaviour, 3 episodes" in written
+    assert summary.main(["--file", str(path), "--page", str(page)]) == 0
+    assert page.read_text() == written
+    shutil.move(out / "semopo", tmp_path / "elsewhere")
+    assert summary.main(["--file", str(path), "--page", str(page)]) == 0
+    assert page.read_text() == written
+    page.write_text("<!-- table semopo -->\n<!-- end -->\n")
+    assert summary.main(["--file", str(path), "--page", str(page)]) == 0
+    assert "Not run: semopo." in page.read_text()
+    page.write_text(written.replace("table semopo", "table semop"))
+    with pytest.raises(ConfigError, match="<!-- table semop -->: expected the beginning of a run's name"):
+        summary.main(["--file", str(path), "--page", str(page)])
+
+
+@pytest.mark.full
+def test_R07_a_terminated_sweep_ends_its_runs_saved_and_counts_them_as_begun(tmp_path, capsys):
+    text = PAGE.replace("debug,", "debug, --steps.model, 100000, --save_every, 100000,")
+    path, out = write(tmp_path, text), tmp_path / "out"
+    root = Path(sweep.__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "semopo_tf.sweep", "--file", str(path)], cwd=root, stdout=subprocess.DEVNULL
+    )
+    runs = [out / "semopo" / f"seed={seed}" for seed in (1, 2)]
+    deadline = time.monotonic() + 300
+    while not all((run / "metrics.jsonl").exists() for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    for run in runs:
+        assert "semopo_tf: stopped by SIGTERM at model update" in (run / "log.txt").read_text()
+        assert list(run.glob("ckpt-model-*"))
+        assert not (run / "DONE").exists()
+    assert sweep.main(["--file", str(path), "--list"]) == 0
+    assert capsys.readouterr().out.count(" begun ") == 2
+
+
+def test_intervals_are_students_and_welchs():
+    assert summary.interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((3.0, 2.7764 * np.sqrt(2.5 / 5)), rel=1e-4)
+    assert (
+        summary.interval([4.0])[0] == 4.0 and np.isnan(summary.interval([4.0])[1]) and np.isnan(summary.interval([])[0])
+    )
+    # Variances 2.5 and 10, five each: 5.882 degrees of freedom, t = 2.459.
+    assert summary.difference([1.0, 2, 3, 4, 5], [2.0, 4, 6, 8, 10]) == pytest.approx(
+        (-3.0, 2.4590 * np.sqrt(2.5)), rel=1e-3
+    )

@@ -1,0 +1,57 @@
+"""Every row of the fault matrix has a test whose name carries its identifier, or a line in docs/reliability.md that
+says why not.
+"""
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+PAGE = (TESTS.parent / "docs" / "reliability.md").read_text()
+SIZES = {"R": 20, "C": 14, "F": 14, "D": 25, "H": 9, "K": 10, "N": 9, "E": 6, "V": 4, "L": 4}
+ROWS = [f"{letter}{number:02d}" for letter, size in SIZES.items() for number in range(1, size + 1)]
+IDENTIFIER = re.compile(rf"(?<=_)([{''.join(SIZES)}]\d{{2}})(?=_)")
+
+
+@functools.cache
+def rows_with_tests() -> dict[str, list[str]]:
+    """Row -> names of its tests, over all files of the suite."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                for row in IDENTIFIER.findall(f"{node.name}_"):
+                    found.setdefault(row, []).append(f"{path.name}::{node.name}")
+    return found
+
+
+def excused() -> dict[str, str]:
+    """Row -> reason, from that table of the page."""
+    section = PAGE.split("## Rows without a test of their own\n")[1].split("\n## ")[0]
+    lines = [line.strip("| ").split("|") for line in section.splitlines() if re.match(r"\| [A-Z]\d{2}\b", line)]
+    return {row: line[1].strip() for line in lines for row in re.findall(r"[A-Z]\d{2}", line[0])}
+
+
+def test_the_matrix_has_115_rows():
+    assert len(ROWS) == len(set(ROWS)) == 115
+
+
+def test_every_row_has_a_test_or_a_reason():
+    missing = sorted(set(ROWS) - set(rows_with_tests()) - set(excused()))
+    assert missing == [], f"{len(missing)} rows have neither a test named after them nor a line in docs/reliability.md"
+
+
+def test_no_row_has_a_reason_and_a_test_and_no_reason_is_empty():
+    """A reason outlives what it excuses unless somebody looks."""
+    assert sorted(set(excused()) & set(rows_with_tests())) == []
+    assert [row for row, reason in excused().items() if len(reason) < 10] == []
+
+
+def test_names_carry_no_row_that_does_not_exist():
+    assert sorted({*rows_with_tests(), *excused()} - set(ROWS)) == []
+
+
+def test_the_page_quotes_the_count():
+    count = sum(row in rows_with_tests() for row in ROWS)
+    assert f"{count} of {len(ROWS)} rows" in PAGE

@@ -1,0 +1,179 @@
+"""Imagination with a model whose returns are known by hand, and with the real one against a loop."""
+
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+import tiny
+
+from semopo_tf.methods.imagination import imagine
+from semopo_tf.types import Latent
+
+modes = pytest.mark.parametrize("mode", tiny.MODES)
+
+
+class Counter:
+    """The state is one number, and the action is added to it. Reward 10 s, uncertainty 3 s."""
+
+    def draw_steps(self, key, horizon, size):
+        return tf.zeros([horizon])
+
+    def step(self, latent, action, noise):
+        return latent._replace(deter=latent.deter + action)
+
+    def features(self, latent):
+        return latent.deter
+
+    def reward(self, feat):
+        return 10 * feat[..., 0]
+
+    def uncertainty(self, latent):
+        return 3 * latent.deter[..., 0]
+
+
+class Multiple:
+    """The action is a multiple of the state."""
+
+    action_size = 1
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def draw_actions(self, key, horizon, size):
+        return tf.zeros([horizon, size, 1])
+
+    def act(self, feat, noise):
+        return self.factor * feat, 5 * feat[:, 0]
+
+
+def start(*states):
+    return Latent(tf.constant(states, tf.float32)[:, None], tf.zeros([len(states), 1]), {})
+
+
+@modes
+def test_a_rollout_known_by_hand(mode):
+    # s' = s + 2 s = 3 s: from 1 it is 1, 3, 9, 27. Reward 10 s - 2 * 3 s = 4 s.
+    def rollout():
+        return imagine(Counter(), Multiple(2.0), start(1, -1), tiny.key(), horizon=3, discount=0.5, penalty_weight=2.0)
+
+    received = tiny.run(mode, rollout)
+    states = np.array([[1.0, 3, 9, 27], [-1, -3, -9, -27]])
+    np.testing.assert_array_equal(received.feat, states[..., None])
+    np.testing.assert_array_equal(
+        received.action[..., 0], [[0, 2, 6, 18], [0, -2, -6, -18]]
+    )  # column 0 is zero; action t led to state t
+    np.testing.assert_array_equal(received.penalty, 6 * states)
+    np.testing.assert_array_equal(received.reward, 4 * states)
+    np.testing.assert_array_equal(received.discount, np.full((2, 4), 0.5))
+    np.testing.assert_array_equal(received.weight, np.tile([1, 0.5, 0.25, 0.125], (2, 1)))
+    np.testing.assert_array_equal(received.entropy, 5 * states[:, :3])  # of the policy at the state in which it acts
+
+
+def test_the_lambda_return_of_that_rollout_by_hand():
+    # Rewards 4, 12, 36; value 0; lambda 1, gamma 1/2: G_2 = 36, G_1 = 12 + 18 = 30, G_0 = 4 + 15 = 19.
+    imagined = imagine(Counter(), Multiple(2.0), start(1), tiny.key(), horizon=3, discount=0.5, penalty_weight=2.0)
+    returns = reference.returns_of_rollout(imagined.reward.numpy(), np.zeros((1, 4)), 0.5, 1.0)
+    np.testing.assert_array_equal(returns, [[19.0, 30.0, 36.0]])
+
+
+@modes
+def test_the_policy_learns_through_its_actions_and_not_through_its_inputs(mode):
+    """s_2 = s_1 + w sg(s_1), s_1 = s_0 + w sg(s_0): ds_2/dw = s_0 + s_1. With open inputs it would be s_0 + s_1 + w
+    s_0.
+    """
+
+    def gradients(w):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(w)
+            imagined = imagine(
+                Counter(), Multiple(w), start(1), tiny.key(), horizon=2, discount=0.5, penalty_weight=2.0
+            )
+            last = [imagined.feat[0, 2, 0], imagined.reward[0, 2], imagined.penalty[0, 2], imagined.feat[0, 0, 0]]
+        return [tape.gradient(value, w, unconnected_gradients=tf.UnconnectedGradients.ZERO) for value in last]
+
+    # w = 3: s = 1, 4, 16; the reward is 4 s and the penalty 6 s of the same state; the start state does not move.
+    assert tiny.run(mode, gradients, 3.0) == [5.0, 20.0, 30.0, 0.0]
+
+
+class Case:
+    """Real world model and actor with random weights, and start states."""
+
+    def __init__(self, overlays, **flags):
+        rng = np.random.default_rng(6)
+        self.agent = tiny.agent(*overlays, **flags)
+        self.model, self.actor = self.agent.world_model, self.agent.actor_critic
+        self.classes = 4 if self.model.main.rssm.dist.noise_kind == "uniform" else 0
+        tiny.randomise(self.model.trained, rng, gain=1.5)
+        tiny.randomise(self.actor.actor_variables, rng)
+        self.name = self.model.main.name
+        self.weights = tiny.Weights(self.model.trained | self.actor.actor_variables)
+        self.start = tf.nest.map_structure(
+            lambda x: tf.reshape(x, [8, *x.shape[2:]]), self.model.posterior(tiny.batch(rng), tiny.key())
+        )
+
+    def imagine(self, start, key, horizon=4):
+        return imagine(self.model, self.actor, start, key, horizon=horizon, discount=0.99, penalty_weight=2.0)
+
+    def policy(self, feat):
+        return reference.TruncatedNormal.from_raw(
+            *(reference.mlp(feat, *self.weights.mlp("actor", head)) for head in ("loc", "std"))
+        )
+
+    def by_hand(self, key, disagreement, horizon=4):
+        members, noise = tiny.arrays(self.model.draw_steps(key, horizon, 8))
+        uniform = self.actor.draw_actions(key, horizon, 8).numpy()
+
+        def act(feat, t):
+            return self.policy(feat).sample(uniform[t])
+
+        return reference.imagine(
+            self.start.deter.numpy().astype(np.float64),
+            self.start.stoch.numpy().astype(np.float64),
+            act,
+            members,
+            noise,
+            self.weights.rssm(f"{self.name}_rssm", classes=self.classes),
+            lambda feat: reference.mlp(feat, *self.weights.mlp("reward", "reward"))[..., 0],
+            disagreement,
+            2.0,
+        )
+
+
+CASES = {
+    "released": (tiny.RELEASED, {}, lambda stats, stoch: reference.disagreement_mean_of_norms(stats)),
+    "paper": (tiny.PAPER, {}, lambda stats, stoch: reference.disagreement_sum_of_squares(stats)),
+    "offline_dv2, log-probabilities": (tiny.OFFLINE_DV2, {"penalty.measure": "log_prob_std"}, reference.log_prob_std),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    overlays, flags, disagreement = CASES[request.param]
+    made = Case(overlays, **flags)
+    made.disagreement = disagreement
+    return made
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_rollouts_of_the_real_model_match_the_loop(mode, case):
+    received = tiny.run(mode, lambda start: case.imagine(start, tiny.key(3, "policy")), case.start)
+    feat, action, reward, penalty = case.by_hand(tiny.key(3, "policy"), case.disagreement)
+    assert received.feat.shape == (8, 5, case.model.main.rssm.feat_size)
+    tiny.close(received.feat, feat)
+    tiny.close(received.action, action)
+    tiny.close(received.penalty, penalty, 2e-5)
+    tiny.close(received.reward, reward, 2e-5)
+    tiny.close(received.entropy, case.policy(feat[:, :-1]).entropy())
+
+
+def test_the_first_column_is_the_start_state(case):
+    imagined = case.imagine(case.start, tiny.key())
+    np.testing.assert_array_equal(imagined.feat[:, 0], case.model.features(case.start))
+    assert not imagined.action[:, 0].numpy().any()
+    assert (np.abs(imagined.action) <= 1).all()
+
+
+def test_rollouts_depend_on_the_step_of_the_key_and_on_nothing_else(case):
+    one, again, other = (case.imagine(case.start, tiny.key(step)) for step in (7, 7, 8))
+    np.testing.assert_array_equal(one.feat, again.feat)
+    assert (one.action[:, 1:].numpy() != other.action[:, 1:].numpy()).mean() > 0.99

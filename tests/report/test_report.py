@@ -1,0 +1,490 @@
+"""The page: its numbers are those of the files, what is lacking is named, its pictures decode, and it reaches for
+nothing elsewhere.
+"""
+
+import base64
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from xml.etree import ElementTree
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import records
+
+from semopo_tf import collect, probe, training
+from semopo_tf.data.cards import read_card
+from semopo_tf.errors import ConfigError, DataError, StorageError
+from semopo_tf.report import __main__ as report
+from semopo_tf.report import bootstrap, comparisons, groups, paper, pictures, run_record
+from semopo_tf.report.tables import TIMES, Table
+from semopo_tf.storage.records import read_records
+
+WALKER, POINT = "dmcdrv_walker_walk", "exbmdp_point"
+METHODS = {"semopo": ("endo", "exo"), "se_rs": ("endo", "exo"), "offline_dv2": ("joint",)}
+RETURNS = {  # of the episodes of two seeds
+    (WALKER, "semopo"): ([10, 20], [30, 60]),
+    (WALKER, "se_rs"): ([10, 10], [10, 20]),
+    (WALKER, "offline_dv2"): ([5, 5], [5, 5]),
+    (POINT, "semopo"): ([11, 20], [20, 29]),
+    (POINT, "se_rs"): ([2, 2], [11, 11]),
+    (POINT, "offline_dv2"): ([2, 20], [2, 20]),
+}
+ANALYSED = ("Figure 2", "Figure 3", "Figure 5", "Figure 6", "Figure 7", "Figure 8")
+
+
+def make(out, *logdirs, flags=()):
+    assert report.main([*map(str, logdirs), "--out", str(out), *flags]) == 0
+    return (out / "index.html").read_text()
+
+
+def read_csv(path):
+    with open(path) as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """(folder of the page, the page, logdirs): three methods, two datasets, two seeds, all analyses; an unfinished and
+    an imported run besides.
+    """
+    folder = tmp_path_factory.mktemp("study")
+    logdirs = []
+    for (task, method), seeds in RETURNS.items():
+        for seed, returns in enumerate(seeds, 1):
+            logdir = records.write_run(folder / task / method / f"seed={seed}", method, task, seed, returns=returns)
+            records.write_analyses(logdir, METHODS[method])
+            if task == WALKER:
+                rgb = [
+                    records.score(task, episode, value / 2, source="evaluate", background_color="rgb")
+                    for episode, value in enumerate(returns)
+                ]
+                records.write_rows(logdir / "scores.jsonl", rgb, add=True)
+            logdirs.append(logdir)
+    logdirs.append(records.write_run(folder / "stopped", "semopo", WALKER, 3, returns=[1000], done=False))
+    logdirs.append(records.write_import(folder / "imported", "semopo", WALKER))
+    return folder / "page", make(folder / "page", *logdirs), logdirs
+
+
+def rows_of(folder, name):
+    heading, *rows = read_csv(folder / "tables" / f"{name}.csv")
+    return [dict(zip(heading, row, strict=True)) for row in rows]
+
+
+def test_table_5_holds_means_and_population_deviations_over_seeds_beside_the_paper(study):
+    found = {(row["source"], row["method"]): row for row in rows_of(study[0], "table5")}
+    ours = found["these runs", "semopo"]
+    assert (float(ours["mean"]), float(ours["std"]), ours["seeds"], ours["episodes"]) == (
+        30.0,
+        15.0,
+        "2",
+        "2",
+    )  # of 15 and 45
+    assert (float(found["paper", "semopo"]["mean"]), float(found["paper", "semopo"]["std"])) == paper.table(5)[
+        "walker_walk random"
+    ]["semopo"]
+    imported = found["these runs", "semopo (imported)"]
+    assert (float(imported["mean"]), imported["std"], imported["seeds"]) == (20.0, "", "1")
+    assert f"<td>30 ± 15<small>n 2 {TIMES} 2</small></td>" in study[1]
+    assert "walker_walk random: these data are not the paper&#x27;s." in study[1]
+
+
+def test_table_1_is_normalised_and_table_2_is_the_rgb_evaluations(study):
+    first = {(row["source"], row["method"]): float(row["mean"]) for row in rows_of(study[0], "table1")}
+    second = {(row["source"], row["method"]): float(row["mean"]) for row in rows_of(study[0], "table2")}
+    low, high = paper.bounds(WALKER, "definition")
+    assert first["these runs", "semopo"] == pytest.approx((30 - low) / (high - low))
+    assert second["these runs", "semopo"] == pytest.approx((15 - low) / (high - low))
+    assert first["paper", "semopo"] == 0.77 and second["paper", "semopo"] == 0.78
+    assert {row["dataset"] for row in rows_of(study[0], "table2")} == {"walker_walk random"}
+
+
+def test_all_returns_have_a_row_for_every_condition_and_one_for_the_data(study):
+    rows = [row for row in rows_of(study[0], "returns") if row["dataset"] == "walker_walk random"]
+    assert [row["method"] for row in rows][:3] == ["the data: random", "semopo", "semopo background_color rgb"]
+    assert rows[0]["mean return ± std of seeds"] == "11.0" and rows[1]["mean return ± std of seeds"] == "30.0 ± 15.0"
+    assert rows[1]["std of episodes"] == f"{np.std([10, 20, 30, 60]):.1f}" and rows[1]["paper"] == "459 ± 41"
+    point = next(
+        row
+        for row in rows_of(study[0], "returns")
+        if row["dataset"] == "exbmdp_point random" and row["method"] == "semopo"
+    )
+    assert point["normalised"] == "1.00 ± 0.25"  # the data's episodes reach from 2 to 20; seeds 15.5 and 24.5
+    assert "exbmdp_point: 2.0 to 20.0 (smallest and largest episode return of the runs&#x27; own datasets" in study[1]
+
+
+def test_unfinished_runs_are_named_and_stand_in_no_table(study):
+    assert f"{study[2][-2]}: not finished" in study[1]
+    assert "1000" not in (study[0] / "tables" / "returns.csv").read_text()
+    assert next(row["finished"] for row in rows_of(study[0], "runs")) == "2 of 3"
+
+
+def test_statistics_are_those_of_the_matrices_for_both_units(study):
+    found = comparisons.compared(groups.grouped([run_record.read_run(logdir) for logdir in study[2]])[0], "definition")
+    assert [dataset.label for dataset in found.datasets] == ["walker_walk random", "exbmdp_point random"]
+    assert list(found.scores["seed"]) == ["semopo", "se_rs", "offline_dv2"] and "semopo (imported)" in found.left_out[0]
+    low, high = paper.bounds(WALKER, "definition")
+    episodes = np.stack([(np.array([10, 20, 30, 60]) - low) / (high - low), (np.array([11, 20, 20, 29]) - 2) / 18], 1)
+    np.testing.assert_allclose(found.scores["episode"]["semopo"], episodes)
+    np.testing.assert_allclose(found.scores["seed"]["semopo"], [episodes[:2].mean(0), episodes[2:].mean(0)])
+    rows = {(row["method"], row["unit"]): row for row in rows_of(study[0], "aggregates")}
+    assert rows["semopo", "episode"]["interquartile mean"].startswith(f"{bootstrap.interquartile_mean(episodes):.2f} [")
+    assert [row["unit"] for row in rows_of(study[0], "aggregates")] == ["seed"] * 3 + ["episode"] * 3
+    better = {(row["X, Y"], row["unit"]): row["P(X > Y)"] for row in rows_of(study[0], "figure4")}
+    assert better["semopo, offline_dv2", "seed"] == "1.00"  # every seed's mean is higher on both
+    assert better["semopo, offline_dv2", "episode"].startswith(f"{(1 + (1 / 2 + 1 / 2 * (1 / 4 + 1 / 4))) / 2:.2f} [")
+
+
+def test_every_figure_is_there_with_a_caption_that_counts(study):
+    page = study[1]
+    assert [name for name in re.findall(r"<h3 id=(\w+)>", page) if name.startswith("figure")] == [
+        *("figure_4", "figure_10", "figure_2", "figure_3", "figure_5", "figure_6", "figure_7", "figure_8", "figure_9")
+    ]
+    assert re.findall(r"<a href='#(\w+)'>[^<]+</a></td><td><span class=no>", page) == ["table_4", "probes", "strips"]
+    assert (
+        f"Finished seeds: semopo 2 {TIMES} 1000 states; se_rs 2 {TIMES} 1000 states; offline_dv2 2 {TIMES} 1000 states."
+        in page
+    )
+    assert "mean of norms: semopo on walker_walk random 0.1 ± 0.05" in page  # what a reader without pictures gets
+    assert "endo 0.100<br>exo 0.100" in page and "<span>offline_dv2, joint</span>" in page
+    assert page.count("unfinished") >= 1 and "semopo (imported)" in page
+
+
+def test_the_page_is_whole_by_itself(study):
+    folder, page, _ = study
+    assert "<script" not in page and "name='viewport'" in page and "@media print" in page
+    assert not re.search(r"(src|href)=['\"](?!data:|#)", page) and "url(" not in page
+    sources = re.findall(r"<img alt='[^']+' src='data:image/([a-z+]+);base64,([^']+)'>", page)
+    assert len(sources) == page.count("<img") > 30
+    for kind, data in sources:
+        image = base64.b64decode(data)
+        if kind == "png":
+            assert imageio.imread(image, extension=".png").std() > 10
+        else:
+            assert ElementTree.fromstring(image).tag == "{http://www.w3.org/2000/svg}svg"
+    drawn = {path.read_bytes() for path in (folder / "figures").iterdir()}
+    assert {base64.b64decode(data) for kind, data in sources if kind == "svg+xml"} == drawn
+
+
+def test_equal_files_make_equal_bytes(tmp_path):
+    logdir = records.write_run(tmp_path / "run")
+    records.write_analyses(logdir)
+    (logdir / "metrics.jsonl").write_text(
+        (logdir / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
+    )  # no curves: fewer panels
+    for name in ("a", "b"):
+        make(tmp_path / name, logdir)
+    written = {
+        name: {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("a", "b")
+    }
+    assert written["a"] == written["b"] and len(written["a"]) > 20
+
+
+def test_what_the_runs_cannot_support_is_named_with_its_command_and_not_drawn(tmp_path):
+    page = make(tmp_path / "page", records.write_run(tmp_path / "run", "semopo", POINT))
+    missing = {
+        name: html.unescape(why)
+        for name, why in re.findall(r"<h3 id=(\w+)>[^<]*</h3>\n<div class=missing>Missing: (.*?)</div>", page)
+    }
+    assert set(missing) == {
+        "table_1",
+        "table_2",
+        "table_4",
+        "table_5",
+        "probes",
+        "strips",
+        "figure_4",
+        *(name.lower().replace(" ", "_") for name in ANALYSED),
+    }
+    for name in ("figure_2", "figure_3", "figure_5", "figure_6", "figure_7", "figure_8"):
+        assert f"<code>python -m semopo_tf.analysis --logdir {tmp_path / 'run'}</code>" in missing[name]
+    assert "--background_color rgb" in missing["table_2"] and "one was evaluated" in missing["figure_4"]
+    assert "Some methods have one seed here" in page
+    names = {path.name.split("_")[0] for path in (tmp_path / "page" / "figures").iterdir()}
+    assert names == {"curves", "figure9", "figure10"}
+
+
+def test_the_newest_row_of_an_episode_at_the_last_step_counts(tmp_path):
+    logdir = records.write_run(tmp_path / "run", returns=[10, 20])
+    extra = [
+        records.score(WALKER, 0, 1.0, step=6),
+        records.score(WALKER, 0, 100.0, source="evaluate"),
+        records.score(WALKER, 9, 7.0),
+    ]
+    extra += [records.score(WALKER, 0, 3.0, source="evaluate", background="none", background_color="rgb")]
+    records.write_rows(logdir / "scores.jsonl", extra, add=True)
+    run = run_record.read_run(logdir)
+    assert run.returns() == [100, 20, 7]
+    assert run.returns("background none, background_color rgb") == [3]
+
+
+def test_seeds_of_one_setting_stand_together_and_variants_and_datasets_apart(tmp_path):
+    written = [
+        records.write_run(tmp_path / f"{seed}", "semopo", WALKER, seed, flags=("--jit", "off") if seed == 2 else ())
+        for seed in (1, 2)
+    ]
+    written.append(records.write_run(tmp_path / "other", "semopo", WALKER, 1, flags=("--penalty.weight", "1.0")))
+    written.append(records.write_run(tmp_path / "again", "semopo", WALKER, 2))
+    large = records.card(WALKER, high=90.0)
+    written += [
+        records.write_run(tmp_path / f"large{seed}", "semopo", WALKER, seed, about=large, data="large")
+        for seed in (1, 2)
+    ]
+    plain = records.card("dmc_walker_walk", level="medium")
+    written.append(records.write_run(tmp_path / "plain", "semopo", "dmc_walker_walk", 1, about=plain, data="some"))
+    found, left_out = groups.grouped([run_record.read_run(logdir) for logdir in written])
+    assert {(group.dataset.label, group.label): [run.seed for run in group.runs] for group in found} == {
+        ("walker_walk random (random)", "semopo"): [1, 2],
+        ("walker_walk random (random)", "semopo (penalty.weight 1.0)"): [1],
+        ("walker_walk random (large)", "semopo"): [1, 2],
+        ("walker_walk medium, no distractors", "semopo"): [1],
+    }
+    (said,) = left_out
+    assert said.startswith(f"{tmp_path / 'again'}: the same method, settings, dataset and seed as {tmp_path / '2'}")
+
+
+def test_table_4_is_about_tasks_without_distractors(tmp_path):
+    logdir = records.write_run(tmp_path / "run", "semopo", "dmc_walker_walk", returns=[100, 200])
+    page = make(tmp_path / "page", logdir)
+    ours, theirs = (row for row in rows_of(tmp_path / "page", "table4") if row["method"] == "semopo")
+    assert (ours["mean"], theirs["mean"]) == ("150.0", "305")
+    assert "id=table_5>Table 5. Raw return on LQV-D4RL</h3>\n<div class=missing>" in page
+
+
+def test_the_other_rule_and_unit_are_said(tmp_path):
+    logdirs = [records.write_run(tmp_path / method, method) for method in ("semopo", "se_rs")]
+    page = make(tmp_path / "page", *logdirs, flags=("--unit", "episode", "--normalisation", "paper_table1"))
+    assert "This page claims by episode." in page and "rule paper_table1" in page
+    assert [row["unit"] for row in rows_of(tmp_path / "page", "aggregates")] == ["episode"] * 2 + ["seed"] * 2
+    assert rows_of(tmp_path / "page", "aggregates")[2]["mean"].count("[") == 0  # one seed has no interval
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("scores.jsonl", '{"phase": "policy", "step": 1}\n', "scores.jsonl: record 1: missing episode_seed"),
+        (
+            "scores.jsonl",
+            json.dumps(records.score(WALKER, 1, 1.0) | {"return": "x"}) + "\n",
+            "record 1: expected return as a JSON number, received str",
+        ),
+        (
+            "scores.jsonl",
+            json.dumps(records.score(WALKER, 1, 1.0) | {"phase": "x"}) + "\n",
+            "record 1: expected phase as one of model, policy",
+        ),
+        ("scores.jsonl", "{\n{}\n", "scores.jsonl: expected one JSON object a line, line 1 is none"),
+        (
+            "metrics.jsonl",
+            '{"phase": "model", "step": true}\n',
+            "metrics.jsonl: record 1: expected step as a JSON whole number",
+        ),
+        ("timing.jsonl", '{"phase": "model"}\n', "timing.jsonl: record 1: missing time"),
+        ("analysis/entropy.json", '{"epochs": 1', "entropy.json: expected a JSON object"),
+        (
+            "analysis/uncertainty.json",
+            '{"states": 3, "measures": {"mean_norm": {"endo": {"mean": 1}}}}',
+            "missing measures.mean_norm.endo.std",
+        ),
+    ],
+)
+def test_a_file_that_is_not_what_a_run_writes_is_named_in_one_line(tmp_path, file, content, message):
+    logdir = records.write_run(tmp_path / "run")
+    records.write_analyses(logdir)
+    (logdir / file).write_text(content)
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        report.main([str(logdir), "--out", str(tmp_path / "page")])
+    assert str(logdir) in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "draw", "message"),
+    [
+        ("analysis/uncertainty.png", pictures.frames_part, "uncertainty.png: cannot be read as a picture"),
+        (
+            "analysis/reconstruction.png",
+            pictures.reconstructions_part,
+            "reconstruction.png: cannot be read as a picture",
+        ),
+        ("videos/model-1.mp4", pictures.strips_part, "model-1.mp4: cannot be read as a video"),
+    ],
+)
+def test_a_picture_that_is_none_is_named(tmp_path, file, draw, message):
+    logdir = records.write_run(tmp_path / "run")
+    records.write_analyses(logdir)
+    (logdir / "videos").mkdir()
+    (logdir / file).write_text("x")
+    with pytest.raises(DataError, match=message):
+        draw(groups.grouped([run_record.read_run(logdir)])[0])
+
+
+def test_frames_that_are_not_as_many_as_said_are_refused(tmp_path):
+    logdir = records.write_run(tmp_path / "run")
+    records.write_analyses(logdir)
+    imageio.imwrite(logdir / "analysis" / "uncertainty.png", np.zeros((8, 47, 3), np.uint8))
+    with pytest.raises(DataError, match="different numbers of frames"):
+        pictures.frames_part(groups.grouped([run_record.read_run(logdir)])[0])
+    imageio.imwrite(logdir / "analysis" / "reconstruction.png", np.zeros((8, 47, 3), np.uint8))
+    with pytest.raises(DataError, match="not what its picture shows"):
+        pictures.reconstructions_part(groups.grouped([run_record.read_run(logdir)])[0])
+
+
+def test_names_from_outside_are_text(tmp_path):
+    logdir = records.write_run(tmp_path / "run")
+    text = (logdir / "config.yaml").read_text()
+    (logdir / "config.yaml").write_text(text.replace("method: semopo", "method: '<b>$x$_1'"))
+    page = make(tmp_path / "page", logdir, flags=("--title", "A <title>"))
+    assert "<b>" not in page and "&lt;b&gt;$x$_1" in page and "A &lt;title&gt;" in page
+    assert r"<b>" not in (tmp_path / "page" / "tables" / "returns.tex").read_text()
+    assert r"$<$b$>$\$x\$\_1" in (tmp_path / "page" / "tables" / "returns.tex").read_text()
+
+
+def test_a_table_is_the_same_in_all_three_forms():
+    table = Table("t", ["a", "b_c", "d"], [["x & y", "paper", "1 ± 2\nn 3"]])
+    assert list(csv.reader(io.StringIO(table.csv().decode()))) == [["a", "b_c", "d"], ["x & y", "paper", "1 ± 2 n 3"]]
+    assert table.tex().decode().splitlines() == [
+        *(r"\begin{tabular}{llr}", r"\hline", r"a & b\_c & d \\", r"\hline"),
+        *(r"x \& y & paper & 1 $\pm$ 2 {\scriptsize (n 3)} \\", r"\hline", r"\end{tabular}"),
+    ]
+    assert "<tr class=paper><td>x &amp; y</td><td>paper</td><td>1 ± 2<small>n 3</small></td></tr>" in table.html()
+
+
+def test_a_run_of_an_older_version_is_read_with_the_defaults_of_what_it_lacks(tmp_path):
+    logdir = records.write_run(tmp_path / "run")
+    text = (logdir / "config.yaml").read_text()
+    (logdir / "config.yaml").write_text(re.sub(r"^remat: .*\n", "", text, flags=re.MULTILINE))
+    assert run_record.read_run(logdir).settings["remat"] == 0
+
+
+def test_a_folder_that_is_no_run_and_data_without_a_card_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="expected the logdir of a run with metrics"):
+        report.main([str(tmp_path), "--out", str(tmp_path / "page")])
+    logdir = records.write_run(tmp_path / "run")
+    with pytest.raises(DataError, match="expected a dataset with a complete card"):
+        report.main([str(logdir), "--data", str(tmp_path), "--out", str(tmp_path / "page")])
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"--out .*file.* cannot be made"):
+        report.main([str(records.write_run(tmp_path / "run")), "--out", str(tmp_path / "file" / "page")])
+
+
+def test_minutes_leave_out_the_time_between_two_starts(tmp_path):
+    rows = [
+        ("model", 0, True),
+        ("model", 60, False),
+        ("model", 660, True),
+        ("model", 720, False),
+        ("policy", 730, True),
+        ("policy", 760, False),
+    ]
+    records.write_rows(
+        tmp_path / "timing.jsonl",
+        [{"phase": phase, "step": 0, "time": time} | ({"start": True} if start else {}) for phase, time, start in rows],
+    )
+    assert run_record.phase_minutes(tmp_path) == {"model": 2.0, "policy": 0.5}
+
+
+# --- a run that was really trained, and a browser ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(page, run, data): a debug-size run on the testbed and the page about it."""
+    folder = tmp_path_factory.mktemp("report")
+    data, other, logdir = folder / "data", folder / "other", folder / "run"
+    assert collect.main(["--task", "exbmdp_point", "--episodes", "3", "--out", str(data)]) == 0
+    assert collect.main(["--task", "exbmdp_point", "--policy", "expert", "--episodes", "2", "--out", str(other)]) == 0
+    flags = ["--configs", "semopo", "exbmdp_point", "debug", "--offline_dir", str(data), "--logdir", str(logdir)]
+    assert training.main([*flags, "--eval.every", "6", "--eval.final_episodes", "2"]) == 0
+    assert probe.main(["--logdir", str(logdir)]) == 0
+    return make(folder / "page", logdir, flags=("--data", str(data), str(other))), logdir, data
+
+
+def test_the_page_of_a_trained_run_holds_its_scores_probes_and_strips(trained):
+    page, logdir, data = trained
+    returns, mean = [row["return"] for row in read_records(logdir / "scores.jsonl")], read_card(data)["returns"]["mean"]
+    assert f"<td>semopo</td><td>{np.mean(returns):.1f}</td><td>1 {TIMES} 2</td><td>{np.std(returns):.1f}</td>" in page
+    assert (
+        f"<td>the data: random</td><td>{mean:.1f}</td><td>3 episodes</td>" in page
+        and "<td>analytic controller</td>" in page
+    )
+    found = json.loads((logdir / "analysis" / "probe.json").read_text())
+    endo = [f"{found['r2']['endo'][quantity]:.2f}" for quantity in ("position", "velocity", "phase", "discs")]
+    assert "<td>endo</td><td>1</td>" + "".join(f"<td>{value}</td>" for value in endo) in page
+    (picture,) = re.findall(r"src='data:image/png;base64,([^']+)'", page)
+    image = imageio.imread(base64.b64decode(picture), extension=".png")
+    assert image.shape == (
+        6 * 32 * 2,
+        pictures.STRIP_FRAMES * 32 * 2,
+        3,
+    )  # six rows, enlarged twice, the first of the video's sequences
+    assert image.std() > 10 and "return in the environment" in page
+
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
+)
+WIDTHS = (1280, 400)
+MEASURE = """
+const found = [];
+addEventListener('error', event => document.body.setAttribute('data-error', event.message));
+function measure(frame) {
+  const page = frame.contentDocument, images = [...page.images];
+  const sizes = [...page.querySelectorAll('p,td,th,small,figcaption,code,span,summary')].filter(each => each.offsetParent)
+    .map(each => parseFloat(frame.contentWindow.getComputedStyle(each).fontSize));
+  return {width: frame.clientWidth, scroll: page.documentElement.scrollWidth, images: images.length,
+    broken: images.filter(each => !each.naturalWidth || !each.clientWidth).length, letters: Math.min(...sizes),
+    panels: Math.min(...[...page.querySelectorAll('.panels img')].map(each => each.clientWidth)),
+    wide: [...page.body.children].filter(each => each.getBoundingClientRect().right > frame.clientWidth + 1).length};
+}
+addEventListener('load', () => {
+  document.body.setAttribute('data-found', JSON.stringify([...document.querySelectorAll('iframe')].map(measure)));
+});
+"""
+
+
+def browse(address, *flags):
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--window-size=1400,1000",
+        *flags,
+        address,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
+def test_a_browser_shows_all_pictures_without_errors_at_both_widths(study, tmp_path):
+    opened = browse((study[0] / "index.html").as_uri(), "--dump-dom")
+    assert "CONSOLE" not in opened.stderr and "id=figure_9" in opened.stdout.replace('"', "")
+    # A frame of its own makes the narrow window that headless browsers refuse.
+    frames = "".join(
+        f"<iframe style='width:{width}px;height:900px;border:0' srcdoc=\"{html.escape(study[1])}\"></iframe>"
+        for width in WIDTHS
+    )
+    (tmp_path / "frames.html").write_text(
+        f"<!doctype html><meta charset='utf-8'><body>{frames}<script>{MEASURE}</script></body>"
+    )
+    opened = browse((tmp_path / "frames.html").as_uri(), "--dump-dom")
+    assert "CONSOLE" not in opened.stderr and "data-error" not in opened.stdout.split("<iframe")[0]
+    (said,) = re.findall(r'<body[^>]* data-found="([^"]*)"', opened.stdout)
+    found = json.loads(html.unescape(said))
+    assert [each["width"] for each in found] == list(WIDTHS)
+    for each in found:
+        assert each["images"] == study[1].count("<img") and each["broken"] == 0
+        assert each["scroll"] <= each["width"] and each["wide"] == 0
+        assert each["letters"] >= 9 and each["panels"] >= 280
