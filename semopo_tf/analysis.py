@@ -173,7 +173,7 @@ def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[
     config, seed = run.config, run.config.eval.seed
     sampler, length = build.make_sampler(config, dataset, images_on_device=False), config.batch.length
     measure = compiling.compiled(
-        lambda batch, block: run.agent.world_model.uncertainties(batch, Key(seed, "uncertainty", block), [length - 1]),
+        lambda batch, block: run.world_model.uncertainties(batch, Key(seed, "uncertainty", block), [length - 1]),
         jit=False,
     )
     blocks = []
@@ -207,7 +207,7 @@ def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[di
     rows = [0, next((row for row in range(BLOCK) if windows.names[row] != windows.names[0]), 1)]
     columns = [max(0, length - 1 - GROUP_STRIDE * back) for back in reversed(range(GROUP_FRAMES))]
     batch = tf.nest.map_structure(lambda x: tf.gather(x, rows), windows.batch)
-    found = run.agent.world_model.uncertainties(batch, key, columns)
+    found = run.world_model.uncertainties(batch, key, columns)
     values = {stream: measures["mean_norm"].numpy().astype(np.float64).tolist() for stream, measures in found.items()}
     picture = np.concatenate([batch.image.numpy()[group, column] for group in range(GROUPS) for column in columns], 1)
     return {"groups": [[windows.place(row, column) for column in columns] for row in rows], "values": values}, picture
@@ -229,7 +229,7 @@ def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.nda
     key, length = Key(run.config.eval.seed, "reconstruction", tf.constant(0, tf.int64)), run.config.batch.length
     sampler = build.make_sampler(run.config, dataset, images_on_device=False)
     windows = draw_windows(sampler, dataset, key, batch=FRAMES, length=length)
-    found = run.agent.world_model.reconstruct(windows.batch, key, length)
+    found = run.world_model.reconstruct(windows.batch, key, length)
     names = SHOWN if "mask" in found else {"observation": "truth", "joint": "joint"}
     rows = {name: found[own].numpy()[:, -1:] for name, own in names.items()}  # [8, 1, H, W, 1 or 3]
     error = {

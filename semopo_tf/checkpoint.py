@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from semopo_tf.errors import CheckpointError, CommandParser, run_command
-from semopo_tf.run.checkpoints import PATTERN, PHASES, listed, load, stored_bytes
+from semopo_tf.run.checkpoints import PATTERN, listed, load, stored_bytes
+from semopo_tf.run.directory import phases_of
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     directory = arguments.directory.expanduser()
     if directory.is_file():
         load(directory)  # refuses it, and says what it is
-    paths = [directory] if PATTERN.fullmatch(directory.name) else listed(directory, PHASES)
+    paths = [directory] if PATTERN.fullmatch(directory.name) else listed(directory, phases_of(directory))
     if not paths:
         raise CheckpointError(f"{directory}: no checkpoint there; expected the logdir of a run")
     (check if arguments.command == "check" else show)(directory, paths)

@@ -16,12 +16,11 @@ from semopo_tf.report import paper
 from semopo_tf.run.evaluate import evaluate
 from semopo_tf.storage.records import Records
 from semopo_tf.storage.video import video_grid, write_video
+from semopo_tf.types import Episode, Learner, Policy
 
 if TYPE_CHECKING:
     from semopo_tf.config import Config
-    from semopo_tf.methods.semopo import Agent, FilterPolicy
     from semopo_tf.run.checkpoints import Checkpoint
-    from semopo_tf.types import Episode
 
 VIDEO_EPISODES, VIDEO_LENGTH, VIDEO_CONTEXT = 3, 100, 5
 
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> int:
     if not arguments.checkpoint and not (logdir / "DONE").exists():
         print(f"warning: {logdir}: the run is not complete; playing {run.checkpoint}")
     overrides = {key: value for key in build.CARD_KEYS if (value := getattr(arguments, key)) is not None}
-    scores, rows, shown = Records(logdir / "scores.jsonl"), [], list["Episode"]()
+    scores, rows, shown = Records(logdir / "scores.jsonl"), [], list[Episode]()
     for row, episode in scored(run, arguments.episodes, arguments.environments, overrides):
         scores.append(row)
         rows.append(row)
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 def scored(
     run: "Run", episodes: int | None = None, environments: int = 1, overrides: Mapping[str, str] | None = None
-) -> Iterator[tuple[dict[str, Any], "Episode"]]:
+) -> Iterator[tuple[dict[str, Any], Episode]]:
     """Play a run's policy: a row as in scores.jsonl and the episode itself, for each of the fixed list of episode
     seeds.
 
@@ -142,17 +141,34 @@ def require_named(task: str, given: str | None) -> None:
 
 
 class Run:
-    """A trained agent with what is needed to use it."""
+    """A trained learner with what is needed to use it."""
 
     def __init__(
-        self, config: "Config", card: dict[str, Any] | None, agent: "Agent", policy: "FilterPolicy", found: "Checkpoint"
+        self,
+        config: "Config",
+        card: dict[str, Any] | None,
+        sizes: dict[str, int],
+        learner: Learner,
+        found: "Checkpoint",
     ):
-        self.config, self.card, self.agent, self.policy = config, card, agent, policy
+        self.config, self.card, self.sizes, self.learner = config, card, sizes, learner
+        self.policy = learner.policy()
         self.checkpoint, self.phase, self.step = found.path.name, found.phase, found.step
+
+    @property
+    def world_model(self) -> Any:
+        """The learner's world model.
+
+        Raises:
+          ConfigError: when its method has none.
+        """
+        if found := getattr(self.learner, "world_model", None):
+            return found
+        raise ConfigError(f"--logdir: expected a run with a world model, received one of {self.config.method}")
 
 
 def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
-    """The agent of a run directory; needs neither its dataset nor a simulator.
+    """The learner of a run directory; needs neither its dataset nor a simulator.
 
     Args:
       checkpoint: directory name inside `logdir`; the newest good one by default.
@@ -169,13 +185,16 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
     config = configuration.load_saved(logdir / "config.yaml")
     manifest = read_run_data(logdir)
     from semopo_tf.engine import compiling, devices
-    from semopo_tf.methods.semopo import FilterPolicy
     from semopo_tf.run import build, checkpoints
 
+    sizes = {key: manifest[key] for key in ("image_size", "action_size")}
+    device, _ = devices.choose_device("auto")
+    jit = compiling.choose_jit(config.jit, device)  # as in training: what XLA compiles differs in the last bits
+    learner = build.make_learner(config, **sizes, jit=jit)
     if checkpoint:
         found = checkpoints.load(logdir / checkpoint)
     else:
-        newest, faults = checkpoints.load_newest(logdir, build.PHASES)
+        newest, faults = checkpoints.load_newest(logdir, [stage.name for stage in learner.stages])
         for fault in faults:
             print(f"warning: {fault}")
         if newest is None:
@@ -183,15 +202,11 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
                 f"{logdir}: no checkpoint yet; train until the first save_every = {config.save_every} updates"
             )
         found = newest
-    sizes = {"image_size": manifest["image_size"], "action_size": manifest["action_size"]}
-    device, _ = devices.choose_device("auto")
-    jit = compiling.choose_jit(config.jit, device)  # as in training: what XLA compiles differs in the last bits
-    agent = build.make_agent(config, **sizes, jit=jit)
-    build.restore(agent.variables(), found.tensors, found.path)
-    return Run(config, manifest["card"], agent, FilterPolicy(agent, **sizes, jit=jit.pixels), found)
+    build.restore(learner.variables(), found.tensors, found.path)
+    return Run(config, manifest["card"], sizes, learner, found)
 
 
-def load_policy(logdir: str | Path) -> "FilterPolicy":
+def load_policy(logdir: str | Path) -> Policy:
     """The acting policy of a run, for notebooks: `action, state = policy(image, state, seeds, step)`, see
     `types.Policy`.
 
@@ -201,7 +216,7 @@ def load_policy(logdir: str | Path) -> "FilterPolicy":
     return load_run(logdir).policy
 
 
-def write_videos(directory: Path, run: Run, episodes: list["Episode"]) -> list[Path]:
+def write_videos(directory: Path, run: Run, episodes: list[Episode]) -> list[Path]:
     """What the camera saw, and how the model explains it: rows as in training's videos, on the policy's own episodes.
 
     Returns:
@@ -220,6 +235,6 @@ def write_videos(directory: Path, run: Run, episodes: list["Episode"]) -> list[P
         key: tf.constant(np.stack([getattr(episode, key)[:length] for episode in episodes])) for key in Batch._fields
     }
     key = Key(run.config.eval.seed, "report", tf.constant(0, tf.int64))
-    rows = run.agent.world_model.reconstruct(Batch(**columns), key, min(VIDEO_CONTEXT, length - 1))
+    rows = run.learner.pictures(Batch(**columns), key, min(VIDEO_CONTEXT, length - 1))
     write_video(directory / f"{name}-model.mp4", video_grid({key: row.numpy() for key, row in rows.items()}))
     return [directory / f"{name}-{kind}.mp4" for kind in ("episodes", "model")]

@@ -28,7 +28,6 @@ from semopo_tf.storage.files import FILES, Files, temporary_sibling
 
 if TYPE_CHECKING:
     from semopo_tf.evaluation import Run
-    from semopo_tf.methods.semopo import FilterPolicy
 
 FORMAT = 1
 SETTINGS = ("TF_ENABLE_ONEDNN_OPTS",)  # of the environment: what decides the last bit of an action on one machine
@@ -73,8 +72,8 @@ def describe(run: "Run") -> dict[str, Any]:
         "phase": run.phase,
         "step": run.step,
         "checkpoint": run.checkpoint,
-        "image_size": run.policy.image_size,
-        "action_size": run.policy.action_size,
+        "image_size": run.sizes["image_size"],
+        "action_size": run.sizes["action_size"],
         "action_range": [-1.0, 1.0],
         "action_repeat": config.env.action_repeat,
         "precision": config.precision,
@@ -97,9 +96,9 @@ def write(out: Path, run: "Run", facts: Mapping[str, Any], files: Files = FILES)
     temporary, module = temporary_sibling(out), tf.Module()
     try:
         files.make_directory(temporary)
-        functions = signatures(run.policy)
+        functions = signatures(run.policy, run.sizes["image_size"])
         read = {id(variable) for variable in functions["act"].variables}
-        module.weights = {name: variable for name, variable in run.agent.variables().items() if id(variable) in read}
+        module.weights = {name: variable for name, variable in run.learner.variables().items() if id(variable) in read}
         # The functions' gradients would bring the graph of learning along.
         tf.saved_model.save(
             module, str(temporary), functions, tf.saved_model.SaveOptions(experimental_custom_gradients=False)
@@ -116,7 +115,7 @@ def write(out: Path, run: "Run", facts: Mapping[str, Any], files: Files = FILES)
         files.remove_tree(temporary)
 
 
-def signatures(policy: "FilterPolicy") -> dict[str, Any]:
+def signatures(policy: Any, image_size: int) -> dict[str, Any]:
     """The functions `initial` and `act` of the module's docstring, traced; what they read are all variables that acting
     needs.
     """
@@ -135,10 +134,10 @@ def signatures(policy: "FilterPolicy") -> dict[str, Any]:
         image: tf.Tensor, seed: tf.Tensor, deter: tf.Tensor, stoch: tf.Tensor, action: tf.Tensor, step: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         unread = tf.nest.map_structure(lambda x: tf.repeat(x, tf.shape(seed)[0], 0), first.stats)
-        action, latent = policy.filter(image, Latent(deter, stoch, unread), action, seed, step)
+        action, latent = policy.act(image, Latent(deter, stoch, unread), action, seed, step)
         return {"deter": latent.deter, "stoch": latent.stoch, "action": action, "step": step + 1}
 
-    seen = {"image": tf.zeros([1, policy.image_size, policy.image_size, 3], tf.uint8), "seed": tf.zeros([1], tf.int64)}
+    seen = {"image": tf.zeros([1, image_size, image_size, 3], tf.uint8), "seed": tf.zeros([1], tf.int64)}
     specs = [tf.TensorSpec([None, *value.shape[1:]], value.dtype, name) for name, value in (seen | start).items()]
     return {
         "initial": compiled(

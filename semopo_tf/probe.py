@@ -97,7 +97,7 @@ def probe(run: "Run") -> dict[str, Any]:
     episodes, agent_pixels = fresh_episodes(run)
     columns = encode(run, episodes)
     truth = {name: np.stack([episode.log[name] for episode in episodes]) for name in episodes[0].log}
-    streams = [branch.name for branch in run.agent.world_model.branches]
+    streams = [branch.name for branch in run.world_model.branches]
     r2: dict[str, dict[str, float]] = {stream: {} for stream in streams}
     ahead: dict[str, dict[str, dict[str, float]]] = {stream: {} for stream in streams}
     for stream in streams:
@@ -160,7 +160,7 @@ def encode(run: "Run", episodes: Sequence["Episode"]) -> dict[str, np.ndarray]:
     from semopo_tf.types import Batch
 
     key = Key(run.config.eval.seed, "probe", tf.constant(0, tf.int64))
-    analyse = compiling.compiled(lambda batch: run.agent.world_model.analyse(batch, key, CONTEXT), jit=False)
+    analyse = compiling.compiled(lambda batch: run.world_model.analyse(batch, key, CONTEXT), jit=False)
     blocks = []
     for first in range(0, len(episodes), BLOCK):
         columns = {

@@ -13,7 +13,7 @@ NOT_REPRODUCED = 1
 
 
 def main(argv: list[str]) -> int:
-    """Rebuild the agent, load the weights and the batch, and do the update.
+    """Rebuild the learner, load the weights and the batch, and do the update.
 
     Raises:
       SemopoError: when the directory is no dump, or belongs to another model.
@@ -37,12 +37,12 @@ def main(argv: list[str]) -> int:
     )
     jit = compiling.choose_jit(config.jit, device)
     with tf.device(device):
-        agent = build.make_agent(config, image_size=facts["image_size"], action_size=facts["action_size"], jit=jit)
-        build.restore(agent.variables(), state, path / "state.npz")
-        stage = next(stage for stage in agent.stages if stage.name == facts["phase"])
+        learner = build.make_learner(config, image_size=facts["image_size"], action_size=facts["action_size"], jit=jit)
+        build.restore(learner.variables(), state, path / "state.npz")
+        stage = next(stage for stage in learner.stages if stage.name == facts["phase"])
         key = Key(facts["seed"], stage.name, tf.constant(facts["step"], tf.int64))
         batch = Batch(*(tf.constant(array) for array in arrays))
-        found = dump.examine(agent, stage, batch, key, jit=jit.pixels if stage.pixels else jit.vectors)
+        found = dump.examine(learner, stage, batch, key, jit=jit.of(stage))
     wanted = facts["not_finite"][:1]
     print(f"not finite: {', '.join(found) or 'nothing'}")
     same = bool(wanted) and wanted[0] in found

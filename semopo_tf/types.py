@@ -12,7 +12,7 @@ reward 0:
     reward   0    r_1   r_2  ...  r_T       r_t received on arriving at o_t, summed over the repeated simulator steps
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -41,7 +41,7 @@ class Episode(NamedTuple):
 class Batch(NamedTuple):
     """`B` windows of `T` consecutive records, each window from one episode."""
 
-    image: Tensor  # [B, T, H, W, 3] uint8; in the policy phase [B, T, hidden], what the frozen encoder made of it
+    image: Tensor  # [B, T, H, W, 3] uint8, or [B, T, ...] as the stage prepared it
     action: Tensor  # [B, T, A] float32
     reward: Tensor  # [B, T] float32
     is_first: Tensor  # [B, T] bool, true at column 0 only
@@ -69,15 +69,26 @@ class Imagined(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One phase of learning: `steps` calls of `update` on batches of the sampler's view `view`."""
+    """One stage of learning: `steps` calls of `update` on batches of the sampler's view `view`.
 
-    name: str  # "model" or "policy"; the checkpoint directory and every metrics row carry it
+    Checkpoints, records and resume are named after `name` and `steps` and know nothing else of a learner.
+    """
+
+    name: str  # lower-case letters
     steps: int  # number of updates
-    view: str  # which of the sampler's views the stage draws from
-    update: Callable[
-        [Batch, Any], Mapping[str, Tensor]
-    ]  # (batch, key) -> scalar metrics; pure TensorFlow, writes its own variables
-    pixels: bool  # whether it looks at images; if not, its batches come with the evidence of a frozen encoder instead
+    view: str  # which of the sampler's views the batches come from
+    # (batch, key) -> scalar metrics and `finite`, 1.0 or 0.0; pure TensorFlow, writes its own variables. Where the
+    # update is not finite it changes nothing.
+    update: Callable[[Batch, Any], Mapping[str, Tensor]]
+    images: bool = True  # whether `batch.image` holds images
+    # frames [N, H, W, 3] uint8 -> [N, ...], computed once when the stage begins, from the weights of then; its rows
+    # stand in the batches in place of the images. None without images: `batch.image` is [B, T, 0].
+    prepare: Callable[[np.ndarray], Tensor] | None = None
+    # (batch, key) -> metrics and gradients of the update by name; changes nothing. Tells what is not finite in a dump.
+    gradients: Callable[[Batch, Any], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] | None = None
+    validated: bool = False  # whether `Learner.validate` adds held-out metrics to the rows of this stage
+    pictured: bool = False  # whether `Learner.pictures` is filmed on the clock of `video.every`
+    evaluated: bool = False  # whether the policy plays on the clock of `eval.every`
 
 
 class Observation(NamedTuple):
@@ -120,3 +131,33 @@ class Policy(Protocol):
         state.
         """
         ...
+
+
+class Learner(Protocol):
+    """Everything that learns from a dataset. The trainer, checkpoints, records and resume ask nothing else of it.
+
+    A learner is a function of (configuration, seed, batches): all its state is in `variables`, all its randomness comes
+    from the keys that it is given.
+    """
+
+    stages: Sequence[Stage]  # in the order of training
+
+    def variables(self) -> Mapping[str, Any]:
+        """Stable name -> tf.Variable: all that a checkpoint holds, optimisers included."""
+        ...
+
+    def policy(self) -> Policy:
+        """The acting policy. It reads the variables, so it plays with the newest weights."""
+        ...
+
+    def validate(self, batch: Batch, key: Any) -> Mapping[str, Tensor]:
+        """Metrics of a held-out batch, without a step; none by default."""
+        return {}
+
+    def pictures(self, batch: Batch, key: Any, context: int) -> Mapping[str, Tensor]:
+        """Rows of a video about a batch, each [B, T, H, W, 1 or 3] in 0..1; none by default.
+
+        Args:
+          context: frames that are seen before the rest is predicted.
+        """
+        return {}

@@ -1,4 +1,4 @@
-"""Tiny agents and batches, and the package's weights in the form that `reference` wants."""
+"""Tiny learners and batches, and the package's weights in the form that `reference` wants."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from semopo_tf import config as configuration
 from semopo_tf.engine.compiling import choose_jit
-from semopo_tf.methods.semopo import Agent
+from semopo_tf.methods.semopo import SeMOPO
 from semopo_tf.nets.rssm import RSSM
 from semopo_tf.random import Key
 from semopo_tf.run import build
@@ -48,9 +48,11 @@ def config(*names: str, sizes: Mapping[str, str] | None = None, **flags: Any) ->
     return configuration.load(["--configs", *names, "walker_walk", "debug", *argv])
 
 
-def agent(*names: str, **flags: Any) -> Agent:
+def learner(*names: str, **flags: Any) -> SeMOPO:
     given = config(*names, **flags)
-    return build.make_agent(given, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=choose_jit(given.jit, "/CPU:0"))
+    return build.make_learner(
+        given, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=choose_jit(given.jit, "/CPU:0")
+    )
 
 
 def batch(rng: np.random.Generator, size: int = 2, length: int = 4) -> Batch:

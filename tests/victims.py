@@ -33,7 +33,7 @@ WIDTH = 30_000  # numbers in a weight: a checkpoint of half a megabyte, whose wr
 class Toy:
     """A learner of three weights, with momentum and noise; everything of it is in its variables."""
 
-    def __init__(self, config, *, image_size, action_size, jit):
+    def __init__(self, config, *, image_size, action_size, jit=None):
         self._variables = {
             name: tf.Variable(tf.fill([WIDTH], start))
             for name, start in (("model/w", 0.5), ("model_opt/momentum", 0.0), ("policy/w", 0.1), ("policy/noise", 0.0))
@@ -41,10 +41,13 @@ class Toy:
         self._work = tf.constant(config.kl.free)
         steps = config.steps
         self.stages = [
-            Stage("model", steps["model"], "model", self._update_model, pixels=True),
-            Stage("policy", steps["policy"], "policy", self._update_policy, pixels=False),
+            Stage("model", steps["model"], "model", self._update_model, validated=True, pictured=True),
+            Stage("policy", steps["policy"], "policy", self._update_policy, prepare=self._prepare, evaluated=True),
         ]
-        self.world_model = self
+        self._action_size = action_size
+
+    def policy(self):
+        return ToyPolicy(self, self._action_size)
 
     def variables(self):
         return self._variables
@@ -69,27 +72,27 @@ class Toy:
         weight.assign(0.99 * weight + 0.01 * (noise + self._variables["model/w"]) * tf.reduce_mean(batch.image))
         return {"actor_loss": tf.reduce_mean(weight), "finite": tf.constant(1.0)}
 
-    def evidence(self, frames, *, jit):
+    def _prepare(self, frames):
         return tf.cast(tf.reduce_mean(tf.cast(tf.constant(frames), tf.float32), [1, 2]), tf.float32) / 255
 
     def validate(self, batch, key):
         return {"image_loss": tf.reduce_mean(tf.cast(batch.image, tf.float32)) * self._variables["model/w"][0]}
 
-    def reconstruct(self, batch, key, context):
+    def pictures(self, batch, key, context):
         return {"truth": tf.cast(batch.image, tf.float32) / 255}
 
 
 class ToyPolicy:
     """Acts with the sum of its weights and of the picture."""
 
-    def __init__(self, agent, *, image_size, action_size, jit):
-        self._agent, self._size = agent, action_size
+    def __init__(self, learner, action_size):
+        self._learner, self._size = learner, action_size
 
     def initial(self, episodes):
         return None
 
     def __call__(self, image, state, seeds, step):
-        weight = float(tf.reduce_mean(self._agent.variables()["policy/w"]))
+        weight = float(tf.reduce_mean(self._learner.variables()["policy/w"]))
         rows = np.tanh(image.mean((1, 2, 3)) / 255 + weight)
         return np.repeat(rows[:, None], self._size, 1).astype(np.float32), None
 
@@ -170,7 +173,7 @@ def train(
 
 def train_toy(argv: list[str]) -> int:
     with steady_output(), listening() as stop:
-        return training.train(argv, stop, make_agent=Toy, make_policy=ToyPolicy)
+        return training.train(argv, stop, make_learner=Toy)
 
 
 class Server:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from semopo_tf.types import Stage
+
 
 class Jit(NamedTuple):
     """What XLA compiles. The numbers agree to rounding whatever is chosen."""
@@ -13,6 +15,10 @@ class Jit(NamedTuple):
     vectors: bool  # chunks of updates without
     parts: bool  # the recurrent part of a chunk that is not compiled as a whole
     products: bool  # convolutions as matrix products: XLA's own are slow inside a loop on a CPU
+
+    def of(self, stage: Stage) -> bool:
+        """Whether the chunks of a stage are compiled: those with convolutions have images."""
+        return self.pixels if stage.images and not stage.prepare else self.vectors
 
     def describe(self) -> str:
         """For the first lines of a run."""

@@ -1,3 +1,24 @@
-"""What learns: losses, world models, imagination, actor-critic, and one module per method. Imports the vocabulary and
-`nets`.
+"""What learns: losses, world models, imagination, actor-critic, and one module per method.
+
+Imports the vocabulary and `nets`; a method imports shared parts and never another method. `LEARNERS` maps each name
+under `methods` in the configuration to how that learner is built, and from which sections.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from semopo_tf.methods import semopo
+from semopo_tf.types import Learner
+
+
+class Registered(NamedTuple):
+    """How a learner is built."""
+
+    # Keywords: image_size, action_size, seed, compute, and one for each of `sections`. Raises ValueError for settings
+    # that do not fit together.
+    build: Callable[..., Learner]
+    sections: tuple[str, ...]  # of the configuration
+
+
+_SEMOPO = Registered(semopo.build, semopo.SECTIONS)
+LEARNERS: dict[str, Registered] = {"semopo": _SEMOPO, "se_rs": _SEMOPO, "se_rs_drp": _SEMOPO, "offline_dv2": _SEMOPO}

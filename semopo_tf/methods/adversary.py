@@ -32,7 +32,7 @@ class Adversary:
         self.variables, self._loss, self._optimizer, self._updates = variables, loss, optimizer, updates
 
     def fit(self, feat: tf.Tensor, reward: tf.Tensor) -> None:
-        """Take the head's steps on one batch: features [B, T, F], through which nothing flows back, and reward [B, T]."""
+        """Take the head's steps on features [B, T, F], through which no gradient flows back, and reward [B, T]."""
         feat = tf.stop_gradient(feat)
 
         def step(done: tf.Tensor) -> tuple[tf.Tensor]:

@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
+from semopo_tf.methods.losses import Penalty, penalised_reward
 from semopo_tf.random import Key
 from semopo_tf.types import Imagined, Latent
 
@@ -19,7 +20,7 @@ class ImaginationModel(Protocol):
 
     def reward(self, feat: tf.Tensor) -> tf.Tensor: ...
 
-    def uncertainty(self, latent: Latent) -> tf.Tensor: ...
+    def disagreement(self, latent: Latent, measure: str) -> tf.Tensor: ...
 
 
 class ImaginationPolicy(Protocol):
@@ -40,21 +41,19 @@ def imagine(
     *,
     horizon: int,
     discount: float,
-    penalty_weight: float,
+    penalty: Penalty,
 ) -> Imagined:
-    """Imagine `horizon` steps from every start state (Algorithm 1, second loop; Eq. 2 for the reward).
+    """Imagine `horizon` steps from every start state: the inner loop of the paper's policy learning.
 
         state   s_0 --a_1--> s_1 --a_2--> ... --a_H--> s_H        a_{t+1} ~ policy(sg feat_t)
-        reward  r_0          r_1                       r_H        r_t = reward(s_t) - penalty_weight * uncertainty(s_t)
+        reward  r_0          r_1                       r_H        r_t = penalised_reward(s_t)
         weight  1            g                         g^H
 
-    Reward and penalty are functions of the arrival state, so the penalty charges the transition into it. The policy
-    sees stopped
-    features: its gradient comes through the states, rewards and penalties that its actions cause.
+    The policy sees stopped features: its gradient comes through the states, rewards and penalties that its actions
+    cause.
 
     Args:
       start: [N, ...] posterior states, already stopped.
-      penalty_weight: lambda of Eq. 2.
     """
     size = start.deter.shape[0]
     noise = (model.draw_steps(key, horizon, size), policy.draw_actions(key, horizon, size))  # leading axis H
@@ -69,10 +68,11 @@ def imagine(
     *steps, entropy = tf.scan(step, noise, initializer=(start, no_action, tf.zeros([size])))
     latent, action = tf.nest.map_structure(_with_start, (start, no_action), tuple(steps))
     feat = model.features(latent)  # [N, H+1, F]
-    penalty = penalty_weight * model.uncertainty(latent)
-    discounts = tf.fill(penalty.shape, discount)
+    disagreement = model.disagreement(latent, penalty.measure)
+    reward = penalised_reward(model.reward(feat), disagreement, penalty.weight)
+    discounts = tf.fill(reward.shape, discount)
     weight = tf.math.cumprod(discounts, axis=1, exclusive=True)
-    return Imagined(feat, action, model.reward(feat) - penalty, penalty, discounts, weight, tf.transpose(entropy))
+    return Imagined(feat, action, reward, penalty.weight * disagreement, discounts, weight, tf.transpose(entropy))
 
 
 def _with_start(start: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,8 @@
 """The losses and returns of the method as pure functions of tensors. Stop-gradients stand at the call sites."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import tensorflow as tf
 
 
@@ -72,8 +75,34 @@ def critic_loss(log_prob: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     return -weight[:, : log_prob.shape[1]] * log_prob
 
 
+class Penalty(NamedTuple):
+    """How the ensemble's disagreement enters the imagined reward: the section `penalty` of the configuration."""
+
+    measure: str  # a name of `MEASURES`
+    weight: float  # lambda of Equation 2
+
+
+def penalised_reward(reward: tf.Tensor, disagreement: tf.Tensor, weight: float) -> tf.Tensor:
+    """Equation 2 of the paper (Eq. 2), the penalised reward (penalized reward) that the policy maximises.
+
+        r~(s_t) = r(s_t) - lambda * u(s_t)
+
+    Reward and disagreement belong to the state at which the action arrives, so the penalty charges the transition.
+
+    Args:
+      reward: [...] predicted by the reward head.
+      disagreement: [...] of the endogenous ensemble about the same state: one of `MEASURES`; the paper prints the sum
+        over members of the squared distance to their mean, `sum_of_squares`.
+      weight: lambda.
+
+    Returns:
+      [...], differentiable in reward and disagreement.
+    """
+    return reward - weight * disagreement
+
+
 def sum_of_squares(centres: tf.Tensor) -> tf.Tensor:
-    """Ensemble disagreement of the paper's Eq. 2: sum over members of the squared distance to their mean.
+    """The disagreement that the paper prints: sum over members of the squared distance to their mean.
 
     Args:
       centres: [K, ..., P] predictions of the members.
@@ -85,23 +114,27 @@ def sum_of_squares(centres: tf.Tensor) -> tf.Tensor:
 
 
 def mean_norm(centres: tf.Tensor) -> tf.Tensor:
-    """Ensemble disagreement of Offline DV2 and of the released code (`meandis`): mean over members of the distance to
-    their mean.
+    """The disagreement of Offline DV2 and of the released code (`meandis`): mean over members of the distance to their
+    mean.
 
     For categorical latents P runs over all S*C probabilities, which makes the distance the Frobenius norm.
+
+    Args:
+      centres: [K, ..., P] predictions of the members.
+
+    Returns:
+      [...], zero with zero gradient for identical members.
     """
     return tf.reduce_mean(_safe_sqrt(_squared_distances(centres)), 0)
 
 
 def log_prob_variance(log_probs: tf.Tensor) -> tf.Tensor:
-    """Population variance over members of the log-probability of one state (the paper's text). [K, ...] -> [...]."""
+    """Population variance over members of one state's log-probability (the paper's text). [K, ...] -> [...]."""
     return tf.reduce_mean(tf.square(_from_their_mean(log_probs)), 0)
 
 
 def log_prob_std(log_probs: tf.Tensor) -> tf.Tensor:
-    """Population standard deviation over members of the log-probability of one state (LOMPO, released code). [K, ...]
-    -> [...].
-    """
+    """Population standard deviation of the same (LOMPO, released code). [K, ...] -> [...]."""
     return _safe_sqrt(log_prob_variance(log_probs))
 
 
@@ -123,3 +156,12 @@ def _safe_sqrt(square: tf.Tensor) -> tf.Tensor:
     """
     positive = square > 0
     return tf.where(positive, tf.sqrt(tf.where(positive, square, 1.0)), 0.0)
+
+
+# Name -> (what the members disagree about, the measure).
+MEASURES: dict[str, tuple[str, Callable[[tf.Tensor], tf.Tensor]]] = {
+    "sum_squares": ("centre", sum_of_squares),
+    "mean_norm": ("centre", mean_norm),
+    "log_prob_variance": ("log_prob", log_prob_variance),
+    "log_prob_std": ("log_prob", log_prob_std),
+}

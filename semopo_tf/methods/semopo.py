@@ -1,40 +1,48 @@
-"""SeMOPO and Offline DV2: a world model learned from data, then a policy learned in its imagination, and the policy
+"""SeMOPO, its ablations and Offline DV2 as one learner: a world model, then a policy in its imagination; and the policy
 that acts.
 
-One class serves both; which world model it holds is configuration. Two strictly sequential stages (Algorithm 1).
+Which world model it holds and what its losses reach is configuration. The exogenous states never leave the world model.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from semopo_tf.engine.compiling import Jit, compiled
 from semopo_tf.methods.actor_critic import ActorCritic
 from semopo_tf.methods.adversary import Adversary
 from semopo_tf.methods.imagination import imagine
+from semopo_tf.methods.losses import Penalty
 from semopo_tf.methods.world_model import JointWorldModel, Losses, SeparatedWorldModel, WorldModel
+from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.layers import compute_type
 from semopo_tf.nets.optim import LossScale, Optimizer, gradients_of, step_if_finite
 from semopo_tf.random import Key
-from semopo_tf.types import Batch, Imagined, Latent, Stage
+from semopo_tf.types import Batch, Imagined, Latent, Learner, Stage
 
 EVIDENCE_ROWS = 512  # frames encoded in one call
+SECTIONS = (
+    *("steps", "model", "encoder", "decoder", "rssm", "reward_head", "kl", "model_opt", "penalty", "imagination"),
+    *("actor", "critic", "actor_critic", "actor_opt", "critic_opt"),
+)
 WORLD_MODELS = {"separated": SeparatedWorldModel, "joint": JointWorldModel}
 
 
-class Agent:
-    """World model, actor-critic and their optimisers.
+class SeMOPO(Learner):
+    """Algorithm 1 of the paper: the stage `model` is its first loop, the stage `policy` its second.
+
+        conservative sampling --batch--> update_model          one step of the world model       (`data.sampler`)
+        posterior states --imagine--> penalised reward --> update_policy   one step of actor and critic
 
     Args:
       model_opt: arguments of `Optimizer` for the world model, and for the adversary if it has one.
       split_optimizers: one optimiser a branch instead of one for all.
       adversary_updates: steps of the adversary before each model update.
-      penalty_weight: lambda of Eq. 2.
+      horizon, discount: of imagination.
+      penalty: measure and weight of the disagreement in the imagined reward.
       steps: updates of the stages `model` and `policy`.
-      precision: `mixed_float16` brings a loss scale; the half type itself is the networks' business.
+      image_size, action_size: of the frames that the policy sees, and of its actions.
     """
 
     def __init__(
@@ -47,31 +55,48 @@ class Agent:
         adversary_updates: int,
         horizon: int,
         discount: float,
-        penalty_weight: float,
+        penalty: Penalty,
         steps: Mapping[str, int],
-        precision: str = "float32",
+        image_size: int,
+        action_size: int,
+        compute: Compute,
     ):
         self.world_model, self.actor_critic = world_model, actor_critic
-        self._horizon, self._discount, self._penalty_weight = horizon, discount, penalty_weight
+        self._horizon, self._discount, self._penalty = horizon, discount, penalty
         self._model_opts = [
             Optimizer(name, group, **model_opt) for name, group in world_model.groups(split_optimizers).items()
         ]
         self._adversary = None
         if world_model.adversary:
             head = world_model.adversary
-            self._adversary = Adversary(
-                head, world_model.adversary_loss, Optimizer("exo_reward", head, **model_opt), adversary_updates
-            )
-        self._table_type = compute_type(precision)
-        self._loss_scale = LossScale("model_scale") if precision == "mixed_float16" else None
+            optimizer = Optimizer("exo_reward", head, **model_opt)
+            self._adversary = Adversary(head, world_model.adversary_loss, optimizer, adversary_updates)
+        self._sizes, self._compute = {"image_size": image_size, "action_size": action_size}, compute
+        self._loss_scale = LossScale("model_scale") if compute.precision == "mixed_float16" else None
         self.stages = (
-            Stage("model", steps["model"], "model", self.update_model, pixels=True),
-            Stage("policy", steps["policy"], "policy", self.update_policy, pixels=False),
+            Stage(
+                "model",
+                steps["model"],
+                "model",
+                self.update_model,
+                gradients=self.model_gradients,
+                validated=True,
+                pictured=True,
+            ),
+            Stage(
+                "policy",
+                steps["policy"],
+                "policy",
+                self.update_policy,
+                prepare=self.evidence,
+                gradients=self.policy_gradients,
+                evaluated=True,
+            ),
         )
 
     def update_model(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
         """One world-model update: one forward, one backward for all optimisers, one step of each (who learns from what:
-        `world_model`).
+        `world_model`). An update that is not finite changes nothing, the adversary included.
         """
         before = self._adversary.read() if self._adversary else []
         losses, gradients = self._model_gradients(batch, key)
@@ -80,26 +105,27 @@ class Agent:
             self._adversary.restore(before, metrics["finite"] < 1)
         return metrics
 
-    def gradients(self, phase: str, batch: Batch, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """Losses and other metrics of a phase's update, and its gradients by variable, scaled where there is a loss
-        scale. Changes nothing.
-        """
-        if phase == "model":
-            before = self._adversary.read() if self._adversary else []
-            losses, gradients = self._model_gradients(batch, key)
-            if self._adversary:
-                self._adversary.restore(before, tf.constant(True))
-            return losses.metrics, {f"model/{name}": gradient for name, gradient in gradients.items()}
-        metrics, gradients = self.actor_critic.gradients(self._rollouts(batch, key))
-        return metrics, {f"policy/{name}": gradient for name, gradient in gradients.items()}
-
     def _model_gradients(self, batch: Batch, key: Key) -> tuple[Losses, dict[str, tf.Tensor]]:
+        """The model losses and their gradients. The adversary, if there is one, takes its steps before them, on the
+        exogenous features of this batch.
+        """
         trained = self.world_model.trained
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(trained.values()))
-            losses = self.world_model.losses(batch, key, self._adversary.fit if self._adversary else None)
+            inferred = self.world_model.infer(batch, key)
+            if self._adversary:
+                self._adversary.fit(inferred.feats[1], batch.reward)
+            losses = self.world_model.losses(batch, key, inferred)
             scaled = losses.total * self._loss_scale.scale if self._loss_scale else losses.total
         return losses, gradients_of(scaled, trained, tape)
+
+    def model_gradients(self, batch: Batch, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """Metrics and gradients of `update_model` by name, scaled where there is a loss scale. Changes nothing."""
+        before = self._adversary.read() if self._adversary else []
+        losses, gradients = self._model_gradients(batch, key)
+        if self._adversary:
+            self._adversary.restore(before, tf.constant(True))
+        return losses.metrics, {f"model/{name}": gradient for name, gradient in gradients.items()}
 
     def update_policy(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
         """One actor-critic update from the posterior states of all B*T records; the world model is frozen.
@@ -109,10 +135,16 @@ class Agent:
         """
         return self.actor_critic.learn(self._rollouts(batch, key), key.step)
 
+    def policy_gradients(self, batch: Batch, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """Metrics and gradients of `update_policy` by name, scaled where there is a loss scale. Changes nothing."""
+        metrics, gradients = self.actor_critic.gradients(self._rollouts(batch, key))
+        return metrics, {f"policy/{name}": gradient for name, gradient in gradients.items()}
+
     def _rollouts(self, batch: Batch, key: Key) -> Callable[[], Imagined]:
-        """Imagines from the posterior states of the batch when it is called."""
+        """A function that imagines from the posterior states of the batch."""
         start = tf.nest.map_structure(
-            lambda x: tf.stop_gradient(_flatten_batch_and_time(x)), self.world_model.posterior(batch, key)
+            lambda x: tf.stop_gradient(tf.reshape(x, [x.shape[0] * x.shape[1], *x.shape[2:]])),
+            self.world_model.posterior(batch, key),
         )
 
         def rollouts() -> Imagined:
@@ -123,41 +155,44 @@ class Agent:
                 key,
                 horizon=self._horizon,
                 discount=self._discount,
-                penalty_weight=self._penalty_weight,
+                penalty=self._penalty,
             )
 
         return rollouts
 
-    def evidence(self, frames: np.ndarray, *, jit: bool) -> tf.Tensor:
-        """What the policy phase needs of every frame, [N, H, W, 3] uint8 -> [N, hidden]: the frozen encoder run once
+    def evidence(self, frames: np.ndarray) -> tf.Tensor:
+        """What the policy stage needs of every frame, [N, H, W, 3] uint8 -> [N, hidden]: the frozen encoder, run once
         over the dataset.
 
         Kept in the compute type; a function of the weights and the frames alone, so a resumed run makes the same again.
         """
         branch, rows, blocks = self.world_model.main, min(EVIDENCE_ROWS, len(frames)), []
-        encode = compiled(lambda image: tf.cast(branch.evidence(image), self._table_type), jit=jit)
+        kept = compute_type(self._compute.precision)
+        encode = self._compute.compile(lambda image: tf.cast(branch.evidence(image), kept))
         for first in range(0, len(frames), rows):
             start = min(first, len(frames) - rows)  # the last block overlaps the one before, so that all have one shape
             blocks.append(encode(tf.constant(frames[start : start + rows]))[first - start :])
         return tf.concat(blocks, 0)
 
+    def policy(self) -> "FilterPolicy":
+        """Filters the endogenous state and takes the actor's mode."""
+        return FilterPolicy(self.world_model, self.actor_critic, **self._sizes, compute=self._compute)
+
     def validate(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
         """World-model metrics of a batch; changes nothing."""
         return self.world_model.losses(batch, key).metrics
 
+    def pictures(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
+        """Truth, reconstructions, mask and error: `context` filtered frames, then open loop under the true actions."""
+        return self.world_model.reconstruct(batch, key, context)
+
     def variables(self) -> dict[str, tf.Variable]:
         """Everything a checkpoint must hold, by stable name: `model/...`, `model_opt/...`, `policy/...`."""
-        found = {
-            f"model/{name}": variable
-            for name, variable in (self.world_model.trained | self.world_model.adversary).items()
-        }
-        if self._adversary:
-            found |= {f"model_opt/{name}": variable for name, variable in self._adversary.state().items()}
-        for optimizer in self._model_opts:
-            found |= {f"model_opt/{name}": variable for name, variable in optimizer.state().items()}
-        if self._loss_scale:
-            found |= {f"model_opt/{name}": variable for name, variable in self._loss_scale.state().items()}
-        return found | {f"policy/{name}": variable for name, variable in self.actor_critic.variables().items()}
+        keepers = [self._adversary, *self._model_opts, self._loss_scale]
+        states = [keeper.state() for keeper in keepers if keeper]
+        groups = [("model", self.world_model.trained | self.world_model.adversary)]
+        groups += [*(("model_opt", state) for state in states), ("policy", self.actor_critic.variables())]
+        return {f"{group}/{name}": variable for group, found in groups for name, variable in found.items()}
 
 
 def build(
@@ -180,27 +215,16 @@ def build(
     actor_critic: Mapping[str, Any],
     actor_opt: Mapping[str, float],
     critic_opt: Mapping[str, float],
-    precision: str,
-    remat: int,
-    jit: Jit,
-) -> Agent:
-    """An agent from the sections of the configuration, with all variables made and drawn from `seed`.
-
-    Args:
-      jit: what will be compiled; the numbers do not depend on it beyond rounding.
+    compute: Compute,
+) -> SeMOPO:
+    """A learner from the sections of the configuration, with all variables made and drawn from `seed`.
 
     Raises:
       ValueError: when the kernels do not fit the image, or a joint model is asked for what needs two streams.
     """
-    convolutional = {"precision": precision, "products": jit.products}
-    shared = {
-        "seed": seed,
-        "reward_head": {**reward_head, "precision": precision},
-        "kl": kl,
-        "measure": penalty["measure"],
-        "remat": remat,
-    }
-    shared["compile_part"] = partial(compiled, jit=True) if jit.parts else lambda function: function
+    precision = {"precision": compute.precision}
+    convolutional = precision | {"products": compute.products}
+    shared = {"seed": seed, "reward_head": {**reward_head, **precision}, "kl": kl, "compute": compute}
     shared |= {key: model[key] for key in ("reward_gradient", "image_scale")}
     if model["kind"] == "separated":
         shared |= {
@@ -218,10 +242,10 @@ def build(
         action_size=action_size,
         encoder={**encoder, **convolutional},
         decoder={**decoder, **convolutional},
-        rssm={**rssm, "precision": precision},
+        rssm={**rssm, **precision},
         **shared,
     )
-    behaviour = ActorCritic(
+    policy = ActorCritic(
         feat_size=world_model.main.rssm.feat_size,
         action_size=action_size,
         seed=seed,
@@ -229,87 +253,80 @@ def build(
         critic=critic,
         actor_opt=actor_opt,
         critic_opt=critic_opt,
-        precision=precision,
+        precision=compute.precision,
         **actor_critic,
     )
-    return Agent(
+    return SeMOPO(
         world_model,
-        behaviour,
+        policy,
         model_opt=model_opt,
         split_optimizers=model["split_optimizers"],
         adversary_updates=model["drp_updates"],
-        penalty_weight=penalty["weight"],
+        penalty=Penalty(**penalty),
         steps=steps,
-        precision=precision,
+        image_size=image_size,
+        action_size=action_size,
+        compute=compute,
         **imagination,
     )
 
 
 class FilterPolicy:
-    """The acting policy: filters the endogenous state from frames and takes the actor's mode (facts 2.13). Sees no
-    exogenous state.
+    """The acting policy: filters the endogenous state from frames and takes the actor's mode. Sees no exogenous state.
 
     Each episode is filtered by itself inside one compiled call, and its latent noise is keyed by (episode seed,
     decision). So an episode's actions do not depend on which others are played beside it, to the bit: a batched product
-    may differ in
-    the last bit with a row's place in the batch.
+    may differ in the last bit with a row's place in the batch.
     """
 
-    def __init__(self, agent: Agent, *, image_size: int, action_size: int, jit: bool = False):
-        self._model, self._actor = agent.world_model, agent.actor_critic
+    def __init__(
+        self, world_model: WorldModel, actor: ActorCritic, *, image_size: int, action_size: int, compute: Compute
+    ):
+        self._branch, self._actor = world_model.main, actor
         self.image_size, self.action_size = image_size, action_size
-        one = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.initial(1))
-        many = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape], x.dtype), one)
-        self._one = (one[1], one[0])
-        image = tf.TensorSpec([None, image_size, image_size, 3], tf.uint8)
-        signature = (image, *many, tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int64))
-        self._act = compiled(self._filter_and_act, jit=jit, signature=signature)
+        latent, action = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.initial(1))
+        self._decision = (action, latent)
+        row = (tf.TensorSpec([image_size, image_size, 3], tf.uint8), latent, action, *[tf.TensorSpec([], tf.int64)] * 2)
+        rows = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape], x.dtype), row)
+        self._act = compute.compile(self.act, signature=rows)
 
     def initial(self, episodes: int) -> tuple[Latent, tf.Tensor]:
         """State before the first frame of `episodes` episodes."""
-        return self._model.main.rssm.initial(episodes), tf.zeros([episodes, self.action_size])
+        return self._branch.rssm.initial(episodes), tf.zeros([episodes, self.action_size])
 
     def __call__(
         self, image: np.ndarray, state: tuple[Latent, tf.Tensor], seeds: np.ndarray, step: int
     ) -> tuple[np.ndarray, tuple[Latent, tf.Tensor]]:
         """See `types.Policy`; actions are in [-1, 1]."""
-        action, latent = self._act(
-            tf.constant(image), *state, tf.constant(seeds, tf.int64), tf.constant(step, tf.int64)
-        )
+        seeds = tf.constant(seeds, tf.int64)
+        action, latent = self._act(tf.constant(image), *state, seeds, tf.fill(seeds.shape, tf.constant(step, tf.int64)))
         return action.numpy(), (latent, action)
 
-    def _filter_and_act(
-        self, image: tf.Tensor, latent: Latent, action: tf.Tensor, seeds: tf.Tensor, step: tf.Tensor
+    def act(
+        self, images: tf.Tensor, latents: Latent, actions: tf.Tensor, seeds: tf.Tensor, steps: tf.Tensor
     ) -> tuple[tf.Tensor, Latent]:
-        return self.filter(image, latent, action, seeds, tf.fill(tf.shape(seeds), step))
+        """One decision of each of E episodes.
 
-    def filter(
-        self, image: tf.Tensor, latent: Latent, action: tf.Tensor, seeds: tf.Tensor, steps: tf.Tensor
-    ) -> tuple[tf.Tensor, Latent]:
-        """One decision of each episode: image [E, H, W, 3], latent [E, ...], action [E, A], seeds [E], steps [E] ->
-        action [E, A], latent [E, ...].
+            latent_{t-1}, action_{t-1}, image_t --filter--> latent_t --actor's mode--> action_t
 
-        latent and action are those of the episode's decision before; where its step is 0 they count for nothing, as
-        `latent.stats` never does.
+        Args:
+          images: [E, H, W, 3] uint8.
+          latents, actions: [E, ...] of each episode's decision before; where its step is 0 they count for nothing, and
+            `stats` of the latent nowhere.
+          seeds, steps: [E] int64, of the episode and decisions since its reset.
+
+        Returns:
+          action [E, A] in [-1, 1], latent [E, ...].
         """
-        return tf.map_fn(self._filter_one, (image, latent, action, seeds, steps), fn_output_signature=self._one)
+        branch = self._branch
 
-    def _filter_one(self, row: tuple[tf.Tensor, Latent, tf.Tensor, tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, Latent]:
-        image, latent, action, seed, step = row
-        branch = self._model.main
-        latent = tf.nest.map_structure(lambda x: x[None], latent)
-        noise = branch.rssm.draw(Key(seed, "evaluation", step), "state", (1, 1))
-        post = branch.rssm.observe(
-            branch.evidence(image[None])[:, None],
-            action[None, None],
-            tf.reshape(tf.equal(step, 0), [1, 1]),
-            noise,
-            latent,
-        )
-        latent = tf.nest.map_structure(lambda x: x[:, 0], post)
-        return self._actor.policy(branch.features(latent)).mode()[0], tf.nest.map_structure(lambda x: x[0], latent)
+        def one_episode(row: tuple[tf.Tensor, Latent, tf.Tensor, tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, Latent]:
+            image, latent, action, seed, step = row
+            latent = tf.nest.map_structure(lambda x: x[None], latent)
+            noise = branch.rssm.draw(Key(seed, "evaluation", step), "state", (1, 1))
+            evidence, is_first = branch.evidence(image[None])[:, None], tf.reshape(tf.equal(step, 0), [1, 1])
+            post = branch.rssm.observe(evidence, action[None, None], is_first, noise, latent)
+            latent = tf.nest.map_structure(lambda x: x[:, 0], post)
+            return self._actor.policy(branch.features(latent)).mode()[0], tf.nest.map_structure(lambda x: x[0], latent)
 
-
-def _flatten_batch_and_time(x: tf.Tensor) -> tf.Tensor:
-    """[B, T, ...] -> [B*T, ...]."""
-    return tf.reshape(x, [x.shape[0] * x.shape[1], *x.shape[2:]])
+        return tf.map_fn(one_episode, (images, latents, actions, seeds, steps), fn_output_signature=self._decision)

@@ -20,13 +20,14 @@ With dissociated reward prediction a second reward head reads the exogenous feat
 learns apart (`adversary.py`), and the exogenous encoder and RSSM learn to make its prediction bad.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from semopo_tf.methods import losses as loss_functions
+from semopo_tf.methods.losses import MEASURES, balanced_kl
+from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.distributions import unit_normal_log_prob
 from semopo_tf.nets.layers import MLP, Decoder, Encoder, MaskBlend, deconv_sizes, initialise, named_variables
 from semopo_tf.nets.remat import by_slices
@@ -35,14 +36,6 @@ from semopo_tf.random import Key
 from semopo_tf.types import Batch, Latent
 
 COLORS = 3
-
-# Name -> (what the members disagree about, the measure). Eq. 2 is `sum_squares`; the released code runs `mean_norm`.
-UNCERTAINTY: dict[str, tuple[str, Callable[[tf.Tensor], tf.Tensor]]] = {
-    "sum_squares": ("centre", loss_functions.sum_of_squares),
-    "mean_norm": ("centre", loss_functions.mean_norm),
-    "log_prob_variance": ("log_prob", loss_functions.log_prob_variance),
-    "log_prob_std": ("log_prob", loss_functions.log_prob_std),
-}
 
 
 class Kl(NamedTuple):
@@ -58,6 +51,15 @@ class Draws(NamedTuple):
 
     noise: tf.Tensor  # [B, T, S] of the posterior states
     member: tf.Tensor  # [T] int64, the ensemble member of each step
+
+
+class Inferred(NamedTuple):
+    """What the recurrent models infer from one batch, and the losses that need no decoder."""
+
+    posts: list[Latent]  # of every branch, [B, T, ...]
+    feats: list[tf.Tensor]  # of every branch, [B, T, F]
+    losses: dict[str, tf.Tensor]  # `<branch>_kl` scalars, `reward` [B, T]
+    metrics: dict[str, tf.Tensor]  # scalars
 
 
 class Losses(NamedTuple):
@@ -103,7 +105,7 @@ class Branch:
         self.layers = {f"{name}_encoder": self.encoder, f"{name}_rssm": self.rssm}
 
     def evidence(self, image: tf.Tensor) -> tf.Tensor:
-        """What the posterior takes from uint8 images [..., H, W, 3]: [..., hidden]. The only part that looks at pixels."""
+        """What the posterior takes from uint8 images [..., H, W, 3]: [..., hidden]. Only this part sees pixels."""
         return self.rssm.evidence(self.encoder(preprocess(image)))
 
     def observe(self, evidence: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key) -> Latent:
@@ -134,7 +136,7 @@ class Branch:
             loss = tf.reduce_mean(value)
         else:
             post_side, prior_side = dist.kl(post.stats, stopped_prior), dist.kl(stopped_post, prior)
-            loss = loss_functions.balanced_kl(post_side, prior_side, balance=settings.balance, free=settings.free)
+            loss = balanced_kl(post_side, prior_side, balance=settings.balance, free=settings.free)
         return loss, {
             f"{self.name}_kl": tf.reduce_mean(value),
             f"{self.name}_post_ent": tf.reduce_mean(dist.entropy(post.stats)),
@@ -147,15 +149,15 @@ class Branch:
         member = self.rssm.draw_members(key, f"{self.name}_open_member", steps)
         return self.rssm.open_loop(start, action, member, self.rssm.draw(key, f"{self.name}_open", (batch, steps)))
 
-    def uncertainty(self, latent: Latent, measure: str) -> tf.Tensor:
+    def disagreement(self, latent: Latent, measure: str) -> tf.Tensor:
         """Disagreement of all members about the state that `latent.deter` predicts: [...]."""
-        subject, function = UNCERTAINTY[measure]
+        subject, function = MEASURES[measure]
         stats = self.rssm.prior_all(latent.deter)
         dist = self.rssm.dist
         return function(dist.centre(stats) if subject == "centre" else dist.log_prob(stats, latent.stoch))
 
     def uncertainties(self, deter: tf.Tensor, key: Key) -> dict[str, tf.Tensor]:
-        """Every measure of `UNCERTAINTY` about the states that deter [N, D] predicts, [N] each.
+        """Every measure of `MEASURES` about the states that deter [N, D] predicts, [N] each.
 
         The log-probabilities are those of a sample from the prior of one member, drawn for each row by itself. The
         members are evaluated
@@ -174,7 +176,7 @@ class Branch:
             "centre": [rssm.dist.centre(stats) for stats in each],
             "log_prob": [rssm.dist.log_prob(stats, sample) for stats in each],
         }
-        return {measure: function(tf.stack(subjects[subject])) for measure, (subject, function) in UNCERTAINTY.items()}
+        return {measure: function(tf.stack(subjects[subject])) for measure, (subject, function) in MEASURES.items()}
 
 
 class WorldModel:
@@ -188,14 +190,9 @@ class WorldModel:
         reward_head: Mapping[str, Any],
         kl: Mapping[str, Any],
         reward_gradient: bool,
-        measure: str,
         image_scale: float,
-        remat: int,
-        compile_part: Callable[[Callable], Callable],
+        compute: Compute,
     ):
-        """remat: frames whose decoders are differentiated at a time, 0 for all. compile_part: what to do with the part
-        without convolutions.
-        """
         self.main = main
         self.branches = [main]
         self.reward_head = MLP(outputs={"reward": 1}, name="reward", **reward_head)
@@ -203,8 +200,8 @@ class WorldModel:
         self.layers: dict[str, keras.layers.Layer] = {**main.layers, "reward": self.reward_head}
         self._seed = seed
         self._kl = Kl(**kl)
-        self._reward_gradient, self._measure, self._image_scale = reward_gradient, measure, image_scale
-        self._remat, self._infer = remat, compile_part(self.infer)
+        self._reward_gradient, self._image_scale = reward_gradient, image_scale
+        self._remat, self._recurrence = compute.remat, compute.compile_part(self.recur)
         self._image_terms = {"image": image_scale}  # weight of each loss that `image_losses` returns, in its order
         self.adversary: dict[str, tf.Variable] = {}  # of a head that `trained` does not hold
 
@@ -226,51 +223,40 @@ class WorldModel:
         """Optimiser name -> the variables it steps."""
         return {"model": self.trained}
 
-    def losses(
-        self, batch: Batch, key: Key, before_adversary: Callable[[tf.Tensor, tf.Tensor], None] | None = None
-    ) -> Losses:
-        """Weighted total, metrics and posterior states of a batch; trains nothing.
+    def losses(self, batch: Batch, key: Key, inferred: Inferred | None = None) -> Losses:
+        """The model objective on a batch: weighted total, metrics and posterior states; pure (paper, Section 3.2).
+
+            images --encoders--> evidence --recurrence and heads--> states, KL, reward loss --decoders--> image losses
 
         Args:
-          before_adversary: called with the exogenous features and the reward, where there is an adversary, before its
-            loss is taken.
-
-        images --encoders--> evidence --infer--> states, KL, reward loss --decoders--> image losses
-               convolutions           recurrence and heads               convolutions
+          inferred: of the same batch and key, where it is at hand already.
         """
         shape = tuple(batch.reward.shape)
-        evidence = [branch.evidence(batch.image) for branch in self.branches]
-        # Drawn out here: the names of streams are part of a compiled function, and training and validation have
-        # different ones.
-        draws = [branch.draw(key, shape) for branch in self.branches]
-        posts, losses, metrics = self._infer(evidence, batch.action, batch.is_first, batch.reward, draws)
-        feats = [branch.features(post) for branch, post in zip(self.branches, posts, strict=True)]
-        rows = [tf.reshape(x, [shape[0] * shape[1], *x.shape[2:]]) for x in (batch.image, *feats)]
-        outputs = len(self._image_terms) + len(self.image_metrics)
-        by_frame = (
-            by_slices(self.image_losses, self._remat, *rows, outputs=[()] * outputs)
-            if self._remat
-            else self.image_losses(*rows)
-        )
-        losses |= {name: tf.reshape(loss, shape) for name, loss in zip(self._image_terms, by_frame, strict=False)}
+        posts, feats, losses, metrics = inferred or self.infer(batch, key)
+        image_losses, image_metrics = self._by_frame(batch.image, feats)
+        losses = losses | image_losses
         scales = {f"{branch.name}_kl": 1.0 for branch in self.branches} | {"reward": 1.0} | self._image_terms
         if self.adversary:
-            if before_adversary:
-                before_adversary(feats[1], batch.reward)
             losses["exo_reward"] = self.adversary_loss(feats[1], batch.reward)
             scales["exo_reward"] = -self._adversary_scale
         total = weigh(losses, scales, shape)
-        metrics |= {f"{name}_loss": tf.reduce_mean(loss) for name, loss in losses.items()} | {"model_loss": total}
-        metrics |= {
-            name: tf.reduce_mean(value)
-            for name, value in zip(self.image_metrics, by_frame[len(self._image_terms) :], strict=True)
-        }
-        return Losses(total, metrics, posts[0])
+        metrics = metrics | {f"{name}_loss": tf.reduce_mean(loss) for name, loss in losses.items()}
+        return Losses(total, metrics | {"model_loss": total} | image_metrics, posts[0])
 
-    def infer(
+    def infer(self, batch: Batch, key: Key) -> Inferred:
+        """Posterior states of every branch, the losses that need no decoder, and metrics; pure."""
+        evidence = [branch.evidence(batch.image) for branch in self.branches]
+        # Drawn out here: the names of streams are part of a compiled function, and training and validation have
+        # different ones.
+        draws = [branch.draw(key, batch.reward.shape) for branch in self.branches]
+        posts, losses, metrics = self._recurrence(evidence, batch.action, batch.is_first, batch.reward, draws)
+        feats = [branch.features(post) for branch, post in zip(self.branches, posts, strict=True)]
+        return Inferred(posts, feats, losses, metrics)
+
+    def recur(
         self, evidence: list[tf.Tensor], action: tf.Tensor, is_first: tf.Tensor, reward: tf.Tensor, draws: list[Draws]
     ) -> tuple[list[Latent], dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """The posterior states of every branch, the losses that need no image, and metrics; no convolution in it."""
+        """The part of `infer` without convolutions: posterior states of every branch, losses and metrics."""
         posts: list[Latent] = []
         losses: dict[str, tf.Tensor] = {}
         metrics: dict[str, tf.Tensor] = {}
@@ -281,6 +267,21 @@ class WorldModel:
             metrics |= found
         metrics["reward_var"] = tf.math.reduce_variance(reward)  # what a head that knew nothing would leave unexplained
         return posts, losses | {"reward": self._reward_loss(self.main.features(posts[0]), reward)}, metrics
+
+    def _by_frame(
+        self, image: tf.Tensor, feats: Sequence[tf.Tensor]
+    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """`image_losses` of all frames, `remat` at a time: losses [B, T] and mean metrics by name."""
+        shape = image.shape[:2]
+        rows = [tf.reshape(x, [shape[0] * shape[1], *x.shape[2:]]) for x in (image, *feats)]
+        names = (*self._image_terms, *self.image_metrics)
+        if self._remat:
+            values = by_slices(self.image_losses, self._remat, *rows, outputs=[()] * len(names))
+        else:
+            values = self.image_losses(*rows)
+        found = dict(zip(names, values, strict=True))
+        losses = {name: tf.reshape(found[name], shape) for name in self._image_terms}
+        return losses, {name: tf.reduce_mean(found[name]) for name in self.image_metrics}
 
     def image_losses(self, image: tf.Tensor, *feats: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Each frame by itself: image [n, H, W, 3] uint8 and every branch's features [n, F] -> losses, then metrics,
@@ -374,9 +375,9 @@ class WorldModel:
         """Predicted reward [...] on arriving at the state of `feat` [..., F]."""
         return self.reward_head(feat)["reward"][..., 0]
 
-    def uncertainty(self, latent: Latent) -> tf.Tensor:
-        """The configured disagreement measure of the branch that the policy sees: [...]."""
-        return self.main.uncertainty(latent, self._measure)
+    def disagreement(self, latent: Latent, measure: str) -> tf.Tensor:
+        """Disagreement by a measure of the branch that the policy sees: [...]."""
+        return self.main.disagreement(latent, measure)
 
 
 class JointWorldModel(WorldModel):
@@ -522,7 +523,7 @@ def blend(mask: tf.Tensor, endo_mean: tf.Tensor, exo_mean: tf.Tensor) -> tf.Tens
 
 
 def _context_then_open_loop(branch: Branch, batch: Batch, action: tf.Tensor, key: Key, context: int) -> Latent:
-    """Latent [B, T, ...]: posterior for the first `context` frames, prior rollout from the last of them for the rest."""
+    """Latent [B, T, ...]: posterior for the first `context` frames, then a prior rollout from the last of them."""
     post = branch.observe(
         branch.evidence(batch.image[:, :context]), action[:, :context], batch.is_first[:, :context], key
     )

@@ -18,11 +18,11 @@ def explained_reward(row: Mapping[str, float]) -> float:
     return 1 - error / row["reward_var"] if row["reward_var"] > 0 else 1.0
 
 
-def raised(row: Mapping[str, float], *, model_ends: bool) -> dict[str, str]:
+def raised(row: Mapping[str, float], *, last: bool) -> dict[str, str]:
     """The alarms of a metrics row, name -> one line.
 
     Args:
-      model_ends: whether the row is the last of the model phase; only then the reward head should know the rewards.
+      last: whether the row is the last of its stage; only then a reward head should know the rewards.
     """
     found = {}
     for name, value in row.items():
@@ -37,7 +37,7 @@ def raised(row: Mapping[str, float], *, model_ends: bool) -> dict[str, str]:
             found[name] = (
                 f"the penalty is {value:.3g} a step, beyond {RULING:.0f}: it rules the reward; lower --penalty.weight"
             )
-    if model_ends and "reward_var" in row and (share := explained_reward(row)) < LEAST_EXPLAINED:
+    if last and "reward_var" in row and (share := explained_reward(row)) < LEAST_EXPLAINED:
         found["explained"] = (
             f"the reward head explains {share:.0%} of the reward's variance: the endogenous stream may have missed "
             "the agent "

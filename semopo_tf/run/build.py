@@ -1,7 +1,8 @@
-"""From a configuration to the parts: the agent with its variables, the environment's settings, the evaluation seeds."""
+"""From a configuration to the parts: the learner with its variables, the environment's settings, the evaluation seeds."""
 
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +11,40 @@ import numpy as np
 from semopo_tf.config import Config
 from semopo_tf.data.dataset import Dataset, held_out
 from semopo_tf.data.sampler import Pool, Sampler
-from semopo_tf.engine.compiling import OFF, Jit
+from semopo_tf.engine.compiling import OFF, Jit, compiled
 from semopo_tf.envs import tasks
 from semopo_tf.envs.videos import absolute_source
-from semopo_tf.errors import CheckpointError, ConfigError
-from semopo_tf.methods import semopo
-from semopo_tf.run import checkpoints
+from semopo_tf.errors import CheckpointError, ConfigError, cut
+from semopo_tf.methods import LEARNERS
+from semopo_tf.nets.compute import Compute, as_it_is
 from semopo_tf.run.evaluate import Played
+from semopo_tf.types import Learner
 
-AGENT_SECTIONS = (
-    "steps",
-    "model",
-    "encoder",
-    "decoder",
-    "rssm",
-    "reward_head",
-    "kl",
-    "model_opt",
-    "penalty",
-    "imagination",
-    "actor",
-    "critic",
-    "actor_critic",
-    "actor_opt",
-    "critic_opt",
-    "precision",
-    "remat",
-)
-PHASES = checkpoints.PHASES
 CARD_KEYS = ("background", "background_color", "background_split", "mask_rule")
 
 
-def make_agent(config: Config, *, image_size: int, action_size: int, jit: Jit = OFF) -> semopo.Agent:
-    """The agent of a configuration, freshly initialised from its seed.
+def make_compute(config: Config, jit: Jit) -> Compute:
+    """How a run computes: the one place where the engine's choices become a `Compute`."""
+    part = partial(compiled, jit=True) if jit.parts else as_it_is
+    return Compute(config.precision, jit.products, config.remat, partial(compiled, jit=jit.pixels), part)
+
+
+def make_learner(config: Config, *, image_size: int, action_size: int, jit: Jit = OFF) -> Learner:
+    """The learner that `method` names, freshly initialised from its seed.
 
     Raises:
-      ConfigError: when the sizes do not fit the image.
+      ConfigError: when there is no such method, or its sizes do not fit the image.
     """
+    if config.method not in LEARNERS:
+        raise ConfigError(
+            f"--method: expected one of {', '.join(LEARNERS)}, received {cut(config.method)}; name it in --configs"
+        )
+    build, sections = LEARNERS[config.method]
+    sizes = {"image_size": image_size, "action_size": action_size}
     try:
-        sections = {key: config[key] for key in AGENT_SECTIONS}
-        return semopo.build(image_size=image_size, action_size=action_size, seed=config.seed, jit=jit, **sections)
+        return build(
+            **sizes, seed=config.seed, compute=make_compute(config, jit), **{key: config[key] for key in sections}
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -98,13 +93,14 @@ def restore(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], whe
         variable.assign(tensors[name])
 
 
-def restore_world_model(agent: semopo.Agent, tensors: Mapping[str, np.ndarray], where: Path) -> None:
-    """Put only the world model of another run's checkpoint into the agent, and leave its optimisers and policy fresh.
+def restore_world_model(learner: Learner, tensors: Mapping[str, np.ndarray], where: Path) -> None:
+    """Put only the world model of another run's checkpoint, `model/...`, into the learner. Optimisers and policy stay
+    fresh.
 
     Raises:
       CheckpointError: when that world model has other variables.
     """
-    own = {name: variable for name, variable in agent.variables().items() if name.startswith("model/")}
+    own = {name: variable for name, variable in learner.variables().items() if name.startswith("model/")}
     restore(own, {name: tensor for name, tensor in tensors.items() if name.startswith("model/")}, where)
 
 

@@ -28,7 +28,6 @@ from semopo_tf.storage.files import FILES, Files, free_memory, temporary_sibling
 from semopo_tf.storage.untrusted import parse_json, read_whole
 
 FORMAT = 1
-PHASES = ("model", "policy")
 PATTERN = re.compile(r"ckpt-([a-z]+)-([0-9]{9})")
 MEMBERS = ("tensors.npz", "state.json")
 MANIFEST = "MANIFEST.json"

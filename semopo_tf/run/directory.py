@@ -1,5 +1,4 @@
-"""The run directory: records that are the truth (`*.jsonl`, `config.yaml`), and views of them (terminal, TensorBoard,
-videos).
+"""The run directory: claiming it, and what a run does when its disk or its reader fails.
 
 `metrics.jsonl` is deterministic: one JSON object a line with `phase` and `step`, no clock. Wall-clock figures go to
 `timing.jsonl`.
@@ -14,11 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from semopo_tf.errors import StorageError
+from semopo_tf.errors import DataError, StorageError
 from semopo_tf.storage.files import FILES, Files, locked, temporary_sibling
+from semopo_tf.storage.records import read_records
 
 WARNING_SECONDS = 60.0
-LEFTOVERS = (".tmp-*", "videos/.tmp-*[0-9]-model-*")  # of training; evaluate.py may be writing videos of its own
+LEFTOVERS = (".tmp-*", "videos/.tmp-*")
 
 
 @contextlib.contextmanager
@@ -41,7 +41,8 @@ def open_run(logdir: Path, files: Files = FILES) -> Iterator[None]:
     with locked(logdir / ".lock", wait=False, what=f"the run directory {logdir}") as killed:
         for pattern in LEFTOVERS:
             for leftover in logdir.glob(pattern):
-                files.remove_tree(leftover)
+                if "-evaluation-" not in leftover.name:  # evaluate.py may be writing videos beside us
+                    files.remove_tree(leftover)
         if killed:
             print(
                 f"warning: the last run in {logdir} ({killed}) ended without a stop record: it was killed, or the "
@@ -52,7 +53,7 @@ def open_run(logdir: Path, files: Files = FILES) -> Iterator[None]:
 
 @contextlib.contextmanager
 def steady_output() -> Iterator[None]:
-    """Let a run outlive the reader of its output, or the disk that takes it: what can no longer be printed is dropped."""
+    """Let a run outlive the reader of its output: what can no longer be printed is dropped."""
     # Files opened later must not get the numbers of closed standard streams: TensorFlow writes its warnings to number
     # 2.
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -87,6 +88,16 @@ class SteadyStream:
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             return otherwise
+
+
+def phases_of(logdir: Path) -> list[str]:
+    """Names of a run's stages in the order of training, without its learner: as its records follow each other, then the
+    stages of checkpoints without a record.
+    """
+    found = []
+    with contextlib.suppress(DataError):  # the checkpoints are listed all the same
+        found = [str(row.get("phase")) for row in read_records(logdir / "metrics.jsonl")]
+    return list(dict.fromkeys([*found, *sorted(path.name.split("-")[1] for path in logdir.glob("ckpt-*-*"))]))
 
 
 class Patience:

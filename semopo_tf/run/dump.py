@@ -19,13 +19,12 @@ import numpy as np
 from semopo_tf.engine.compiling import compiled
 from semopo_tf.engine.loop import StageLoop
 from semopo_tf.errors import DataError, StorageError
-from semopo_tf.methods.semopo import Agent
 from semopo_tf.random import Key
 from semopo_tf.storage import npz
 from semopo_tf.storage.files import FILES, Files, free_memory, temporary_sibling, write_aside
 from semopo_tf.storage.npz import not_finite
 from semopo_tf.storage.untrusted import parse_json, read_whole
-from semopo_tf.types import Batch, Stage
+from semopo_tf.types import Batch, Learner, Stage
 
 MAX_FACTS = 1 << 24  # bytes
 SHOWN = 3  # names in a message
@@ -55,36 +54,38 @@ def shown(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more if names else "a tensor that is finite when the update is done again"
 
 
-def examine(agent: Agent, stage: Stage, batch: Batch, key: Key, *, jit: bool) -> list[str]:
+def examine(learner: Learner, stage: Stage, batch: Batch, key: Key, *, jit: bool) -> list[str]:
     """Do one update and name all that is not finite, causes before effects: batch, weights, losses, gradients, the
     weights after it.
 
     The update is done: the caller keeps a copy of the weights.
     """
-    found = [f"batch/{name}" for name in not_finite(batch._asdict())]
-    found += not_finite(agent.variables())
-    metrics, gradients = compiled(
-        lambda batch, step: agent.gradients(stage.name, batch, key._replace(step=step)), jit=jit
-    )(batch, key.step)
-    found += [f"metric/{name}" for name in not_finite(metrics)]
-    found += [f"gradient/{name}" for name in not_finite(gradients)]
+    found = [f"batch/{name}" for name in not_finite(batch._asdict())] + not_finite(learner.variables())
+    if gradients_of := stage.gradients:
+        metrics, gradients = compiled(lambda batch, step: gradients_of(batch, key._replace(step=step)), jit=jit)(
+            batch, key.step
+        )
+        found += [f"metric/{name}" for name in not_finite(metrics)]
+        found += [f"gradient/{name}" for name in not_finite(gradients)]
     if not found:
         taken = compiled(lambda batch, step: dict(stage.update(batch, key._replace(step=step))), jit=jit)(
             batch, key.step
         )
         found = [f"metric/{name}" for name in not_finite(taken)] + [
-            f"updated/{name}" for name in not_finite(agent.variables())
+            f"updated/{name}" for name in not_finite(learner.variables())
         ]
     return found
 
 
-def first_bad_update(loop: StageLoop, agent: Agent, first: int, last: int) -> tuple[int, dict[str, np.ndarray]] | None:
+def first_bad_update(
+    loop: StageLoop, learner: Learner, first: int, last: int
+) -> tuple[int, dict[str, np.ndarray]] | None:
     """Do the updates from `first` to `last` one at a time. The first after which a weight is not finite, and the
     weights before it.
     """
     for step in range(first, last):
-        before = {name: variable.numpy() for name, variable in agent.variables().items()}
-        if not loop.run(step, 1).finite or not_finite(agent.variables()):
+        before = {name: variable.numpy() for name, variable in learner.variables().items()}
+        if not loop.run(step, 1).finite or not_finite(learner.variables()):
             return step, before
     return None
 

@@ -19,7 +19,6 @@ from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
 from semopo_tf.errors import CheckpointError, DataError, DeviceError, NumericalError
-from semopo_tf.methods.semopo import Agent, FilterPolicy
 from semopo_tf.random import Key
 from semopo_tf.run import alarms, build, checkpoints, dump
 from semopo_tf.run.checkpoints import Checkpoint
@@ -31,7 +30,7 @@ from semopo_tf.storage import npz
 from semopo_tf.storage.files import write_whole
 from semopo_tf.storage.records import Records, read_records
 from semopo_tf.storage.video import video_grid, write_video
-from semopo_tf.types import Batch, Policy, Stage
+from semopo_tf.types import Batch, Learner, Stage
 
 HOST_STACK_BYTES = 1 << 28  # of the images handed to one compiled call, where the host holds them
 REPORTED = ("image_loss", "endo_kl", "exo_kl", "joint_kl", "actor_loss", "imagined_reward", "penalty")
@@ -54,7 +53,7 @@ class Trainer:
 
     Args:
       stop: what signals ask for; by default nothing stops the run.
-      make_agent, make_policy: what learns, and what acts with it in evaluations.
+      make_learner: (config, image_size, action_size, jit) -> what learns.
     """
 
     def __init__(
@@ -63,12 +62,11 @@ class Trainer:
         logdir: Path,
         stop: Stop | None = None,
         *,
-        make_agent: Callable[..., Agent] = build.make_agent,
-        make_policy: Callable[..., Policy] = FilterPolicy,
+        make_learner: Callable[..., Learner] = build.make_learner,
     ):
         self._config, self._logdir = config, logdir
         self._stop, self._saved = stop or Stop(), ""  # name of the newest checkpoint
-        self._make_agent, self._make_policy = make_agent, make_policy
+        self._make_learner = make_learner
         self._device, self._device_name = devices.choose_device(config.device)
         self._jit = compiling.choose_jit(config.jit, self._device)
         print(f"device: {self._device_name}; XLA compiles {self._jit.describe()}; {config.precision}")
@@ -135,16 +133,16 @@ class Trainer:
             )
 
     def _make_parts(self) -> None:
-        """Sampler, agent and acting policy."""
+        """Sampler, learner and acting policy."""
         config, dataset = self._config, self._dataset
         image_size, action_size = dataset.frames.shape[1], dataset.action.shape[1]
         self._sizes = {"image_size": image_size, "action_size": action_size}
         self._on_device = self._place_replay(image_size, action_size)
         self._sampler = build.make_sampler(config, dataset, images_on_device=self._on_device)
-        self._agent = self._make_agent(config, **self._sizes, jit=self._jit)
-        policy = self._make_policy(self._agent, image_size=image_size, action_size=action_size, jit=self._jit.pixels)
-        self._policy = Interruptible(policy, self._stop)
-        self._validation = compiling.compiled(self._agent.validate, jit=self._jit.pixels)
+        self._learner = self._make_learner(config, **self._sizes, jit=self._jit)
+        self._phases = [stage.name for stage in self._learner.stages]
+        self._policy = Interruptible(self._learner.policy(), self._stop)
+        self._validation = compiling.compiled(self._learner.validate, jit=self._jit.pixels)
 
     def _place_replay(self, image_size: int, action_size: int) -> bool:
         """Whether the frames go to the device: as `replay` says, or if the estimate says that they fit. Prints the
@@ -188,14 +186,14 @@ class Trainer:
         config, sampler, sizes = self._config, self._sampler, dict(self._config.batch)
         names = {"batch": sizes["size"], "length": sizes["length"]}
         table, host_images = None, None
-        if not stage.pixels:
+        if stage.prepare:
             started = time.monotonic()
-            table = self._agent.evidence(self._dataset.frames, jit=self._jit.pixels)
+            table = stage.prepare(self._dataset.frames)
             size = table.dtype.size * int(tf.size(table)) / 2**20
-            print(
-                f"{stage.name}: encoded {table.shape[0]} frames once in {time.monotonic() - started:.1f} s, "
-                f"{size:.0f} MB"
-            )
+            seconds = time.monotonic() - started
+            print(f"{stage.name}: prepared {table.shape[0]} frames once in {seconds:.1f} s, {size:.0f} MB")
+        elif not stage.images:
+            table = tf.zeros([len(self._dataset.frames), 0])
         elif not self._on_device:
             shape = (*names.values(), *self._dataset.frames.shape[1:])
             most = config.updates_per_call or config.pool.grow_every
@@ -211,7 +209,7 @@ class Trainer:
         def sample(view: str, key: Key, image: tf.Tensor | None = None) -> Batch:
             return sampler.sample(view, key, **names, image=image, table=table)
 
-        jit = self._jit.pixels if stage.pixels else self._jit.vectors
+        jit = self._jit.of(stage)
         return StageLoop(stage, sample, seed=config.seed, jit=jit, host_images=host_images)
 
     def run(self) -> None:
@@ -226,20 +224,20 @@ class Trainer:
             with contextlib.closing(
                 TensorBoard(self._logdir, self._axis(place.phase, place.step))
             ) as self._tensorboard:
-                for stage in self._agent.stages[build.PHASES.index(place.phase) :]:
+                for stage in self._learner.stages[self._phases.index(place.phase) :]:
                     self._run_stage(stage, place if stage.name == place.phase else Place(stage.name))
                 self._finish()
 
     def _restore(self) -> Place:
         """Where to go on, with all variables and records as they were there."""
-        found, faults = checkpoints.load_newest(self._logdir, build.PHASES)
+        found, faults = checkpoints.load_newest(self._logdir, self._phases)
         for fault in faults:
             print(f"warning: {fault}")
         self._scores.drop_half_line()
         self._versions = self._trace(found)
         if found:
             state = found.state
-            build.restore(self._agent.variables(), found.tensors, found.path)
+            build.restore(self._learner.variables(), found.tensors, found.path)
             self._metrics.cut(state["metrics_size"])
             self._timing.cut(state["timing_size"])
             print(f"continuing from {found.path.name}")
@@ -248,22 +246,22 @@ class Trainer:
         self._metrics.cut(0)
         self._timing.cut(0)
         if not self._config.world_model:
-            return Place("model")
-        donor = self._take_world_model(self._agent)
-        print(f"world model from {donor}; the model phase is skipped")
-        return Place("policy")
+            return Place(self._phases[0])
+        donor = self._take_world_model(self._learner)
+        print(f"world model from {donor}; the {self._phases[0]} phase is skipped")
+        return Place(self._phases[1])
 
-    def _take_world_model(self, agent: Agent) -> Path:
-        """Put the world model of the run that `world_model` names into the agent; its checkpoint."""
+    def _take_world_model(self, learner: Learner) -> Path:
+        """Put the world model of the run that `world_model` names into the learner; its checkpoint."""
         other = Path(self._config.world_model).expanduser()
-        donor, _ = checkpoints.load_newest(other, build.PHASES)
+        donor, _ = checkpoints.load_newest(other, self._phases)
         if donor is None:
             raise CheckpointError(f"--world_model {other}: no checkpoint there; expected the logdir of a run")
-        build.restore_world_model(agent, donor.tensors, donor.path)
+        build.restore_world_model(learner, donor.tensors, donor.path)
         return donor.path
 
     def _trace(self, found: checkpoints.Checkpoint | None) -> list[dict[str, Any]]:
-        """The versions and devices that the run was computed with, and from where on; warns when this start adds one."""
+        """The versions and devices that computed the run, each from where on; warns when this start adds one."""
         now = {
             "semopo_tf": semopo_tf.__version__,
             "tensorflow": tf.__version__,
@@ -282,18 +280,20 @@ class Trainer:
                 f"warning: {found.path.name} was computed with {', '.join(different)}: the run goes on, but no longer "
                 "to the same bytes"
             )
-        place = {"phase": found.phase, "step": found.step} if found else {"phase": "model", "step": 0}
+        place = {"phase": found.phase, "step": found.step} if found else {"phase": self._phases[0], "step": 0}
         return [*trace, place | {"versions": now}]
 
     def _check_space(self) -> None:
         """Warn now where the disk will be full before the run is done."""
-        size = sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in self._agent.variables().values())
+        size = sum(
+            int(np.prod(variable.shape)) * variable.dtype.size for variable in self._learner.variables().values()
+        )
         if warning := checkpoints.space_warning(self._logdir, size, keep=self._config.keep_checkpoints):
             print(f"warning: {warning}")
 
     def _axis(self, phase: str, step: int) -> int:
-        """TensorBoard's single axis: updates of both phases, one after the other."""
-        return step if phase == "model" else self._config.steps.model + step
+        """TensorBoard's single axis: updates of all stages, one after the other."""
+        return step + sum(stage.steps for stage in self._learner.stages[: self._phases.index(phase)])
 
     def _run_stage(self, stage: Stage, place: Place) -> None:
         """Run one stage from `place` to its end. Logs, reports, evaluates and saves on the clock, between compiled
@@ -340,17 +340,17 @@ class Trainer:
         A weight that is wrong already was made so by an earlier update, or by none: the updates since the last
         checkpoint tell.
         """
-        stage, agent = loop.stage, self._agent
-        state = {name: variable.numpy() for name, variable in agent.variables().items()}
-        good, _ = checkpoints.load_newest(self._logdir, build.PHASES)
+        stage, learner = loop.stage, self._learner
+        state = {name: variable.numpy() for name, variable in learner.variables().items()}
+        good, _ = checkpoints.load_newest(self._logdir, self._phases)
         if npz.not_finite(state):
             print(f"{stage.name} {step}: a weight is not finite; looking for the update that made it so", flush=True)
             first = self._rewind(good, stage)
-            step, state = dump.first_bad_update(loop, agent, first, step + 1) or (step, state)
-            for name, variable in agent.variables().items():
+            step, state = dump.first_bad_update(loop, learner, first, step + 1) or (step, state)
+            for name, variable in learner.variables().items():
                 variable.assign(state[name])
         batch, key = loop.batch(step)
-        found = dump.examine(agent, stage, batch, key, jit=self._jit.pixels if stage.pixels else self._jit.vectors)
+        found = dump.examine(learner, stage, batch, key, jit=self._jit.of(stage))
         last = good.path.name if good else "none"
         facts = {
             "phase": stage.name,
@@ -370,12 +370,12 @@ class Trainer:
     def _rewind(self, good: Checkpoint | None, stage: Stage) -> int:
         """Back to the last checkpoint, or to the first weights; the updates of the stage taken there."""
         if good:
-            build.restore(self._agent.variables(), good.tensors, good.path)
+            build.restore(self._learner.variables(), good.tensors, good.path)
             return good.step if good.phase == stage.name else 0
-        fresh = self._make_agent(self._config, **self._sizes, jit=self._jit)
+        fresh = self._make_learner(self._config, **self._sizes, jit=self._jit)
         if self._config.world_model:
             self._take_world_model(fresh)
-        for name, variable in self._agent.variables().items():
+        for name, variable in self._learner.variables().items():
             variable.assign(fresh.variables()[name])
         return 0
 
@@ -384,8 +384,8 @@ class Trainer:
         is the last.
         """
         config = self._config
-        video = config.video.every if stage.name == "model" else 0
-        evaluate = config.eval.every if stage.name == "policy" else 0
+        video = config.video.every if stage.pictured else 0
+        evaluate = config.eval.every if stage.evaluated else 0
         clock = {"log": config.log_every, "video": video, "evaluate": evaluate, "save": config.save_every}
         return {name: every for name, every in clock.items() if every}
 
@@ -410,10 +410,11 @@ class Trainer:
     def _log(self, phase: str, step: int, loop: StageLoop) -> None:
         """One metrics row: means since the last row, and held-out metrics if there is held-out data."""
         row = loop.take_means()
-        if phase == "model" and self._config.valid_fraction:
+        stage = loop.stage
+        if stage.validated and self._config.valid_fraction:
             row |= {f"valid_{name}": float(value) for name, value in self._validate(step).items()}
         self._write(phase, step, row)
-        for name, text in alarms.raised(row, model_ends=phase == "model" and step == self._config.steps.model).items():
+        for name, text in alarms.raised(row, last=step == stage.steps).items():
             if name not in self._warned:
                 print(f"warning: {phase} {step}: {text}")
             self._warned.add(name)
@@ -448,10 +449,8 @@ class Trainer:
         length = min(video.length, int(self._dataset.length.min()))
         key = Key(self._config.seed, "report", tf.constant(0, tf.int64))
         batch = self._sample_now("all", key, batch=video.episodes, length=length)
-        rows = {
-            name: row.numpy()
-            for name, row in self._agent.world_model.reconstruct(batch, key, min(video.context, length - 1)).items()
-        }
+        pictures = self._learner.pictures(batch, key, min(video.context, length - 1))
+        rows = {name: row.numpy() for name, row in pictures.items()}
         with self._patience:
             write_video(self._logdir / "videos" / f"{phase}-{step:09d}.mp4", video_grid(rows))
         with self._patience:
@@ -461,7 +460,7 @@ class Trainer:
         """Returns of the current policy in the simulator, as a metrics row; the last step is left to the final
         evaluation.
         """
-        if step == self._config.steps.policy and self._config.eval.final_episodes:
+        if loop.stage is self._learner.stages[-1] and step == loop.stage.steps and self._config.eval.final_episodes:
             return
         seeds = build.episode_seeds(self._config.eval.seed, self._config.eval.episodes)
         scores, discarded = zip(*((played.score, played.discarded) for played in self._play(seeds)), strict=True)
@@ -486,7 +485,7 @@ class Trainer:
         """
         if self._saved == checkpoints.name_of(phase, step):
             return
-        tensors = {name: variable.numpy() for name, variable in self._agent.variables().items()}
+        tensors = {name: variable.numpy() for name, variable in self._learner.variables().items()}
         if npz.not_finite(tensors):
             raise self._not_finite(loop, step)
         state = {
@@ -497,7 +496,7 @@ class Trainer:
         }
         state |= {"pending": [name for name in pending if name != "save"], "versions": self._versions}
         path = checkpoints.save(self._logdir, phase, step, tensors, state)
-        for fault in checkpoints.prune(self._logdir, build.PHASES, keep=self._config.keep_checkpoints):
+        for fault in checkpoints.prune(self._logdir, self._phases, keep=self._config.keep_checkpoints):
             print(f"warning: {fault}")
         self._saved = path.name
 
@@ -505,17 +504,22 @@ class Trainer:
         """Final evaluation: a row per episode in scores.jsonl and their mean in metrics.jsonl; then the mark that the
         run is complete.
         """
-        config, step = self._config, self._config.steps.policy
+        config, last = self._config, self._learner.stages[-1]
         if config.eval.final_episodes:
             seeds = build.episode_seeds(config.eval.seed, config.eval.final_episodes)
             known = {row["episode_seed"]: row for row in read_records(self._scores.path) if row["source"] == "train"}
-            facts = {"phase": "policy", "step": step, "checkpoint": self._saved or None, "source": "train"}
+            facts: dict[str, Any] = {
+                "phase": last.name,
+                "step": last.steps,
+                "checkpoint": self._saved or None,
+                "source": "train",
+            }
             for played in self._play([seed for seed in seeds if seed not in known]):
                 known[played.seed] = build.score_row(config, self._settings, played, **facts)
                 self._scores.append(known[played.seed])
             rows = [known[seed] for seed in seeds]
             self._write_returns(
-                "policy", step, [row["return"] for row in rows], sum(row.get("discarded", 0) for row in rows)
+                last.name, last.steps, [row["return"] for row in rows], sum(row.get("discarded", 0) for row in rows)
             )
         self._metrics.settle()
         self._timing.settle()

@@ -16,7 +16,7 @@ from semopo_tf import config as configuration
 from semopo_tf.engine import compiling
 from semopo_tf.errors import ConfigError, DataError, NumericalError
 from semopo_tf.evaluation import load_run
-from semopo_tf.methods.world_model import UNCERTAINTY
+from semopo_tf.methods.losses import MEASURES
 from semopo_tf.run import build
 from semopo_tf.run.trainer import Trainer
 from semopo_tf.training import claim
@@ -87,7 +87,7 @@ def test_a_run_is_analysed_and_the_records_are_kept(runs, data, kind, streams, r
         },
     )
     assert (found["phase"], found["step"], found["states"], found["seed"]) == ("model", 12, 30, 0)
-    assert sorted(found["measures"]) == sorted(UNCERTAINTY)
+    assert sorted(found["measures"]) == sorted(MEASURES)
     for by_stream in found["measures"].values():
         assert list(by_stream) == streams
         assert all(value["mean"] > 0 and value["std"] > 0 for value in by_stream.values())
@@ -156,23 +156,23 @@ def test_what_is_wrong_is_said_in_a_line(runs, data, tmp_path):
 # ---------------------------------------------------------------------------------------------------- what is measured
 
 
-def identical_members(agent):
+def identical_members(learner):
     """Every member of every ensemble gets the first one's weights."""
-    for name, variable in agent.world_model.trained.items():
+    for name, variable in learner.world_model.trained.items():
         if "/prior/" in name:
             variable.assign(tf.repeat(variable[:1], variable.shape[0], 0))
 
 
 @pytest.mark.parametrize("names", [tiny.PAPER, tiny.RELEASED], ids=["gaussian", "categorical"])
 def test_identical_members_disagree_about_nothing_and_others_do(names, rng):
-    agent = tiny.agent(*names, rssm__ensemble=7)  # a sum of seven equal numbers is rounded
-    tiny.randomise(agent.world_model.trained, rng)
+    learner = tiny.learner(*names, rssm__ensemble=7)  # a sum of seven equal numbers is rounded
+    tiny.randomise(learner.world_model.trained, rng)
     batch, key = tiny.batch(rng), tiny.key(domain="uncertainty")
-    measured = compiling.compiled(lambda: agent.world_model.uncertainties(batch, key, [1, 3]), jit=False)
+    measured = compiling.compiled(lambda: learner.world_model.uncertainties(batch, key, [1, 3]), jit=False)
     assert all(tf.reduce_all(value > 0) for by_measure in measured().values() for value in by_measure.values())
-    identical_members(agent)
+    identical_members(learner)
     for by_measure in measured().values():
-        assert set(by_measure) == set(UNCERTAINTY)
+        assert set(by_measure) == set(MEASURES)
         for value in by_measure.values():
             np.testing.assert_array_equal(value, np.zeros((2, 2)))
 
@@ -182,8 +182,8 @@ def test_the_measures_are_of_the_predicted_state(names, rng):
     """Of the prior's sample under the drawn member, by hand; so the last image changes nothing, and the last action
     only the endogenous stream.
     """
-    agent = tiny.agent(*names)
-    model = agent.world_model
+    learner = tiny.learner(*names)
+    model = learner.world_model
     tiny.randomise(model.trained, rng)
     batch, key = tiny.batch(rng), tiny.key(domain="uncertainty")
     found = tiny.arrays(model.uncertainties(batch, key, [3]))
@@ -203,7 +203,7 @@ def test_the_measures_are_of_the_predicted_state(names, rng):
     tiny.close(found["endo"]["log_prob_std"][:, 0], log_prob.std(0), 1e-3)
     tiny.close(found["endo"]["log_prob_variance"][:, 0], log_prob.var(0), 1e-3)
     tiny.close(
-        found["endo"]["sum_squares"][:, 0], branch.uncertainty(Latent(deter, deter, {}), "sum_squares")
+        found["endo"]["sum_squares"][:, 0], branch.disagreement(Latent(deter, deter, {}), "sum_squares")
     )  # the penalty's own
     tiny.close(found["endo"]["mean_norm"][:, 0], np.linalg.norm(centre - centre.mean(0), axis=-1).mean(0))
 
@@ -211,7 +211,7 @@ def test_the_measures_are_of_the_predicted_state(names, rng):
     image[:, 3], action[:, 3] = 255 - image[:, 3], -action[:, 3]
     unseen = tiny.arrays(model.uncertainties(batch._replace(image=tf.constant(image)), key, [3]))
     acted = tiny.arrays(model.uncertainties(batch._replace(action=tf.constant(action)), key, [3]))
-    for measure in UNCERTAINTY:
+    for measure in MEASURES:
         np.testing.assert_array_equal(unseen["endo"][measure], found["endo"][measure])
         np.testing.assert_array_equal(acted["exo"][measure], found["exo"][measure])
         assert (acted["endo"][measure] != found["endo"][measure]).all()
@@ -310,7 +310,7 @@ def test_the_actions_are_those_of_the_batches_that_training_draws(data, tmp_path
     config = configuration.load([*synthetic.train_flags(data, tmp_path), *TINY, *flags])
     claim(config, tmp_path)
     trainer = Trainer(config, tmp_path)
-    stage = trainer._agent.stages[0]
+    stage = trainer._learner.stages[0]
     loop, dataset, left_out = trainer._make_loop(stage), trainer._dataset, 0
     first_epoch = []
     for step in (0, 1, 2, 3, 4, 17, 39):

@@ -13,6 +13,8 @@ from semopo_tf import checkpoint
 from semopo_tf.errors import CheckpointError, ConfigError
 from semopo_tf.run import checkpoints
 
+PHASES = ("model", "policy")
+
 ROOT = Path(semopo_tf.__file__).parents[1]
 STATE = {"metrics_size": 0, "timing_size": 0, "sums": [], "count": 0}
 
@@ -123,8 +125,8 @@ def test_C14_a_pipe_in_place_of_a_file_does_not_hang_the_command(logdir):
 
 def test_F08_checking_beside_a_writer_is_no_damage(logdir, monkeypatch, capsys):
     """What the writer has removed between listing and reading is left out."""
-    paths = checkpoints.listed(logdir, checkpoints.PHASES)
-    assert checkpoints.prune(logdir, checkpoints.PHASES, keep=1) == []
+    paths = checkpoints.listed(logdir, PHASES)
+    assert checkpoints.prune(logdir, PHASES, keep=1) == []
     monkeypatch.setattr(checkpoint, "listed", lambda *_: paths)
     assert checkpoint.main(["check", str(logdir)]) == 0
     assert "all good" in capsys.readouterr().out

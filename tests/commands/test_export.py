@@ -67,16 +67,16 @@ for case in map(Path, cases):
 def make_run(logdir, flags, phase):
     """A run directory as training leaves it, its weights random, with a newer checkpoint that no one exports."""
     config = configuration.load(["--configs", "exbmdp_point", "debug", *flags])
-    agent = build.make_agent(config, image_size=config.env.size, action_size=2)
+    learner = build.make_learner(config, image_size=config.env.size, action_size=2)
     logdir.mkdir()
     (logdir / "config.yaml").write_text(config.to_yaml())
     (logdir / "dataset_manifest.json").write_text(
         json.dumps({"image_size": config.env.size, "action_size": 2, "card": None, "files": []})
     )
     for step in (12, 13):
-        tiny.randomise(agent.world_model.trained | agent.actor_critic.actor_variables, np.random.default_rng(step))
+        tiny.randomise(learner.world_model.trained | learner.actor_critic.actor_variables, np.random.default_rng(step))
         state = {"metrics_size": 0, "timing_size": 0, "sums": [], "count": 0}
-        checkpoints.save(logdir, phase, step, tiny.snapshot(agent.variables()), state)
+        checkpoints.save(logdir, phase, step, tiny.snapshot(learner.variables()), state)
     return logdir
 
 
@@ -140,14 +140,14 @@ def test_episodes_side_by_side_give_the_same_actions_whenever_each_begins(export
 @pytest.mark.parametrize("case", CASES)
 def test_only_what_acting_needs_is_exported(exported, case):
     folder, run, _ = exported[case]
-    name = run.agent.world_model.main.name
+    name = run.learner.world_model.main.name
     layers = (f"{name}_encoder/", f"{name}_rssm/")
     values = {
         f"model/{key}": x
-        for key, x in run.agent.world_model.trained.items()
+        for key, x in run.learner.world_model.trained.items()
         if key.startswith(layers) and "/prior/" not in key
     }
-    values |= {f"policy/{key}": value for key, value in run.agent.actor_critic.actor_variables.items()}
+    values |= {f"policy/{key}": value for key, value in run.learner.actor_critic.actor_variables.items()}
     stored = tf.train.load_checkpoint(str(folder / "export" / "variables" / "variables"))
     suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
     names = {

@@ -8,6 +8,7 @@ import tiny
 
 from semopo_tf.methods.actor_critic import ActorCritic
 from semopo_tf.methods.imagination import imagine
+from semopo_tf.methods.losses import Penalty
 from semopo_tf.types import Imagined
 
 N, H, F, A = 6, 5, 9, 2
@@ -97,7 +98,7 @@ def test_policy_is_a_truncated_normal_of_two_outputs(mode, case):
 
 
 def test_a_fresh_actor_has_standard_deviation_1_1():
-    fresh = tiny.agent(*tiny.PAPER).actor_critic
+    fresh = tiny.learner(*tiny.PAPER).actor_critic
     for variable in fresh.actor_variables.values():
         variable.assign(tf.zeros_like(variable))
     sample, _ = fresh.act(tf.zeros([1, 8]), tf.constant([[0.3, 0.9]]))  # 2 sigmoid(0) + 0.1
@@ -215,7 +216,7 @@ def test_the_slow_critic_is_copied_after_every_hundredth_update_counted_from_the
 
 
 def test_a_fresh_slow_critic_equals_the_critic():
-    variables = tiny.agent(*tiny.PAPER).actor_critic.variables()
+    variables = tiny.learner(*tiny.PAPER).actor_critic.variables()
     for name, variable in variables.items():
         if name.startswith("slow_critic/"):
             np.testing.assert_array_equal(variable, variables[name.removeprefix("slow_")])
@@ -235,13 +236,13 @@ def test_the_actor_gradient_through_imagination_is_that_of_central_differences()
     policy's inputs are stopped, so by hand it acts on the features of the unmoved rollout while the states follow its
     moved actions."""
     rng, key, horizon = np.random.default_rng(12), tiny.key(3, "policy"), 4
-    agent = tiny.agent(*tiny.PAPER)
-    model, actor = agent.world_model, agent.actor_critic
+    learner = tiny.learner(*tiny.PAPER)
+    model, actor = learner.world_model, learner.actor_critic
     nets = networks(actor.variables())
     tiny.randomise(model.trained, rng, gain=1.5)
     tiny.randomise(nets, rng)
     start = tf.nest.map_structure(lambda x: tf.reshape(x, [8, *x.shape[2:]]), model.posterior(tiny.batch(rng), key))
-    sizes = {"horizon": horizon, "discount": 0.99, "penalty_weight": 2.0}
+    sizes = {"horizon": horizon, "discount": 0.99, "penalty": Penalty("sum_squares", 2.0)}
 
     def gradients(start):
         with tf.GradientTape() as tape:

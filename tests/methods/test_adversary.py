@@ -20,8 +20,8 @@ class Case:
 
     def __init__(self, *names, **flags):
         rng = np.random.default_rng(11)
-        self.agent = tiny.agent(*(names or tiny.SE_RS_DRP), **flags)
-        self.model = self.agent.world_model
+        self.learner = tiny.learner(*(names or tiny.SE_RS_DRP), **flags)
+        self.model = self.learner.world_model
         tiny.randomise(self.model.trained | self.model.adversary, rng, gain=2.0)
         self.batch = tiny.batch(rng, B, T)
         action = self.batch.action
@@ -31,7 +31,7 @@ class Case:
 
     def apart(self):
         """The adversary's variables and its optimiser's."""
-        return {name: value for name, value in self.agent.variables().items() if "exo_reward" in name}
+        return {name: value for name, value in self.learner.variables().items() if "exo_reward" in name}
 
     def loss_by_hand(self, weights=None):
         weights = tiny.Weights(weights or self.model.adversary)
@@ -61,13 +61,13 @@ def test_the_term_is_the_likelihood_of_the_reward_under_a_head_on_exogenous_feat
 def test_hopper_has_its_own_weight_and_a_joint_model_none():
     assert tiny.config(*tiny.SE_RS_DRP, **{"model.drp_scale": 30_000}).model.drp_scale == 30_000
     with pytest.raises(ConfigError, match=r"--model\.drp True: expected model\.kind separated, received joint"):
-        tiny.agent(*tiny.OFFLINE_DV2, **{"model.drp": True})
+        tiny.learner(*tiny.OFFLINE_DV2, **{"model.drp": True})
 
 
 def test_without_the_switch_there_is_no_head():
-    agent = tiny.agent(*tiny.SE_RS_DRP, **{"model.drp": False})
-    assert not agent.world_model.adversary
-    assert not [name for name in agent.variables() if "exo_reward" in name]
+    learner = tiny.learner(*tiny.SE_RS_DRP, **{"model.drp": False})
+    assert not learner.world_model.adversary
+    assert not [name for name in learner.variables() if "exo_reward" in name]
 
 
 def test_a_linear_head_takes_its_steps_by_hand():
@@ -95,7 +95,7 @@ def test_a_linear_head_takes_its_steps_by_hand():
 def test_the_exogenous_model_is_judged_by_the_head_after_its_steps():
     case = Case(**{"model.drp_updates": 3, "model_opt.lr": 0.01})
     before = case.loss_by_hand()
-    metrics = case.agent.update_model(case.batch, KEY)
+    metrics = case.learner.update_model(case.batch, KEY)
     assert abs(before - case.loss_by_hand()) > 1e-3
     tiny.close(metrics["exo_reward_loss"], case.loss_by_hand())  # of features from before the model's own step
 
@@ -103,41 +103,41 @@ def test_the_exogenous_model_is_judged_by_the_head_after_its_steps():
 @pytest.mark.parametrize("mode", tiny.MODES)
 def test_an_update_moves_the_head_and_the_exogenous_stream(mode):
     case = Case(**{"model.drp_updates": 2})
-    before = tiny.snapshot(case.agent.variables())
-    metrics = tiny.run(mode, lambda batch: case.agent.update_model(batch, KEY), case.batch)
+    before = tiny.snapshot(case.learner.variables())
+    metrics = tiny.run(mode, lambda batch: case.learner.update_model(batch, KEY), case.batch)
     changed = {
         name.split("/")[1]
         for name, value in before.items()
-        if name.startswith("model/") and (value != case.agent.variables()[name].numpy()).any()
+        if name.startswith("model/") and (value != case.learner.variables()[name].numpy()).any()
     }
     assert metrics["finite"] == 1 and {"exo_reward", "exo_rssm", "exo_encoder", "reward", "endo_rssm"} <= changed
-    assert case.agent.variables()["model_opt/exo_reward/updates"].numpy() == 2
+    assert case.learner.variables()["model_opt/exo_reward/updates"].numpy() == 2
 
 
 def test_the_head_learns_what_the_features_tell_and_the_loss_falls():
     case = Case(**{"model.drp_updates": 200, "model_opt.lr": 0.01})
     before = case.loss_by_hand()
-    case.agent.update_model(case.batch, KEY)
+    case.learner.update_model(case.batch, KEY)
     assert case.loss_by_hand() < 0.5 * (before + np.log(2 * np.pi) / 2)
 
 
 def test_an_update_that_is_not_finite_leaves_the_head_as_it_was(case):
     before = tiny.snapshot(case.apart())
     broken = case.batch._replace(reward=case.batch.reward * np.inf)
-    assert case.agent.update_model(broken, KEY)["finite"].numpy() == 0
+    assert case.learner.update_model(broken, KEY)["finite"].numpy() == 0
     for name, value in before.items():
         np.testing.assert_array_equal(case.apart()[name], value)
 
 
 def test_gradients_and_validation_change_nothing(case):
-    before = tiny.snapshot(case.agent.variables())
-    case.agent.validate(case.batch, KEY)
-    metrics, gradients = case.agent.gradients("model", case.batch, KEY)
+    before = tiny.snapshot(case.learner.variables())
+    case.learner.validate(case.batch, KEY)
+    metrics, gradients = case.learner.model_gradients(case.batch, KEY)
     for name, value in before.items():
-        np.testing.assert_array_equal(case.agent.variables()[name], value)
+        np.testing.assert_array_equal(case.learner.variables()[name], value)
     assert not [name for name in gradients if "exo_reward" in name]
-    taken = case.agent.update_model(case.batch, KEY)
-    tiny.assign(case.agent.variables(), before)
+    taken = case.learner.update_model(case.batch, KEY)
+    tiny.assign(case.learner.variables(), before)
     tiny.close(metrics["exo_reward_loss"], taken["exo_reward_loss"])  # both after the head's steps
 
 
@@ -154,10 +154,10 @@ def test_a_checkpoint_holds_the_head_and_its_moments(names):
 
 def test_the_endogenous_gradients_do_not_know_of_the_adversary(case):
     """Gradient routing: the term reaches the exogenous encoder and RSSM alone, also through the one backward pass."""
-    _, with_it = case.agent.gradients("model", case.batch, KEY)
-    plain = tiny.agent(*tiny.SE_RS_DRP, **{"model.drp": False})
+    _, with_it = case.learner.model_gradients(case.batch, KEY)
+    plain = tiny.learner(*tiny.SE_RS_DRP, **{"model.drp": False})
     tiny.assign(plain.world_model.trained, tiny.snapshot(case.model.trained))
-    _, without = plain.gradients("model", case.batch, KEY)
+    _, without = plain.model_gradients(case.batch, KEY)
     assert with_it.keys() == without.keys()
     for name, gradient in without.items():
         if name.split("/")[1] in ("exo_encoder", "exo_rssm") and "/prior/" not in name:

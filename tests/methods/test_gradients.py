@@ -6,6 +6,7 @@ import tensorflow as tf
 import tiny
 
 from semopo_tf.methods.imagination import imagine
+from semopo_tf.methods.losses import Penalty
 from semopo_tf.types import Imagined
 
 ENDO, EXO, JOINT = {"endo_encoder", "endo_rssm"}, {"exo_encoder", "exo_rssm"}, {"joint_encoder", "joint_rssm"}
@@ -46,7 +47,7 @@ class Row:
         overlays, flags = FLAGS[name]
         rng = np.random.default_rng(2)
         self.terms = TABLE[name]
-        model = tiny.agent(*overlays, **flags).world_model
+        model = tiny.learner(*overlays, **flags).world_model
         tiny.randomise(model.trained | model.adversary, rng, gain=2.0)
         self.layers = set(model.layers)
         with tf.GradientTape(persistent=True) as tape:
@@ -114,12 +115,12 @@ class Behaviour:
 
     def __init__(self, overlays):
         rng = np.random.default_rng(4)
-        self.agent = tiny.agent(*overlays)
-        self.model, self.actor_critic = self.agent.world_model, self.agent.actor_critic
+        self.learner = tiny.learner(*overlays)
+        self.model, self.actor_critic = self.learner.world_model, self.learner.actor_critic
         state = ("updates", "first", "second")  # of the optimisers
         self.variables = {
             name: variable
-            for name, variable in self.agent.variables().items()
+            for name, variable in self.learner.variables().items()
             if name.startswith(("model/", "policy/")) and name.split("/")[2] not in state
         }
         tiny.randomise(self.variables, rng)
@@ -129,7 +130,13 @@ class Behaviour:
         with tf.GradientTape(persistent=True) as self.tape:
             self.tape.watch(list(self.variables.values()))
             self.imagined = imagine(
-                self.model, self.actor_critic, start, tiny.key(), horizon=4, discount=0.99, penalty_weight=2.0
+                self.model,
+                self.actor_critic,
+                start,
+                tiny.key(),
+                horizon=4,
+                discount=0.99,
+                penalty=Penalty("sum_squares", 2.0),
             )
             self.target = self.actor_critic.target(self.imagined)
             self.actor_loss = self.actor_critic.actor_loss(self.imagined, self.target)[0]
@@ -178,7 +185,7 @@ def test_a_policy_update_changes_the_actor_and_the_critic_alone(behaviour):
     1: no copy is due.
     """
     before = tiny.snapshot(behaviour.variables)
-    metrics = behaviour.agent.update_policy(behaviour.batch, tiny.key(1))
+    metrics = behaviour.learner.update_policy(behaviour.batch, tiny.key(1))
     assert metrics["finite"].numpy() == 1.0
     changed = {
         name.rsplit("/", 2)[0] for name, value in before.items() if (value != behaviour.variables[name].numpy()).any()
@@ -189,7 +196,7 @@ def test_a_policy_update_changes_the_actor_and_the_critic_alone(behaviour):
 
 def test_a_model_update_does_not_change_the_policy(behaviour):
     before = tiny.snapshot(behaviour.variables)
-    behaviour.agent.update_model(behaviour.batch, tiny.key(1))
+    behaviour.learner.update_model(behaviour.batch, tiny.key(1))
     changed = {
         name.split("/")[0] for name, value in before.items() if (value != behaviour.variables[name].numpy()).any()
     }
@@ -199,15 +206,15 @@ def test_a_model_update_does_not_change_the_policy(behaviour):
 
 def test_a_policy_update_works_without_any_exogenous_number(behaviour):
     """Not a number anywhere in the exogenous stream, the decoders and the mask: the update is the same."""
-    saved = tiny.snapshot(behaviour.agent.variables())
+    saved = tiny.snapshot(behaviour.learner.variables())
 
     def updated():
-        tiny.assign(behaviour.agent.variables(), saved)
+        tiny.assign(behaviour.learner.variables(), saved)
         for name in poisoned:
             behaviour.variables[name].assign(tf.fill(behaviour.variables[name].shape, np.nan))
-        behaviour.agent.update_policy(behaviour.batch, tiny.key(1))
+        behaviour.learner.update_policy(behaviour.batch, tiny.key(1))
         return tiny.snapshot(
-            {name: variable for name, variable in behaviour.agent.variables().items() if name.startswith("policy/")}
+            {name: variable for name, variable in behaviour.learner.variables().items() if name.startswith("policy/")}
         )
 
     poisoned = []
@@ -216,7 +223,7 @@ def test_a_policy_update_works_without_any_exogenous_number(behaviour):
         name for name in behaviour.variables if name.startswith(("model/exo_", "model/endo_decoder", "model/mask"))
     ]
     received = updated()
-    tiny.assign(behaviour.agent.variables(), saved)
+    tiny.assign(behaviour.learner.variables(), saved)
     assert len(poisoned) > 30
     for name, value in expected.items():
         np.testing.assert_array_equal(received[name], value)

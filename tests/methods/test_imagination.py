@@ -7,13 +7,14 @@ import tensorflow as tf
 import tiny
 
 from semopo_tf.methods.imagination import imagine
+from semopo_tf.methods.losses import Penalty
 from semopo_tf.types import Latent
 
 modes = pytest.mark.parametrize("mode", tiny.MODES)
 
 
 class Counter:
-    """The state is one number, and the action is added to it. Reward 10 s, uncertainty 3 s."""
+    """The state is one number, and the action is added to it. Reward 10 s, disagreement 3 s."""
 
     def draw_steps(self, key, horizon, size):
         return tf.zeros([horizon])
@@ -27,7 +28,7 @@ class Counter:
     def reward(self, feat):
         return 10 * feat[..., 0]
 
-    def uncertainty(self, latent):
+    def disagreement(self, latent, measure):
         return 3 * latent.deter[..., 0]
 
 
@@ -54,7 +55,15 @@ def start(*states):
 def test_a_rollout_known_by_hand(mode):
     # s' = s + 2 s = 3 s: from 1 it is 1, 3, 9, 27. Reward 10 s - 2 * 3 s = 4 s.
     def rollout():
-        return imagine(Counter(), Multiple(2.0), start(1, -1), tiny.key(), horizon=3, discount=0.5, penalty_weight=2.0)
+        return imagine(
+            Counter(),
+            Multiple(2.0),
+            start(1, -1),
+            tiny.key(),
+            horizon=3,
+            discount=0.5,
+            penalty=Penalty("sum_squares", 2.0),
+        )
 
     received = tiny.run(mode, rollout)
     states = np.array([[1.0, 3, 9, 27], [-1, -3, -9, -27]])
@@ -71,7 +80,9 @@ def test_a_rollout_known_by_hand(mode):
 
 def test_the_lambda_return_of_that_rollout_by_hand():
     # Rewards 4, 12, 36; value 0; lambda 1, gamma 1/2: G_2 = 36, G_1 = 12 + 18 = 30, G_0 = 4 + 15 = 19.
-    imagined = imagine(Counter(), Multiple(2.0), start(1), tiny.key(), horizon=3, discount=0.5, penalty_weight=2.0)
+    imagined = imagine(
+        Counter(), Multiple(2.0), start(1), tiny.key(), horizon=3, discount=0.5, penalty=Penalty("sum_squares", 2.0)
+    )
     returns = reference.returns_of_rollout(imagined.reward.numpy(), np.zeros((1, 4)), 0.5, 1.0)
     np.testing.assert_array_equal(returns, [[19.0, 30.0, 36.0]])
 
@@ -86,7 +97,13 @@ def test_the_policy_learns_through_its_actions_and_not_through_its_inputs(mode):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(w)
             imagined = imagine(
-                Counter(), Multiple(w), start(1), tiny.key(), horizon=2, discount=0.5, penalty_weight=2.0
+                Counter(),
+                Multiple(w),
+                start(1),
+                tiny.key(),
+                horizon=2,
+                discount=0.5,
+                penalty=Penalty("sum_squares", 2.0),
             )
             last = [imagined.feat[0, 2, 0], imagined.reward[0, 2], imagined.penalty[0, 2], imagined.feat[0, 0, 0]]
         return [tape.gradient(value, w, unconnected_gradients=tf.UnconnectedGradients.ZERO) for value in last]
@@ -100,8 +117,9 @@ class Case:
 
     def __init__(self, overlays, **flags):
         rng = np.random.default_rng(6)
-        self.agent = tiny.agent(*overlays, **flags)
-        self.model, self.actor = self.agent.world_model, self.agent.actor_critic
+        self.learner = tiny.learner(*overlays, **flags)
+        self.model, self.actor = self.learner.world_model, self.learner.actor_critic
+        self.penalty = Penalty(tiny.config(*overlays, **flags).penalty.measure, 2.0)
         self.classes = 4 if self.model.main.rssm.dist.noise_kind == "uniform" else 0
         tiny.randomise(self.model.trained, rng, gain=1.5)
         tiny.randomise(self.actor.actor_variables, rng)
@@ -112,7 +130,7 @@ class Case:
         )
 
     def imagine(self, start, key, horizon=4):
-        return imagine(self.model, self.actor, start, key, horizon=horizon, discount=0.99, penalty_weight=2.0)
+        return imagine(self.model, self.actor, start, key, horizon=horizon, discount=0.99, penalty=self.penalty)
 
     def policy(self, feat):
         return reference.TruncatedNormal.from_raw(

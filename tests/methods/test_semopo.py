@@ -11,7 +11,7 @@ import tiny
 from semopo_tf import config as configuration
 from semopo_tf.envs.rollout import play
 from semopo_tf.methods.imagination import imagine
-from semopo_tf.methods.semopo import FilterPolicy
+from semopo_tf.methods.losses import Penalty
 from semopo_tf.run import build
 from semopo_tf.types import Observation
 
@@ -24,7 +24,7 @@ def count(variables):
 
 @pytest.fixture(scope="module")
 def full_size():
-    return build.make_agent(
+    return build.make_learner(
         configuration.load(["--configs", "released", "semopo", "walker_walk"]), image_size=64, action_size=6
     )
 
@@ -64,10 +64,10 @@ def test_parameter_counts_of_the_released_actor_and_critic(full_size):
 
 def test_parameter_count_of_offline_dv2():
     config = configuration.load(["--configs", "released", "offline_dv2", "walker_walk"])
-    agent = build.make_agent(config, image_size=64, action_size=6)
-    assert count(agent.world_model.trained) == 15_132_916
+    learner = build.make_learner(config, image_size=64, action_size=6)
+    assert count(learner.world_model.trained) == 15_132_916
     # Encoder, recurrent model, plain decoder, reward head.
-    assert count(agent.world_model.trained) == 1_551_312 + 2_723_392 + 9_886_611 + 971_601
+    assert count(learner.world_model.trained) == 1_551_312 + 2_723_392 + 9_886_611 + 971_601
 
 
 # ----------------------------------------------------------------------------------------------------------------- upda
@@ -77,8 +77,8 @@ class Case:
     def __init__(self, overlays, **flags):
         rng = np.random.default_rng(5)
         self.config = tiny.config(*overlays, **flags)
-        self.agent = tiny.agent(*overlays, **flags)
-        self.model = self.agent.world_model
+        self.learner = tiny.learner(*overlays, **flags)
+        self.model = self.learner.world_model
         tiny.randomise(self.model.trained, rng, gain=2.0)
         self.batch = tiny.batch(rng)
 
@@ -103,7 +103,7 @@ def test_a_model_update_steps_every_optimiser_on_gradients_of_the_same_weights(o
         with tf.GradientTape() as tape:
             total = case.model.losses(case.batch, tiny.key(step)).total
         gradients = dict(zip(case.model.trained, tape.gradient(total, list(case.model.trained.values())), strict=True))
-        metrics = case.agent.update_model(case.batch, tiny.key(step))
+        metrics = case.learner.update_model(case.batch, tiny.key(step))
         expected, norms = reference.shared_step(expected, gradients, by_hand)
         tiny.close([metrics[f"{name}_grad_norm"] for name in groups], norms)
         assert min(norms) > 20.0  # all are clipped, each by its own norm
@@ -142,16 +142,16 @@ def case(request):
 
 def test_updates_are_a_function_of_seed_step_and_batch():
     case = Case(tiny.OFFLINE_DV2)
-    saved = tiny.snapshot(case.agent.variables())
+    saved = tiny.snapshot(case.learner.variables())
 
     def after(update, step):
-        tiny.assign(case.agent.variables(), saved)
+        tiny.assign(case.learner.variables(), saved)
         update(case.batch, tiny.key(step))
-        result = tiny.snapshot(case.agent.variables())
-        tiny.assign(case.agent.variables(), saved)
+        result = tiny.snapshot(case.learner.variables())
+        tiny.assign(case.learner.variables(), saved)
         return result
 
-    for update in (case.agent.update_model, case.agent.update_policy):
+    for update in (case.learner.update_model, case.learner.update_policy):
         one, again, other = after(update, 3), after(update, 3), after(update, 4)
         assert all(np.array_equal(one[name], again[name]) for name in one)
         assert any(not np.array_equal(one[name], other[name]) for name in one)
@@ -159,22 +159,22 @@ def test_updates_are_a_function_of_seed_step_and_batch():
 
 def test_an_update_that_is_not_finite_changes_nothing(case):
     bad = case.batch._replace(reward=tf.fill(case.batch.reward.shape, np.inf))
-    before = tiny.snapshot(case.agent.variables())
-    assert case.agent.update_model(bad, tiny.key())["finite"].numpy() == 0.0
+    before = tiny.snapshot(case.learner.variables())
+    assert case.learner.update_model(bad, tiny.key())["finite"].numpy() == 0.0
     for name, value in before.items():
-        np.testing.assert_array_equal(case.agent.variables()[name], value)
+        np.testing.assert_array_equal(case.learner.variables()[name], value)
 
 
 def test_validation_gives_the_metrics_of_the_losses_and_changes_nothing(case):
-    before = tiny.snapshot(case.agent.variables())
-    metrics = case.agent.validate(case.batch, tiny.key(2))
+    before = tiny.snapshot(case.learner.variables())
+    metrics = case.learner.validate(case.batch, tiny.key(2))
     assert metrics["model_loss"].numpy() == case.model.losses(case.batch, tiny.key(2)).total.numpy()
     for name, value in before.items():
-        np.testing.assert_array_equal(case.agent.variables()[name], value)
+        np.testing.assert_array_equal(case.learner.variables()[name], value)
 
 
 def test_stages_are_model_and_then_policy(case):
-    assert [(stage.name, stage.view, stage.steps) for stage in case.agent.stages] == [
+    assert [(stage.name, stage.view, stage.steps) for stage in case.learner.stages] == [
         ("model", "model", 12),
         ("policy", "policy", 12),
     ]
@@ -182,14 +182,14 @@ def test_stages_are_model_and_then_policy(case):
 
 def test_policy_updates_imagine_from_every_record_of_the_batch(case):
     """B * T = 8 start states, the configured horizon, discount and penalty weight; all metrics are of before the step."""
-    key, ac = tiny.key(1, "policy"), case.agent.actor_critic
+    key, ac = tiny.key(1, "policy"), case.learner.actor_critic
     start = tf.nest.map_structure(lambda x: tf.reshape(x, [8, *x.shape[2:]]), case.model.posterior(case.batch, key))
-    imagined = imagine(case.model, ac, start, key, horizon=5, discount=0.99, penalty_weight=case.config.penalty.weight)
+    imagined = imagine(case.model, ac, start, key, horizon=5, discount=0.99, penalty=Penalty(**case.config.penalty))
     target = ac.target(imagined)
     expected = {"penalty": imagined.penalty, "imagined_reward": imagined.reward, "target": target}
     expected |= {"actor_loss": ac.actor_loss(imagined, target)[0], "critic_loss": ac.critic_loss(imagined, target)[0]}
     expected = {name: value.numpy().mean() for name, value in expected.items()}
-    metrics = case.agent.update_policy(case.batch, key)
+    metrics = case.learner.update_policy(case.batch, key)
     assert metrics["finite"].numpy() == 1.0
     assert expected["penalty"] > 0
     for name, value in expected.items():
@@ -200,7 +200,7 @@ def test_policy_updates_imagine_from_every_record_of_the_batch(case):
 
 
 def test_initial_weights_come_from_the_seed():
-    one, again, other = (tiny.snapshot(tiny.agent(*tiny.PAPER, seed=seed).variables()) for seed in (1, 1, 2))
+    one, again, other = (tiny.snapshot(tiny.learner(*tiny.PAPER, seed=seed).variables()) for seed in (1, 1, 2))
     assert all(np.array_equal(one[name], again[name]) for name in one)
     kernels = [
         name
@@ -212,7 +212,7 @@ def test_initial_weights_come_from_the_seed():
 
 
 def test_both_streams_start_from_different_weights():
-    model = tiny.agent(*tiny.RELEASED).world_model
+    model = tiny.learner(*tiny.RELEASED).world_model
     for name, variable in model.trained.items():
         if name.startswith("endo_") and name.endswith("kernel"):
             twin = model.trained[name.replace("endo_", "exo_", 1)]
@@ -225,8 +225,8 @@ def test_both_streams_start_from_different_weights():
 @pytest.fixture(scope="module")
 def acting(case):
     rng = np.random.default_rng(1)
-    tiny.randomise(case.agent.actor_critic.actor_variables, rng)
-    return FilterPolicy(case.agent, image_size=tiny.IMAGE_SIZE, action_size=tiny.ACTION_SIZE, jit=False)
+    tiny.randomise(case.learner.actor_critic.actor_variables, rng)
+    return case.learner.policy()
 
 
 def play_frames(policy, images, seeds):
@@ -248,7 +248,7 @@ def test_the_policy_filters_with_its_own_actions_and_takes_the_mode(case, acting
     received = play_frames(acting, images, seeds)
     branch, name = case.model.main, case.model.main.name
     classes = 4 if branch.rssm.dist.noise_kind == "uniform" else 0
-    weights = tiny.Weights(case.model.trained | case.agent.actor_critic.actor_variables)
+    weights = tiny.Weights(case.model.trained | case.learner.actor_critic.actor_variables)
     p = weights.rssm(f"{name}_rssm", classes=classes)
     for episode, seed in enumerate(seeds):
         deter = np.zeros((1, p.gru.bias.shape[0] // 3))
@@ -322,22 +322,22 @@ def test_actions_are_inside_the_bounds(acting, rng):
 # ------------------------------------------------------------------------------------------- evidence, remat and precis
 
 
-def with_evidence(agent, batch):
+def with_evidence(learner, batch):
     """The batch with the cached evidence of its frames in place of the images."""
     size, length = batch.reward.shape
     frames = batch.image.numpy().reshape(-1, *batch.image.shape[2:])
-    return batch._replace(image=tf.reshape(agent.evidence(frames, jit=False), [size, length, -1]))
+    return batch._replace(image=tf.reshape(learner.evidence(frames), [size, length, -1]))
 
 
 def test_a_policy_update_from_the_cache_is_the_update_from_the_images(case):
-    cached = with_evidence(case.agent, case.batch)
+    cached = with_evidence(case.learner, case.batch)
     assert cached.image.dtype == tf.float32
     tiny.close(tf.reshape(case.model.main.evidence(case.batch.image), cached.image.shape), cached.image)
-    saved, after = tiny.snapshot(case.agent.variables()), []
+    saved, after = tiny.snapshot(case.learner.variables()), []
     for batch in (case.batch, cached):
-        metrics = case.agent.update_policy(batch, tiny.key(1, "policy"))
-        after.append((tiny.arrays(metrics), tiny.snapshot(case.agent.variables())))
-        tiny.assign(case.agent.variables(), saved)
+        metrics = case.learner.update_policy(batch, tiny.key(1, "policy"))
+        after.append((tiny.arrays(metrics), tiny.snapshot(case.learner.variables())))
+        tiny.assign(case.learner.variables(), saved)
     for one, other in zip(*after, strict=True):
         for name in one:
             tiny.close(one[name], other[name])
@@ -347,7 +347,7 @@ def test_a_policy_update_from_the_cache_is_the_update_from_the_images(case):
 def test_evidence_is_that_of_each_frame_whatever_the_blocks(case, frames, monkeypatch):
     monkeypatch.setattr("semopo_tf.methods.semopo.EVIDENCE_ROWS", 4)
     images = np.random.default_rng(0).integers(0, 256, (frames, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), np.uint8)
-    table = case.agent.evidence(images, jit=False)
+    table = case.learner.evidence(images)
     assert table.shape[0] == frames
     tiny.close(table, case.model.main.evidence(tf.constant(images)))
 
@@ -356,12 +356,12 @@ def test_evidence_is_that_of_each_frame_whatever_the_blocks(case, frames, monkey
 @pytest.mark.parametrize("most", [1, 3, 8])
 def test_decoders_differentiated_by_slices_take_the_same_step(overlays, most):
     whole, sliced = Case(overlays, **{"model_opt.lr": 0.01}), Case(overlays, **{"model_opt.lr": 0.01, "remat": most})
-    one, other = (tiny.arrays(case.agent.update_model(case.batch, tiny.key())) for case in (whole, sliced))
+    one, other = (tiny.arrays(case.learner.update_model(case.batch, tiny.key())) for case in (whole, sliced))
     assert set(one) == set(other)
     for name, value in one.items():
         tiny.close(other[name], value)
-    for name, variable in whole.agent.variables().items():
-        tiny.close(sliced.agent.variables()[name], variable)
+    for name, variable in whole.learner.variables().items():
+        tiny.close(sliced.learner.variables()[name], variable)
 
 
 PRECISIONS = {"mixed_bfloat16": 0.05, "mixed_float16": 0.01}  # and the relative error allowed to its losses
@@ -376,16 +376,16 @@ def test_half_precision_keeps_losses_weights_and_metrics_in_float32_and_near_tho
     one, other = (case.model.losses(case.batch, tiny.key()) for case in (full, half))
     for tensor in tf.nest.flatten(other):
         assert tensor.dtype == tf.float32
-    assert all(variable.dtype in (tf.float32, tf.int64) for variable in half.agent.variables().values())
+    assert all(variable.dtype in (tf.float32, tf.int64) for variable in half.learner.variables().values())
     for name in ("image_loss", "reward_loss", "model_loss"):
         assert other.metrics[name].numpy() == pytest.approx(one.metrics[name].numpy(), rel=PRECISIONS[precision])
     assert any(
         one.metrics[name].numpy() != other.metrics[name].numpy() for name in one.metrics
     )  # it is another computation
-    assert half.agent.evidence(half.batch.image.numpy()[0], jit=False).dtype.size == 2
-    for key, batch in ((tiny.key(), half.batch), (tiny.key(1), with_evidence(half.agent, half.batch))):
+    assert half.learner.evidence(half.batch.image.numpy()[0]).dtype.size == 2
+    for key, batch in ((tiny.key(), half.batch), (tiny.key(1), with_evidence(half.learner, half.batch))):
         metrics = tiny.arrays(
-            (half.agent.update_model if batch is half.batch else half.agent.update_policy)(batch, key)
+            (half.learner.update_model if batch is half.batch else half.learner.update_policy)(batch, key)
         )
         assert all(np.isfinite(value) for value in metrics.values())
         assert metrics["finite"] == 1.0
@@ -394,7 +394,7 @@ def test_half_precision_keeps_losses_weights_and_metrics_in_float32_and_near_tho
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_half_precision_learns(precision):
     case = Case(tiny.PAPER, precision=precision, **{"model_opt.lr": 0.01})
-    update = tf.function(case.agent.update_model, autograph=False)
+    update = tf.function(case.learner.update_model, autograph=False)
     losses, skipped = [], 0
     for _ in range(40):
         metrics = tiny.arrays(update(case.batch, tiny.key()))
@@ -408,9 +408,9 @@ def test_half_precision_learns(precision):
 
 def test_an_overflow_of_float16_is_skipped_and_training_goes_on():
     case = Case(tiny.PAPER, precision="mixed_float16")
-    scale = case.agent.variables()["model_opt/model_scale/scale"]
+    scale = case.learner.variables()["model_opt/model_scale/scale"]
     scale.assign(2.0**60)
-    update = tf.function(case.agent.update_model, autograph=False)
+    update = tf.function(case.learner.update_model, autograph=False)
     before, seen = tiny.snapshot(case.model.trained), []
     for _ in range(60):
         metrics = tiny.arrays(update(case.batch, tiny.key()))

@@ -33,8 +33,8 @@ class Case:
 
     def __init__(self, *names, **flags):
         rng = np.random.default_rng(11)
-        self.agent = tiny.agent(*names, **flags)
-        self.model = self.agent.world_model
+        self.learner = tiny.learner(*names, **flags)
+        self.model = self.learner.world_model
         tiny.randomise(self.model.trained, rng, gain=2.0)  # large enough for KLs above the free nats
         self.batch = tiny.batch(rng, B, T)
         self.weights = tiny.Weights(self.model.trained)
@@ -330,7 +330,7 @@ def test_uncertainty_is_the_disagreement_of_all_members_about_the_state(mode, ki
         post.deter.numpy().astype(np.float64), case.weights.rssm(f"{name}_rssm", classes=case.classes)
     )
     received = tiny.run(
-        mode, lambda latent: {measure: case.model.main.uncertainty(latent, measure) for measure in MEASURES}, post
+        mode, lambda latent: {measure: case.model.main.disagreement(latent, measure) for measure in MEASURES}, post
     )
     for measure, by_hand in MEASURES.items():
         assert received[measure].shape == (B, T)
@@ -342,19 +342,19 @@ def test_uncertainty_of_the_exogenous_stream_has_the_same_form(paper):
         paper.model.exo.evidence(paper.batch.image), paper.batch.action, paper.batch.is_first, KEY
     )
     stats = reference.all_priors(latent.deter.numpy(), paper.weights.rssm("exo_rssm"))
-    tiny.close(paper.model.exo.uncertainty(latent, "mean_norm"), reference.disagreement_mean_of_norms(stats))
+    tiny.close(paper.model.exo.disagreement(latent, "mean_norm"), reference.disagreement_mean_of_norms(stats))
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_identical_members_are_certain_and_give_a_finite_gradient(measure):
-    case = Case(*tiny.PAPER, **{"penalty.measure": measure})
+    case = Case(*tiny.PAPER)
     for name, variable in case.model.trained.items():
         if "/prior/" in name:
             variable.assign(tf.repeat(variable[:1], variable.shape[0], 0))
     post = case.model.posterior(case.batch, KEY)
     with tf.GradientTape() as tape:
         tape.watch(post.deter)
-        value = case.model.uncertainty(post)
+        value = case.model.disagreement(post, measure)
     np.testing.assert_allclose(value, np.zeros((B, T)), atol=1e-5)
     assert np.isfinite(tape.gradient(value, post.deter)).all()
 
@@ -445,4 +445,4 @@ def test_decoder_kernels_that_do_not_give_the_image_are_refused():
         ConfigError,
         match=r"decoder.kernels = \[4, 4\]: expected an image of 12 pixels, received 10; change the kernels",
     ):
-        build.make_agent(tiny.config(*tiny.PAPER), image_size=12, action_size=2)
+        build.make_learner(tiny.config(*tiny.PAPER), image_size=12, action_size=2)

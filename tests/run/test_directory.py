@@ -34,6 +34,8 @@ from semopo_tf.storage.records import Records, read_records
 from semopo_tf.storage.video import encode_gif, encode_mp4, video_grid, write_video
 from semopo_tf.training import claim
 
+PHASES = ("model", "policy")
+
 ROOT = Path(semopo_tf.__file__).parents[1]
 
 
@@ -389,13 +391,13 @@ def test_F12_a_run_directory_may_have_any_name(tmp_path, name):
     with open_run(logdir):
         for step in (1, 2, 3):
             checkpoints.save(logdir, "model", step, {"a": np.ones(3, np.float32)}, state)
-        assert checkpoints.prune(logdir, checkpoints.PHASES, keep=1) == []
+        assert checkpoints.prune(logdir, PHASES, keep=1) == []
         records = Records(logdir / "metrics.jsonl")
         records.append({"step": 1})
         assert read_records(records.path) == [{"step": 1}]
         TensorBoard(logdir, 0).scalars(1, {"loss": 1.0})
         write_video(logdir / "videos" / "model-000000001.mp4", frames(3, 16, 16))
-    assert [path.name for path in checkpoints.listed(logdir, checkpoints.PHASES)] == ["ckpt-model-000000003"]
+    assert [path.name for path in checkpoints.listed(logdir, PHASES)] == ["ckpt-model-000000003"]
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))} | {
         "LC_ALL": "C"
     }
@@ -459,10 +461,10 @@ def test_F11_a_clock_that_jumps_disturbs_nothing(tmp_path, monkeypatch, capsys):
             os.utime(tmp_path / f"ckpt-model-{step:09d}", (now, now))
             TensorBoard(tmp_path, step).scalars(step, {"loss": float(step)})
             progress.update(step, "")
-    newest, faults = checkpoints.load_newest(tmp_path, checkpoints.PHASES)
+    newest, faults = checkpoints.load_newest(tmp_path, PHASES)
     assert (newest.step, faults) == (4, [])
-    assert checkpoints.prune(tmp_path, checkpoints.PHASES, keep=2) == []
-    assert [path.name[-1] for path in checkpoints.listed(tmp_path, checkpoints.PHASES)] == ["3", "4"]
+    assert checkpoints.prune(tmp_path, PHASES, keep=2) == []
+    assert [path.name[-1] for path in checkpoints.listed(tmp_path, PHASES)] == ["3", "4"]
     read = EventAccumulator(str(tmp_path), size_guidance={SCALARS: 0}).Reload()
     assert [event.step for event in read.Scalars("loss")] == [1, 2, 3, 4]
     (line,) = capsys.readouterr().out.splitlines()

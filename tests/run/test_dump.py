@@ -22,6 +22,8 @@ from semopo_tf.run.trainer import Trainer
 from semopo_tf.storage.files import Files
 from semopo_tf.storage.records import read_records
 
+PHASES = ("model", "policy")
+
 ROOT = Path(semopo_tf.__file__).parents[1]
 QUIET = ("--video.every", "0", *(word for key, value in tiny.SIZES.items() for word in (f"--{key}", value)))
 STEPS = ("--steps.model", "24", "--steps.policy", "24")
@@ -54,7 +56,7 @@ def test_N01_N04_a_learning_rate_of_1e20_stops_the_run_and_the_dump_shows_the_sa
     place = dump_of(logdir)
     facts = json.loads((place / "dump.json").read_text())
     assert facts["not_finite"][0].startswith("metric/")
-    last = checkpoints.listed(logdir, build.PHASES)[-1]
+    last = checkpoints.listed(logdir, PHASES)[-1]
     assert last.name == f"ckpt-model-{facts['step']:09d}" == facts["checkpoint"]
     checkpoints.load(last)
     for words in (
@@ -135,7 +137,7 @@ def test_N03_one_number_of_one_tensor_is_found_and_named(case, stage, name):
         value = case.start[name].copy()
         value.flat[0] = np.nan
         case.variables[name].assign(value)
-    found = dump.examine(case.agent, loop.stage, tiny.Batch(*map(tiny.as_tensor, batch)), key, jit=False)
+    found = dump.examine(case.learner, loop.stage, tiny.Batch(*map(tiny.as_tensor, batch)), key, jit=False)
     assert found[0] == name
     if (
         "first" not in name and "second" not in name
@@ -147,7 +149,7 @@ def test_N03_a_healthy_update_has_nothing_to_name(case):
     tiny.assign(case.variables, case.start)
     loop = case.loops["model"]
     batch, key = loop.batch(7)
-    assert dump.examine(case.agent, loop.stage, batch, key, jit=False) == []
+    assert dump.examine(case.learner, loop.stage, batch, key, jit=False) == []
 
 
 def test_N03_a_weight_that_an_update_makes_infinite_is_traced_to_that_update(data, tmp_path):
@@ -182,7 +184,7 @@ def test_N03_N04_a_weight_that_no_update_made_wrong_is_named_as_it_is(data, tmp_
     logdir = tmp_path / "run"
     logdir.mkdir()
     trainer = Trainer(configuration.load(synthetic.train_flags(data, logdir, *QUIET, *STEPS)), logdir)
-    variable = trainer._agent.variables()["policy/slow_critic/hidden0/bias"]
+    variable = trainer._learner.variables()["policy/slow_critic/hidden0/bias"]
     variable.assign(np.full(variable.shape, np.nan, np.float32))
     with pytest.raises(NumericalError, match=r"received policy/slow_critic/hidden0/bias"):
         trainer.run()
@@ -269,7 +271,7 @@ def test_N02_overflows_are_skipped_and_counted_until_the_scale_is_one(data, tmp_
         "0",
     )
     trainer = Trainer(configuration.load(flags), logdir)
-    trainer._agent.variables()["model_opt/model_scale/scale"].assign(2.0**60)
+    trainer._learner.variables()["model_opt/model_scale/scale"].assign(2.0**60)
     trainer.run()
     rows = read_records(logdir / "metrics.jsonl")
     assert rows[0]["skipped"] == 1.0

@@ -29,9 +29,11 @@ def videos(tmp_path_factory):
 
 def unlearning(config, **sizes):
     """An agent that acts as ever and whose updates do nothing: they would take most of these tests' time."""
-    agent = build.make_agent(config, **sizes)
-    agent.stages = tuple(stage._replace(update=lambda batch, key: {"finite": tf.ones([])}) for stage in agent.stages)
-    return agent
+    learner = build.make_learner(config, **sizes)
+    learner.stages = tuple(
+        stage._replace(update=lambda batch, key: {"finite": tf.ones([])}) for stage in learner.stages
+    )
+    return learner
 
 
 def train(directory, task, collecting, *flags):
@@ -61,7 +63,7 @@ def train(directory, task, collecting, *flags):
         *length,
         *flags,
     ]
-    assert training.train(words, Stop(), make_agent=unlearning) == 0
+    assert training.train(words, Stop(), make_learner=unlearning) == 0
     return logdir
 
 

@@ -14,21 +14,21 @@ from semopo_tf.run import build
 
 @pytest.fixture(scope="module")
 def semopo():
-    return tiny.agent("semopo")
+    return tiny.learner("semopo")
 
 
-def refused(agent, tensors, message, restore=build.restore):
+def refused(learner, tensors, message, restore=build.restore):
     """`restore` must raise and leave every variable as it was."""
-    before = tiny.snapshot(agent.variables())
+    before = tiny.snapshot(learner.variables())
     with pytest.raises(CheckpointError, match=message):
-        restore(agent.variables() if restore is build.restore else agent, tensors, Path("run/ckpt-model-000000012"))
-    after = tiny.snapshot(agent.variables())
+        restore(learner.variables() if restore is build.restore else learner, tensors, Path("run/ckpt-model-000000012"))
+    after = tiny.snapshot(learner.variables())
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("flag", ["rssm.deter", "rssm.ensemble", "rssm.hidden"])
 def test_C05_a_checkpoint_of_another_architecture_names_the_first_variable_that_differs(semopo, flag):
-    other = tiny.agent("semopo", **{flag.replace(".", "__"): int(tiny.SIZES[flag]) + 1})
+    other = tiny.learner("semopo", **{flag.replace(".", "__"): int(tiny.SIZES[flag]) + 1})
     refused(
         semopo,
         tiny.snapshot(other.variables()),
@@ -37,7 +37,7 @@ def test_C05_a_checkpoint_of_another_architecture_names_the_first_variable_that_
 
 
 def test_C06_a_checkpoint_of_another_method_is_refused_as_a_run_and_as_a_world_model(semopo):
-    joint = tiny.snapshot(tiny.agent("offline_dv2").variables())
+    joint = tiny.snapshot(tiny.learner("offline_dv2").variables())
     refused(semopo, joint, "it belongs to another model configuration")
     refused(semopo, joint, "it belongs to another model configuration", build.restore_world_model)
 
@@ -56,7 +56,7 @@ def test_C07_a_checkpoint_without_optimiser_state_is_refused(semopo):
 
 def test_C08_a_checkpoint_of_another_precision_is_refused(semopo):
     """float16 keeps float32 weights and adds its loss scale; weights stored in half precision fit nowhere."""
-    half = tiny.snapshot(tiny.agent("semopo", precision="mixed_float16").variables())
+    half = tiny.snapshot(tiny.learner("semopo", precision="mixed_float16").variables())
     refused(semopo, half, r"has \S*scale\S* \(\d+ such differences\)")
     whole = tiny.snapshot(semopo.variables())
     name = "model/endo_encoder/conv0/kernel"

@@ -85,12 +85,12 @@ def test_R15_a_changed_dataset_is_refused_with_its_first_file_that_differs(tmp_p
     data = synthetic.dataset(tmp_path / "data")
     config = configuration.load(synthetic.train_flags(data, tmp_path))
     for _ in range(2):
-        Trainer(config, tmp_path, make_agent=victims.Toy, make_policy=victims.ToyPolicy)
+        Trainer(config, tmp_path, make_learner=victims.Toy)
     before = (tmp_path / "dataset_manifest.json").read_bytes()
     name, what = change(data)
     with pytest.raises(
         DataError, match=re.escape(f"{data / name}: {what} since this run began; restore the dataset")
     ) as caught:
-        Trainer(config, tmp_path, make_agent=victims.Toy, make_policy=victims.ToyPolicy)
+        Trainer(config, tmp_path, make_learner=victims.Toy)
     assert caught.value.exit_code == 3
     assert (tmp_path / "dataset_manifest.json").read_bytes() == before

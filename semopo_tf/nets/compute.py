@@ -1,0 +1,21 @@
+"""How the arithmetic of a learner is carried out on this device: one value, made once, handed to every part."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+def as_it_is(function: Callable[..., Any], signature: Any = None) -> Callable[..., Any]:
+    """Compiles nothing: the function itself, run eagerly."""
+    return function
+
+
+class Compute(NamedTuple):
+    """Choices of the engine. Results agree to rounding whatever is chosen."""
+
+    precision: str = "float32"  # of matrix products and convolutions: float32, mixed_bfloat16 or mixed_float16
+    products: bool = False  # whether convolutions are computed as matrix products
+    remat: int = 0  # frames whose decoders are differentiated at a time; 0: all of them
+    # (function, signature) -> the function, compiled: single calls with convolutions in them, such as acting.
+    compile: Callable[..., Callable[..., Any]] = as_it_is
+    # The same for the convolution-free part of an update.
+    compile_part: Callable[..., Callable[..., Any]] = as_it_is
