@@ -164,7 +164,7 @@ class Run:
         """
         if found := getattr(self.learner, "world_model", None):
             return found
-        raise ConfigError(f"--logdir: expected a run with a world model, received one of {self.config.method}")
+        raise ConfigError(f"--logdir: expected a run with a world model, received one without")
 
 
 def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:

@@ -85,14 +85,14 @@ class Penalty(NamedTuple):
 def penalised_reward(reward: tf.Tensor, disagreement: tf.Tensor, weight: float) -> tf.Tensor:
     """Equation 2 of the paper (Eq. 2), the penalised reward (penalized reward) that the policy maximises.
 
-        r~(s_t) = r(s_t) - lambda * u(s_t)
+        r~(s+, a) = r(s+, a) - lambda * u(s+, a),   in the paper u = sum_i |mu_i(s+, a) - mean_j mu_j(s+, a)|^2
 
     Reward and disagreement belong to the state at which the action arrives, so the penalty charges the transition.
 
     Args:
       reward: [...] predicted by the reward head.
-      disagreement: [...] of the endogenous ensemble about the same state: one of `MEASURES`; the paper prints the sum
-        over members of the squared distance to their mean, `sum_of_squares`.
+      disagreement: [...] of the endogenous ensemble about the same state, one of `MEASURES`; the printed one is
+        `sum_of_squares`.
       weight: lambda.
 
     Returns:

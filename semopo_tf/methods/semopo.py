@@ -32,8 +32,8 @@ WORLD_MODELS = {"separated": SeparatedWorldModel, "joint": JointWorldModel}
 class SeMOPO(Learner):
     """Algorithm 1 of the paper: the stage `model` is its first loop, the stage `policy` its second.
 
-        conservative sampling --batch--> update_model          one step of the world model       (`data.sampler`)
-        posterior states --imagine--> penalised reward --> update_policy   one step of actor and critic
+        batches of the pool (`data.sampler`)  -->  update_model   one step of the world model
+        posterior states  --imagine-->  penalised reward  -->  update_policy   one step of actor and critic
 
     Args:
       model_opt: arguments of `Optimizer` for the world model, and for the adversary if it has one.
