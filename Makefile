@@ -2,6 +2,7 @@
 # make science    every number of RESULTS.md, hours; continues what it finds; SCIENCE=core for the first two hours of it
 # make test       the test suite; test-full adds the longer checks
 # make lint type  what continuous integration checks besides; format rewrites the files
+# make docs       the documentation as a website, site/index.html
 # make doctor     what this machine can do
 # make clean      removes the virtual environment and all caches, but no run and no dataset
 #
@@ -24,7 +25,7 @@ define system
 { echo "missing system packages; run this and then make again: sudo apt-get install $(1)"; exit 1; }
 endef
 
-.PHONY: demo science test test-full format lint type doctor clean
+.PHONY: demo science test test-full format lint type docs doctor clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/renders
@@ -54,11 +55,15 @@ lint: $(VENV)/installed
 type: $(VENV)/installed
 	$(BIN)/mypy
 
+# Needs no network once the packages are there; the website needs none either.
+docs: $(VENV)/documents
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 doctor: $(VENV)/installed
 	$(BIN)/python -m semopo_tf.doctor
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Without build isolation, so that the tools that build gym and this package are pinned too.
@@ -68,6 +73,10 @@ $(VENV)/installed: setup.py constraints.txt
 	@echo "installing the tested packages, about two gigabytes"
 	$(PIP) setuptools
 	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/documents: $(VENV)/installed
+	$(PIP) --no-build-isolation --editable '.[docs]'
 	@touch $@
 
 $(VENV)/renders: $(VENV)/installed

@@ -48,5 +48,6 @@ setup(
             "ruff>=0.17,<0.18",
             "setuptools>=77",
         ],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
     },
 )

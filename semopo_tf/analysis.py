@@ -1,10 +1,10 @@
-"""`python -m semopo_tf.analysis --logdir DIR`: what a model says about its dataset, and what the sampler drew of it.
+"""`python -m semopo_tf.analysis --logdir DIR`: analyse a run's model and its sampler on the run's dataset.
 
     uncertainty       disagreement of the ensembles about random states of the dataset (Figures 2, 3, 7 and 8)
-    reconstruction    what each stream shows of filtered frames (Figure 5)
+    reconstruction    each stream's reconstruction of filtered frames (Figure 5)
     entropy           of the actions in the batches of the model phase, conservative against uniform sampling (Figure 6)
 
-Each is a record in the run directory, `analysis/<name>.json`, with its pictures beside it, `<name>.png`.
+Each writes a record into the run directory, `analysis/<name>.json`, with its picture, `<name>.png`, beside it.
 """
 
 import json
@@ -28,15 +28,10 @@ if TYPE_CHECKING:
 
 NAMES = ("uncertainty", "reconstruction", "entropy")
 BLOCK = 20  # windows in one call
-GROUPS, GROUP_FRAMES, GROUP_STRIDE = 2, 3, 2  # episodes, frames of each, records from one to the next
+GROUPS, GROUP_FRAMES, GROUP_STRIDE = 2, 3, 2  # episodes, frames of each, records between them
 FRAMES = 8  # of a reconstruction
-SHOWN = {
-    "observation": "truth",
-    "endo": "endo",
-    "exo": "exo",
-    "mask": "mask",
-    "both": "joint",
-}  # rows of a separated model
+# Rows of a separated model's picture -> their names in `WorldModel.reconstruct`.
+SHOWN = {"observation": "truth", "endo": "endo", "exo": "exo", "mask": "mask", "both": "joint"}
 BINS = 32  # of a histogram of actions over [-1, 1]
 
 
@@ -44,13 +39,13 @@ def main(argv: list[str]) -> int:
     """Analyse a run and write the records into its directory.
 
     Raises:
-      SemopoError: any of `errors`; DataError where the dataset is not the one that the run was trained on.
+      SemopoError: any of `errors`; DataError if the dataset is not the one that the run was trained on.
     """
     parser = CommandParser(prog="python -m semopo_tf.analysis", description=__doc__)
     parser.add_argument("--logdir", required=True, type=Path, help="the run")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of the analyses (default: all)")
-    parser.add_argument("--states", type=int, default=1000, help="of the dataset, for the uncertainty")
-    parser.add_argument("--epochs", type=int, default=30, help="of the model phase, for the entropy")
+    parser.add_argument("--states", type=int, default=1000, help="number of dataset states for the uncertainty")
+    parser.add_argument("--epochs", type=int, default=30, help="number of model-phase epochs for the entropy")
     parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
     parser.add_argument(
         "--offline_dir", type=Path, help="where the run's dataset lies now (default: where the run had it)"
@@ -81,10 +76,10 @@ def open_data(config: "Config", logdir: Path, offline_dir: Path | None = None) -
     """The dataset that a run was trained on.
 
     Args:
-      offline_dir: where it lies now, if not where the configuration says.
+      offline_dir: where it is now, if it was moved.
 
     Raises:
-      DataError: when it is not there, or a file of it is not what the run began with.
+      DataError: when it is missing, or a file has changed since the run started.
     """
     directory = (offline_dir or Path(config.offline_dir)).expanduser()
     dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
@@ -93,7 +88,7 @@ def open_data(config: "Config", logdir: Path, offline_dir: Path | None = None) -
 
 
 def write(directory: Path, name: str, record: dict[str, Any], picture: np.ndarray | None) -> None:
-    """Write `<name>.json`, and before it the picture [H, W, 3] uint8 as `<name>.png` if there is one.
+    """Write the picture [H, W, 3] uint8, if there is one, as `<name>.png`, then `<name>.json`.
 
     Raises:
       NumericalError: when a figure is not finite; nothing is written then.
@@ -102,7 +97,7 @@ def write(directory: Path, name: str, record: dict[str, Any], picture: np.ndarra
         text = json.dumps(record, indent=1, allow_nan=False)
     except ValueError as error:
         raise NumericalError(
-            f"{name}: expected finite figures, received some that are not; try an earlier checkpoint with --checkpoint"
+            f"{name}: expected finite numbers, received some that are not; try an earlier checkpoint with --checkpoint"
         ) from error
     FILES.make_directory(directory)
     if picture is not None:
@@ -111,7 +106,7 @@ def write(directory: Path, name: str, record: dict[str, Any], picture: np.ndarra
 
 
 def described(name: str, record: dict[str, Any]) -> str:
-    """The main figures of a record in a line."""
+    """The main figures of a record in one line."""
     if name == "uncertainty":
         streams = record["measures"]["mean_norm"].items()
         return f"mean_norm of {record['states']} states: " + ", ".join(
@@ -120,17 +115,17 @@ def described(name: str, record: dict[str, Any]) -> str:
     if name == "reconstruction":
         return "mse " + ", ".join(f"{row} {value:.4g}" for row, value in record["mse"].items())
     return ", ".join(
-        f"{rule} {found['entropy'][0]:.3f} to {found['entropy'][-1]:.3f} nats"
-        for rule, found in record["rules"].items()
+        f"{rule} {curve['entropy'][0]:.3f} to {curve['entropy'][-1]:.3f} nats"
+        for rule, curve in record["rules"].items()
     )
 
 
 class Windows(NamedTuple):
-    """Windows of a dataset, drawn as the run's own sampler draws them, from all its training episodes."""
+    """Windows of a dataset, drawn by the run's own sampler from all its training episodes."""
 
     batch: "Batch"
-    names: list[str]  # [B] of their episodes
-    start: np.ndarray  # [B] first record
+    names: list[str]  # [B] episode names
+    start: np.ndarray  # [B] first records
 
     def place(self, row: int, column: int) -> list[Any]:
         """[episode name, record] of a record in a window."""
@@ -148,21 +143,17 @@ def draw_windows(sampler: "Sampler", dataset: Dataset, key: Any, *, batch: int, 
 
 
 def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[str, Any], np.ndarray]:
-    """Disagreement of every stream's ensemble about random states of the dataset, by every measure (paper, Figures 2, 7
-    and 8).
+    """Disagreement of every stream's ensemble about random states of the dataset, by every measure.
 
-    A state is the last record of a window of the length that training uses, so that the filter has its context; the
-    first `batch.length - 1` records of an episode are therefore never among them. The measures are about the state that
-    the
-    ensemble
-    *predicts* for the record: the log-probability measures judge a sample from one random member's prior, as in
-    imagination, not the posterior's (`WorldModel.uncertainties`). `eval.seed` and the dataset decide the states, so
-    that methods are
-    compared on the same ones.
+    Figures 2, 7 and 8 of the paper. A state is the last record of a window of training's length, so that the filter has
+    its context; the first `batch.length - 1` records of an episode are therefore never used. The measures are about the
+    state that the ensemble *predicts* for the record: the log-probability measures use a sample from one random
+    member's prior, as in imagination, not from the posterior (`WorldModel.uncertainties`). The states depend on
+    `eval.seed` and the dataset alone, so that methods are compared on the same ones.
 
     Returns:
-      The record, means and population standard deviations over the states; and six frames side by side, [H, 6 W, 3]
-      uint8 (Figure 3).
+      The record, with means and population standard deviations over the states; and six frames side by side,
+      [H, 6 W, 3] uint8 (Figure 3).
     """
     import tensorflow as tf
 
@@ -192,8 +183,7 @@ def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[
 
 
 def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[dict[str, Any], np.ndarray]:
-    """Two groups of three frames, each of one episode, with the uncertainty (`mean_norm`) of every stream (paper,
-    Figure 3).
+    """Two groups of three frames, each from one episode, with every stream's uncertainty (`mean_norm`); Figure 3.
 
     Returns:
       {groups: [[[episode name, record] x3] x2], values: {stream: [[number x3] x2]}}, and the frames side by side.
@@ -207,19 +197,22 @@ def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[di
     rows = [0, next((row for row in range(BLOCK) if windows.names[row] != windows.names[0]), 1)]
     columns = [max(0, length - 1 - GROUP_STRIDE * back) for back in reversed(range(GROUP_FRAMES))]
     batch = tf.nest.map_structure(lambda x: tf.gather(x, rows), windows.batch)
-    found = run.world_model.uncertainties(batch, key, columns)
-    values = {stream: measures["mean_norm"].numpy().astype(np.float64).tolist() for stream, measures in found.items()}
+    values = {
+        stream: measures["mean_norm"].numpy().astype(np.float64).tolist()
+        for stream, measures in run.world_model.uncertainties(batch, key, columns).items()
+    }
     picture = np.concatenate([batch.image.numpy()[group, column] for group in range(GROUPS) for column in columns], 1)
     return {"groups": [[windows.place(row, column) for column in columns] for row in rows], "values": values}, picture
 
 
 def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.ndarray]:
-    """Eight frames of the dataset as the model shows them after filtering up to them: unmasked means, mask and their
-    blend (paper, Figure 5).
+    """Eight frames of the dataset as the model reconstructs them after filtering: unmasked means, mask and blend.
+
+    Figure 5 of the paper.
 
     Returns:
-      The record, with the mean squared error of every row that shows the observation (pixels in 0..1, over these frames
-      alone); and the picture, [rows * H, 8 W, 3] uint8.
+      The record, with the mean squared error of every row that reconstructs the observation (pixels in 0..1, over these
+      frames alone); and the picture, [rows * H, 8 W, 3] uint8.
     """
     import tensorflow as tf
 
@@ -229,9 +222,9 @@ def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.nda
     key, length = Key(run.config.eval.seed, "reconstruction", tf.constant(0, tf.int64)), run.config.batch.length
     sampler = build.make_sampler(run.config, dataset, images_on_device=False)
     windows = draw_windows(sampler, dataset, key, batch=FRAMES, length=length)
-    found = run.world_model.reconstruct(windows.batch, key, length)
-    names = SHOWN if "mask" in found else {"observation": "truth", "joint": "joint"}
-    rows = {name: found[own].numpy()[:, -1:] for name, own in names.items()}  # [8, 1, H, W, 1 or 3]
+    pictures = run.world_model.reconstruct(windows.batch, key, length)
+    names = SHOWN if "mask" in pictures else {"observation": "truth", "joint": "joint"}
+    rows = {name: pictures[source].numpy()[:, -1:] for name, source in names.items()}  # [8, 1, H, W, 1 or 3]
     error = {
         name: row.astype(np.float64) - rows["observation"]
         for name, row in rows.items()
@@ -250,12 +243,10 @@ def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.nda
 
 
 def entropy(config: "Config", dataset: Dataset, epochs: int = 30) -> dict[str, Any]:
-    """Entropy of the actions that the model phase is trained on, epoch by epoch, conservative against uniform sampling
-    (paper, Figure 6).
+    """Entropy of the actions in the model phase's batches, per epoch, for conservative and uniform sampling (Figure 6).
 
-    From the very batches of training: its seed, batch and window sizes, and its pool for `conservative`. An epoch is
-    `pool.grow_every` updates; where the model phase is shorter than `epochs`, there are fewer. See `action_entropy` for
-    the estimate.
+    Uses the same batches as training: its seed, batch and window sizes, and for `conservative` its pool. An epoch is
+    `pool.grow_every` updates; a model phase shorter than `epochs` gives fewer. `action_entropy` is the estimate.
 
     Raises:
       ConfigError: when the run has no model phase.
@@ -273,12 +264,12 @@ def entropy(config: "Config", dataset: Dataset, epochs: int = 30) -> dict[str, A
     for rule in ("conservative", "uniform"):
         sampler = build.make_sampler(config, dataset, sampling=rule, images_on_device=False)
         draw = compiling.compiled(lambda step, sampler=sampler: batch_actions(config, sampler, step), jit=False)
-        found: dict[str, list] = {"entropy": [], "pool": []}
+        curve: dict[str, list] = {"entropy": [], "pool": []}
         for first in firsts:
             updates = [draw(tf.constant(step, tf.int64)).numpy() for step in range(first, min(first + every, total))]
-            found["entropy"].append(action_entropy(np.concatenate(updates)))
-            found["pool"].append(int(sampler.reach("model", tf.constant(first, tf.int64))[1]))
-        rules[rule] = found
+            curve["entropy"].append(action_entropy(np.concatenate(updates)))
+            curve["pool"].append(int(sampler.reach("model", tf.constant(first, tf.int64))[1]))
+        rules[rule] = curve
     return {
         "epochs": len(firsts),
         "updates_per_epoch": every,
@@ -289,8 +280,8 @@ def entropy(config: "Config", dataset: Dataset, epochs: int = 30) -> dict[str, A
 
 
 def batch_actions(config: "Config", sampler: "Sampler", step: "Tensor") -> "Tensor":
-    """The actions [n, A] in the batch of one update of the model phase; no image is read. Those of record 0 are left
-    out: nobody took them.
+    """The actions [n, A] in the batch of one model update, without record 0, whose action is a placeholder. Reads no
+    image.
     """
     import tensorflow as tf
 
@@ -303,14 +294,13 @@ def batch_actions(config: "Config", sampler: "Sampler", step: "Tensor") -> "Tens
 
 
 def action_entropy(action: np.ndarray) -> float:
-    """Differential entropy in nats of actions [n, A] in [-1, 1], by a histogram of every dimension.
+    """Differential entropy in nats of actions [n, A] in [-1, 1], from a histogram of every dimension.
 
         sum over dimensions of  - sum over bins of  p ln(p / width),    width = 2 / bins
 
-    The dimensions are taken for independent, which makes the sum an upper bound. Uniform actions have ln 2 a dimension,
-    the most; constant ones the estimate's floor, ln(2 / bins). It falls short by about (bins - 1) / 2n a dimension
-    where only n of the
-    actions are different ones, as in a pool of few short episodes.
+    The dimensions are treated as independent, so the sum is an upper bound. Per dimension, uniform actions have ln 2,
+    the maximum, and constant ones ln(2 / bins), the minimum. With only n distinct actions, as in a pool of few short
+    episodes, the estimate is too low by about (bins - 1) / 2n per dimension.
     """
     width, sum_of_dimensions = 2 / BINS, 0.0
     for values in np.clip(action, -1, 1).T:

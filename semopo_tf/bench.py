@@ -1,9 +1,8 @@
 """`bench.py`: speed and memory of training on this machine, one row a configuration, as a table and as JSON.
 
-Every row runs in a process of its own on random frames in memory, so that its first update and its peak memory are its
-own. The matrix-multiply rate is measured in the same process before and after every update: the ratio of the two
-survives a
-machine that is busy or slow, absolute times do not.
+Every row runs on random frames in a fresh process, so that first update and peak memory are its own. The rate of matrix
+products is measured in the same process before and after every update: the fraction of it that an update reaches can be
+compared between machines and loads, seconds cannot.
 """
 
 import json
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from semopo_tf import config as configuration
-from semopo_tf.engine import cost
 from semopo_tf.errors import CommandParser, ConfigError, SemopoError
 from semopo_tf.storage.files import write_whole
 from semopo_tf.types import Policy
@@ -48,15 +46,13 @@ COLUMNS = {
     "save_percent": ("saving, % of the model phase", 2),
 }
 LATER = tuple(key for key in COLUMNS if key.startswith("eval_"))  # not in results of earlier versions
-PER_SECOND = {
-    "model_update_s": "model updates/s",
-    "policy_update_s": "policy updates/s",
-}  # printed beside the JSON's seconds
+# Printed besides the seconds of the JSON.
+PER_SECOND = {"model_update_s": "model updates/s", "policy_update_s": "policy updates/s"}
 HIGHER_IS_BETTER = ("model_fraction_of_matmul", *(key for key in COLUMNS if key.endswith("_per_s") or "_per_s_" in key))
 
 
 def main(argv: list[str]) -> int:
-    """Measure, print the table, and on request write it, compare it, or record a profile.
+    """Measure and print the table; on request write it, compare it, or record a profile.
 
     Raises:
       ConfigError: for a wrong flag, configuration or comparison file.
@@ -72,8 +68,7 @@ def main(argv: list[str]) -> int:
     rows: list[dict[str, Any]] = []
     for name, words in commands.items():
         print(f"{name}: measuring", flush=True)
-        row = in_child(measure, name, words, arguments.updates, arguments.trace)
-        rows.append(row | simulated)
+        rows.append(in_child(measure, name, words, arguments.updates, arguments.trace) | simulated)
     devices = [row.pop("device") for row in rows]
     result = {"machine": machine(devices[0]), "rows": rows}
     print(table(rows))
@@ -85,29 +80,23 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> Any:
-    """The command line; `--batch` and `--length` hold for every row except `small`, which keeps its own unless they are
-    given.
+    """The command line.
+
+    Raises:
+      ConfigError: for a count below 1.
     """
     parser = CommandParser(prog="bench.py", description=__doc__)
-    parser.add_argument(
-        "--configs",
-        nargs="+",
-        default=list(ROWS),
-        help="rows: a preset or size, or several joined by a plus, e.g. released+small",
-    )
+    rows = "rows: a preset or size, or several joined by a plus, e.g. released+small"
+    parser.add_argument("--configs", nargs="+", default=list(ROWS), help=rows)
     parser.add_argument("--batch", type=int, help="windows a batch (default: 16, small 8)")
     parser.add_argument("--length", type=int, help="records a window (default: 50, small 16)")
-    parser.add_argument("--precision", help="as in training")
-    parser.add_argument("--jit", help="as in training")
-    parser.add_argument("--remat", type=int, help="as in training")
-    parser.add_argument("--device", default="auto", help="as in training")
+    for flag in ("precision", "jit", "remat", "device"):
+        parser.add_argument(f"--{flag}", help="as in training")
     parser.add_argument("--updates", type=int, default=5, help="measured updates of each phase")
     parser.add_argument("--no_env", action="store_true", help="do not start the simulator")
     parser.add_argument("--json", help="write the result to this file")
     parser.add_argument("--compare", help="print the change against a file written by --json")
-    parser.add_argument(
-        "--trace", help="write a profile of one update of each phase to this directory, for TensorBoard"
-    )
+    parser.add_argument("--trace", help="directory for a profile of one update of each phase, for TensorBoard")
     arguments = parser.parse_args(argv)
     for key in ("batch", "length", "updates"):
         value = getattr(arguments, key)
@@ -117,14 +106,9 @@ def parse(argv: list[str]) -> Any:
 
 
 def command(name: str, arguments: Any) -> list[str]:
-    """The command line of a row: SeMOPO on walker_walk with the overlays that the row names."""
+    """The training flags of a row: SeMOPO on walker_walk with the overlays that the row names."""
     overlays = [part for part in name.split("+") if part != "defaults"]
-    flags = {
-        "precision": arguments.precision,
-        "jit": arguments.jit,
-        "remat": arguments.remat,
-        "device": arguments.device,
-    }
+    flags = {key: getattr(arguments, key) for key in ("precision", "jit", "remat", "device")}
     flags["batch.size"] = arguments.batch or (None if "small" in overlays or "debug" in overlays else 16)
     flags["batch.length"] = arguments.length
     given = [word for key, value in flags.items() if value is not None for word in (f"--{key}", str(value))]
@@ -132,16 +116,16 @@ def command(name: str, arguments: Any) -> list[str]:
 
 
 def in_child(function: Callable[..., dict], *arguments: Any) -> dict:
-    """function(*arguments) in a fresh process, which dies with its memory."""
+    """function(*arguments, time of the call) in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, (*arguments, time.time()))
 
 
 def measure(name: str, words: list[str], updates: int, trace: str | None, started: float) -> dict[str, Any]:
-    """One row. Runs in a child process that does nothing else.
+    """One row, measured in a process that does nothing else.
 
     Args:
-      started: when the parent asked for the process, seconds since the epoch; the first update is counted from there.
+      started: start of the process, seconds since the epoch; the time to the first update counts from here.
     """
     import numpy as np
     import tensorflow as tf
@@ -155,8 +139,7 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
     device, description = devices.choose_device(config.device)
     jit = compiling.choose_jit(config.jit, device)
     names = {"batch": config.batch.size, "length": config.batch.length}
-    flops = cost.model_update_flops(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE).total
-    row: dict[str, Any] = {"config": name, **names, "model_update_flops": flops}
+    row: dict[str, Any] = {"config": name, **names}
     with tf.device(device):
         dataset, matmul_gflops = random_dataset(), yardstick("GPU" in device)
         choices = {
@@ -165,14 +148,15 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
             "total_steps": config.steps.model,
         }
         sampler = Sampler(dataset, np.ones(EPISODES, bool), pool=Pool(**config.pool), **choices)
-        agent = build.make_agent(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=jit)
-        for stage in agent.stages:
-            table = None if stage.pixels else agent.evidence(dataset.frames, jit=jit.pixels)
+        learner = build.make_learner(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=jit)
+        for stage in learner.stages:
+            flops = learner.cost(stage.name, **names).flops
+            table = stage.prepare(dataset.frames) if stage.prepare else None
 
             def sample(view: str, key: Any, table: Any = table) -> Any:
                 return sampler.sample(view, key, **names, table=table)
 
-            loop = StageLoop(stage, sample, seed=1, jit=jit.pixels if stage.pixels else jit.vectors)
+            loop = StageLoop(stage, sample, seed=1, jit=jit.of(stage))
             loop.run(0, 1)
             first, seconds, rates = time.time() - started, [], [matmul_gflops()]
             for step in range(1, updates + 1):
@@ -181,10 +165,11 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
                 seconds.append(time.perf_counter() - before)
                 rates.append(matmul_gflops())
             row[f"{stage.name}_update_s"] = float(np.median(seconds))
-            if stage.pixels:
-                beside = np.convolve(rates, [0.5, 0.5], "valid")  # the mean of the rates before and after each update
+            if stage.pictured:
+                beside = np.convolve(rates, [0.5, 0.5], "valid")  # mean of the rates before and after each update
                 fractions = flops / np.array(seconds) / beside / 1e9
                 row |= {
+                    "model_update_flops": flops,
                     "first_update_s": first,
                     "matmul_gflops": float(np.median(beside)),
                     "model_fraction_of_matmul": float(np.median(fractions)),
@@ -196,15 +181,13 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
         config.batch.size * config.batch.length * config.imagination.horizon / row["policy_update_s"]
     )
     row["peak_memory_mb"] = devices.peak_memory(device) / 2**20
-    saving = measure_checkpoint({name: variable.numpy() for name, variable in agent.variables().items()})
+    saving = measure_checkpoint({name: variable.numpy() for name, variable in learner.variables().items()})
     share = {"save_percent": 100 * saving["save_s"] / (config.save_every * row["model_update_s"])}
     return row | saving | share | {"device": description}
 
 
 def measure_checkpoint(tensors: Mapping[str, Any]) -> dict[str, float]:
-    """Size of a checkpoint, seconds to force it to the disk below the working directory, and to read it with every byte
-    compared.
-    """
+    """Size of a checkpoint in MB, seconds to write it through to the disk, and to read and verify it."""
     from semopo_tf.run import checkpoints
 
     state = {"metrics_size": 0, "timing_size": 0, "sums": [], "count": 0}
@@ -219,7 +202,7 @@ def measure_checkpoint(tensors: Mapping[str, Any]) -> dict[str, float]:
 
 
 def random_dataset() -> Any:
-    """Frames of noise; nothing that is measured depends on what they show."""
+    """A dataset of noise frames; speed and memory do not depend on what they show."""
     import numpy as np
 
     from semopo_tf.data.dataset import Dataset
@@ -242,9 +225,7 @@ def random_dataset() -> Any:
 
 
 def yardstick(gpu: bool) -> Callable[[], float]:
-    """A function that measures the rate of large float32 matrix products, GFLOP/s: the best of several, a second at
-    most.
-    """
+    """A function that measures the rate of large float32 matrix products, GFLOP/s: the best of five."""
     import tensorflow as tf
 
     size = 8192 if gpu else 2048
@@ -261,7 +242,7 @@ def yardstick(gpu: bool) -> Callable[[], float]:
 
 
 def measure_environment() -> float | None:
-    """Simulator decisions a second with distractors and rendering, one environment; None where nothing can render."""
+    """Decisions per second of one environment with distractors and rendering; None where rendering is impossible."""
     import numpy as np
 
     from semopo_tf.envs import tasks
@@ -282,11 +263,11 @@ def measure_environment() -> float | None:
 
 
 class Enough(Exception):
-    """The end of what is measured of an evaluation."""
+    """Ends a measured evaluation."""
 
 
 class Clocked:
-    """A policy that notes when it is asked, and has enough after `ENV_STEPS` decisions."""
+    """A policy that records the time of every decision and ends the evaluation after `ENV_STEPS` of them."""
 
     def __init__(self, policy: Policy):
         self._policy, self.initial, self.times = policy, policy.initial, list[float]()
@@ -299,16 +280,15 @@ class Clocked:
 
 
 def measure_evaluation(_started: float) -> dict[str, float]:
-    """Decisions a second of evaluations, each summed over its environments, by an untrained policy of the size `small`."""
+    """Decisions per second of evaluations, summed over environments, with an untrained policy of size `small`."""
     from semopo_tf.engine import compiling, devices
-    from semopo_tf.methods.semopo import FilterPolicy
     from semopo_tf.run import build, evaluate
 
     config = configuration.load(["--configs", "semopo", "walker_walk", "small"])
     sizes = {"image_size": IMAGE_SIZE, "action_size": ACTION_SIZE}
     device, _ = devices.choose_device(config.device)
     jit = compiling.choose_jit(config.jit, device)
-    policy, found = FilterPolicy(build.make_agent(config, **sizes, jit=jit), **sizes, jit=jit.pixels), {}
+    policy, found = build.make_learner(config, **sizes, jit=jit).policy(), {}
     for count in SIDE_BY_SIDE:
         clocked = Clocked(policy)
         try:
@@ -323,7 +303,7 @@ def measure_evaluation(_started: float) -> dict[str, float]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Device, processor and versions."""
     from importlib.metadata import version
 
     return {
@@ -337,7 +317,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name where the system tells."""
+    """The processor's name, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -346,28 +326,30 @@ def processor() -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as text, a quantity a line."""
-    labels = ["", *(f"{row['config']} {row['batch']} x {row['length']}" for row in rows)]
-    lines = [labels]
+    """The rows as text, one line per quantity."""
+    lines = [["", *(label(row) for row in rows)]]
     for key, (heading, decimals) in COLUMNS.items():
         scale = 1e-9 if key == "model_update_flops" else 1
         lines.append([heading, *("-" if row[key] is None else f"{row[key] * scale:,.{decimals}f}" for row in rows)])
         if key in PER_SECOND:
             lines.append([PER_SECOND[key], *(f"{1 / row[key]:,.2f}" for row in rows)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(labels))]
-    for line in lines:
-        line[:] = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-        ]
-    return "\n".join("  ".join(line) for line in lines)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = (
+        [heading.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
+        for heading, *cells in lines
+    )
+    return "\n".join("  ".join(line) for line in padded)
+
+
+def label(row: Mapping[str, Any]) -> str:
+    return f"{row['config']} {row['batch']} x {row['length']}"
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """A file written by `--json`.
 
     Raises:
-      ConfigError: when it is something else.
+      ConfigError: when it is not such a file.
     """
     try:
         result = json.loads(path.read_text())
@@ -382,24 +364,19 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def comparison(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """How each figure changed against the earlier result, rows matched by configuration, batch and length."""
-    before = {(row["config"], row["batch"], row["length"]): row for row in earlier["rows"]}
+    """The change of each figure against an earlier result; rows match by configuration, batch and length."""
+    before = {label(row): row for row in earlier["rows"]}
     lines = []
     for row in now["rows"]:
-        old = before.get((row["config"], row["batch"], row["length"]))
-        lines.append(
-            f"{row['config']} {row['batch']} x {row['length']}: "
-            f"{'no such row in the earlier result' if old is None else 'now, before, change'}"
-        )
+        old = before.get(label(row))
+        lines.append(f"{label(row)}: {'now, before, change' if old else 'no such row in the earlier result'}")
         for key, (heading, decimals) in COLUMNS.items():
-            if old is None or not old.get(key) or not row[key] or key == "model_update_flops":
+            if not old or not old.get(key) or not row[key] or key == "model_update_flops":
                 continue
             change = row[key] / old[key] - 1
             word = "same" if abs(change) < 0.02 else "better" if (change > 0) == (key in HIGHER_IS_BETTER) else "worse"
             word = "" if key == "matmul_gflops" else word
             lines.append(f"  {heading:34} {row[key]:12,.{decimals}f} {old[key]:12,.{decimals}f} {change:+8.1%} {word}")
     if earlier["machine"] != now["machine"]:
-        lines.append(
-            "the two were measured on different machines or versions: compare the fractions of matmul, not the times"
-        )
+        lines.append("measured on different machines or versions: compare the fractions of matmul, not the times")
     return "\n".join(lines)

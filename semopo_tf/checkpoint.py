@@ -1,6 +1,4 @@
-"""`python -m semopo_tf.checkpoint check|list DIR`: are the checkpoints of this run whole, and which are there? Needs no
-TensorFlow.
-"""
+"""`python -m semopo_tf.checkpoint check|list DIR`: verify or list the checkpoints of a run. Needs no TensorFlow."""
 
 import os
 from pathlib import Path
@@ -20,13 +18,13 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("check", "verify every byte, exit 4 on any damage"),
-        ("list", "a line for each: phase, step, size, good or why not"),
+        ("list", "print a line for each: phase, step, size, good or what is wrong"),
     ):
         commands.add_parser(name, help=text).add_argument("directory", type=Path)
     arguments = parser.parse_args(argv)
     directory = arguments.directory.expanduser()
     if directory.is_file():
-        load(directory)  # refuses it, and says what it is
+        load(directory)  # refuses a file, naming what it is
     paths = [directory] if PATTERN.fullmatch(directory.name) else listed(directory, phases_of(directory))
     if not paths:
         raise CheckpointError(f"{directory}: no checkpoint there; expected the logdir of a run")
@@ -40,11 +38,10 @@ def check(directory: Path, paths: list[Path]) -> None:
     Raises:
       CheckpointError: with their number.
     """
-    bad = [
-        why for path in paths if (why := fault(path)) and os.path.lexists(path)
-    ]  # a running trainer removes old ones
-    for why in bad:
-        print(f"bad: {why}")
+    # A running trainer may have removed an old one since.
+    bad = [reason for path in paths if (reason := fault(path)) and os.path.lexists(path)]
+    for reason in bad:
+        print(f"bad: {reason}")
     if bad:
         raise CheckpointError(
             f"{directory}: {len(bad)} of {len(paths)} checkpoints are damaged, listed above; a run goes on from the "
@@ -61,7 +58,7 @@ def show(directory: Path, paths: list[Path]) -> None:
 
 
 def fault(path: Path) -> str:
-    """What is wrong with a checkpoint, in words; empty if nothing is."""
+    """What is wrong with a checkpoint; empty if it is good."""
     try:
         load(path)
     except CheckpointError as error:

@@ -3,15 +3,14 @@
     python -m semopo_tf.collect --task dmcdrv_walker_walk --policy random --episodes 20 --background builtin:driving
     --out DIR
 
-Episode i depends on (recipe, seed, i) alone, and appears by rename. Killed at any point, the same command goes on with
-what is missing and ends with the same files. An episode that its environment spoils is played with the next seed
-(`rollout.retry_seed`).
+Episode i depends on (recipe, seed, i) alone, and appears by rename. After a kill at any point, the same command
+collects what is missing and ends with the same files. An episode that its environment spoils is played with the next
+seed (`rollout.retry_seed`).
 """
 
 import argparse
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import re
@@ -28,17 +27,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from semopo_tf.data.cards import CARD_NAME, read_card
+from semopo_tf.data.cards import CARD_NAME, read_card, write_card
 from semopo_tf.data.episodes import read_episode, write_episode
 from semopo_tf.envs import tasks
 from semopo_tf.envs.rollout import ATTEMPTS, Discarded, play, require_few, retry_seed
 from semopo_tf.envs.videos import absolute_source
 from semopo_tf.errors import CommandParser, ConfigError, DataError, SimulatorError, StorageError, run_command
-from semopo_tf.storage.files import FILES, locked, sha256, write_whole
+from semopo_tf.storage.files import locked, sha256
 from semopo_tf.types import Environment, Policy
 
 LOCK_NAME = ".collect.lock"
 RESTARTS = 3  # of the worker processes in one collection
+SETTINGS = (  # the flags that are keywords of tasks.make
+    *("size", "action_repeat", "camera", "mask_rule", "options"),
+    *("background", "background_color", "background_split", "background_seed"),
+)
 FILE_NAME = re.compile(r"(\d{6})-([0-9a-f]{8})-\d+\.npz")
 
 
@@ -119,11 +122,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def parse_options(words: list[str]) -> tuple[tuple[str, float], ...]:
-    """`name=number` words as sorted pairs.
-
-    Raises:
-      ConfigError: naming the word that is none.
-    """
+    """`name=number` words as sorted pairs. Raises ConfigError naming a word that is none."""
     pairs = {}
     for word in words:
         name, _, value = word.partition("=")
@@ -141,18 +140,7 @@ def main(argv: list[str]) -> int:
       SemopoError: any of `errors`, each with its exit code.
     """
     args = parse(argv)
-    names = (
-        "size",
-        "action_repeat",
-        "camera",
-        "background",
-        "background_color",
-        "background_split",
-        "background_seed",
-        "mask_rule",
-        "options",
-    )
-    settings = {name: getattr(args, name) for name in names} | {"background": absolute_source(args.background)}
+    settings = {name: getattr(args, name) for name in SETTINGS} | {"background": absolute_source(args.background)}
     recipe = Recipe(args.task, args.policy, tuple(settings.items()))
     seeds = [episode_seed(args.seed, index) for index in range(args.episodes)]
     card = make_card(recipe, args.seed)  # before anything is written: a wrong setting leaves no directory behind
@@ -160,7 +148,7 @@ def main(argv: list[str]) -> int:
     with locked(out / LOCK_NAME, wait=False, what=f"the dataset {out}"):
         require_same_recipe(out, card)
         kept = existing_episodes(out, seeds)
-        _write_card(out, {"status": "incomplete", **card})
+        write_card(out, {"status": "incomplete", **card})
         jobs = [Job(recipe, index, seed, str(out)) for index, seed in enumerate(seeds) if index not in kept]
         if kept:
             print(f"{out}: {len(kept)} of {len(seeds)} episodes are there, collecting {len(jobs)}")
@@ -171,15 +159,11 @@ def main(argv: list[str]) -> int:
                     sum(episode.discarded > 0 for episode in kept.values()), len(seeds), "see the warnings above"
                 )
         statistics = describe(out, [kept[index] for index in range(len(seeds))])
-        _write_card(out, {"status": "complete", **card, **statistics})
+        write_card(out, {"status": "complete", **card, **statistics})
     _player(recipe)[0].close()
     _player.cache_clear()
-    returns = statistics["returns"]
-    again = (
-        f", {statistics['discarded']} attempts discarded and played again with another seed"
-        if statistics["discarded"]
-        else ""
-    )
+    returns, discarded = statistics["returns"], statistics["discarded"]
+    again = f", {discarded} attempts discarded and played again with another seed" if discarded else ""
     print(
         f"{out}: {args.episodes} episodes, {statistics['records']} records, return {returns['mean']:.2f} +- "
         f"{returns['std']:.2f}{again}"
@@ -202,9 +186,7 @@ def episode_seed(seed: int, index: int) -> int:
 
 
 def make_card(recipe: Recipe, seed: int) -> dict[str, Any]:
-    """The part of `dataset.json` that decides the episodes. Builds the environment once, so that every wrong setting
-    shows here.
-    """
+    """The part of `dataset.json` that decides the episodes. Builds the environment, which refuses wrong settings."""
     environment, _ = _player(recipe)
     background = tasks.background_of(environment)
     for name, reason in background.skipped if background else ():
@@ -220,8 +202,8 @@ def require_same_recipe(out: Path, card: dict[str, Any]) -> None:
     Raises:
       ConfigError: with the differing keys.
     """
-    found = read_card(out)
-    if found is None:
+    present = read_card(out)
+    if present is None:
         strangers = sorted(path.name for path in out.glob("*.npz"))
         if strangers:
             raise ConfigError(
@@ -229,9 +211,9 @@ def require_same_recipe(out: Path, card: dict[str, Any]) -> None:
                 "choose another --out"
             )
         return
-    here, asked = _flat(found), _flat(card)
+    here, wanted = _flat(present), _flat(card)
     differing = [
-        f"{key}: {here.get(key)!r} there, {value!r} asked" for key, value in asked.items() if here.get(key) != value
+        f"{key}: {here.get(key)!r} there, {value!r} asked" for key, value in wanted.items() if here.get(key) != value
     ]
     if differing:
         raise ConfigError(
@@ -249,8 +231,7 @@ def _flat(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def existing_episodes(out: Path, seeds: list[int]) -> dict[int, Written]:
-    """The whole episodes already in `out`, by index. Leftovers of a killed process are removed, damaged files counted
-    as missing.
+    """The whole episodes in `out`, by index. Leftovers of a killed process and damaged files are removed.
 
     Raises:
       ConfigError: when a file belongs to no episode of this collection.
@@ -278,7 +259,7 @@ def existing_episodes(out: Path, seeds: list[int]) -> dict[int, Written]:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """What a killed process was writing."""
+    """Remove what a killed process was writing."""
     for leftover in out.glob(".tmp-*"):
         leftover.unlink()
 
@@ -311,8 +292,8 @@ def collect(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
             if restarts == RESTARTS:
                 raise SimulatorError(
                     f"collecting processes died {RESTARTS + 1} times (out of memory, a crash of the renderer, or a "
-                    "script without"
-                    " `if __name__ == '__main__'`); try --processes 1, or run the same command again to continue"
+                    "script without `if __name__ == '__main__'`); try --processes 1, or run the same command again to "
+                    "continue"
                 ) from error
             print(
                 f"semopo_tf: warning: a collecting process died, starting again with {len(missing)} episodes left",
@@ -384,18 +365,11 @@ def _progress(results: Iterator[Written], total: int) -> Iterator[Written]:
 
 
 def describe(out: Path, episodes: list[Written]) -> dict[str, Any]:
-    """The statistics and the file list of the card; sums in float64, the standard deviation is that of the population."""
+    """Statistics and file list of the card; sums in float64, the standard deviation of the population."""
     scores = np.array([episode.score for episode in episodes], np.float64)
     low, median, high = np.percentile(scores, [25, 50, 75])
-    values = {
-        "mean": scores.mean(),
-        "std": scores.std(),
-        "min": scores.min(),
-        "p25": low,
-        "median": median,
-        "p75": high,
-        "max": scores.max(),
-    }
+    values = {"mean": scores.mean(), "std": scores.std(), "min": scores.min()}
+    values |= {"p25": low, "median": median, "p75": high, "max": scores.max()}
     return {
         "episodes": len(episodes),
         "records": sum(episode.records for episode in episodes),
@@ -406,10 +380,6 @@ def describe(out: Path, episodes: list[Written]) -> dict[str, Any]:
             for episode in episodes
         ],
     }
-
-
-def _write_card(out: Path, card: dict[str, Any]) -> None:
-    write_whole(out / CARD_NAME, json.dumps(card, indent=1, allow_nan=False).encode(), FILES)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
     defaults <- preset <- method <- task <- size <- flags
 
-Every value has the type of its default. Nothing is created: a name that `defaults` does not have is an error with a
-suggestion.
+Every value has the type of its default. A name that is not in `defaults` is an error with a suggestion.
 """
 
 import difflib
@@ -22,16 +21,17 @@ from semopo_tf.storage.untrusted import read_whole
 
 CONFIG_FILE = Path(__file__).with_name("configs.yaml")
 KINDS = ("presets", "methods", "tasks", "sizes")
-MAX_BYTES = 24 << 10  # of one page; reading more in plain Python would take seconds
+MAX_BYTES = 24 << 10  # of one page; parsing more in plain Python would take seconds
 MAX_DEPTH = 16
-LARGEST = 1e308  # a whole number beyond it is no float
-MAX_NODES = 20_000  # with every alias written out
+LARGEST = 1e308  # a larger whole number does not fit into a float
+MAX_NODES = 20_000  # with every alias expanded
 
-# Flags of the original SeMOPO and Offline DV2 command lines, and what they are called here.
+# Flags of the original SeMOPO and Offline DV2 command lines -> their names here.
 ORIGINAL_FLAGS = {
     "offline_penalty_type": "--penalty.measure (meandis is mean_norm, log_prob_ens is log_prob_std)",
     "offline_lmbd": "--penalty.weight",
-    "offline_lmbd_cons": "--penalty.weight (the original reads it only with automatic tuning, which is off: its penalty weight stays 5)",
+    "offline_lmbd_cons": "--penalty.weight (the original reads it only with automatic tuning, which is off: "
+    "its penalty weight stays 5)",
     "offline_tune_lmbd": "nothing: the penalty weight is not tuned automatically; set --penalty.weight",
     "offline_datset_type": "--logdir (the original only names a folder by it)",
     "offline_train_model_only": "--steps.policy 0",
@@ -44,7 +44,8 @@ ORIGINAL_FLAGS = {
     "disen_scales.disen_only": "--model.exo_only",
     "disen_action_type": "--model.exo_action (none is zero, main is taken)",
     "grad_heads": "--model.reward_gradient (none is False)",
-    "num_reward_opt_iters": "--model.drp_updates, read with --model.drp True alone: at the published scale 0 the head has no effect",
+    "num_reward_opt_iters": "--model.drp_updates, read with --model.drp True alone: at the published scale 0 the head "
+    "has no effect",
     "replay.incremental": "--sampling conservative | uniform",
     "replay.sort_rewards": "--pool.order return | file",
     "replay.reverse": "nothing: sort order is --pool.order",
@@ -65,7 +66,7 @@ ORIGINAL_FLAGS = {
 }
 ORIGINAL_OVERLAYS = {"dmc_vision": "released and a task, e.g. --configs released semopo walker_walk"}
 
-# Values a key may take; every other number is only checked against LIMITS.
+# Allowed values; every other number is only checked against LIMITS.
 CHOICES = {
     "sampling": ("conservative", "uniform"),
     "pool.order": ("file", "return"),
@@ -118,15 +119,16 @@ LIMITS: dict[str, tuple[float, float]] = {
     **{f"{net}.{key}": (1, 1e4) for net in ("encoder", "decoder") for key in ("depth", "kernels")},
     **{f"{net}.{key}": (1, 1e5) for net in ("reward_head", "actor", "critic") for key in ("layers", "units")},
 }
-# Keys of one run that may differ when it is continued: they say where and how fast, not what.
+# Keys that may differ when a run is continued: they decide where and how fast it computes, not what.
 OPERATIONAL = frozenset(
     {"logdir", "offline_dir", "cache_dir", "device", "updates_per_call", "keep_checkpoints", "replay"}
 )
 
 
 class Config(Mapping[str, Any]):
-    """A frozen nested mapping with attribute access: `config.rssm.deter`, `RSSM(**config.rssm)`. Remembers which leaves
-    were read.
+    """A frozen nested mapping with attribute access: `config.rssm.deter`, `RSSM(**config.rssm)`.
+
+    `read` collects the leaves that were read.
     """
 
     def __init__(self, tree: Mapping[str, Any], *, _prefix: str = "", _read: set[str] | None = None):
@@ -164,7 +166,7 @@ class Config(Mapping[str, Any]):
         return flatten(self._tree)
 
     def to_yaml(self) -> str:
-        """This configuration as YAML text; `load_saved` gives the same configuration back."""
+        """This configuration as YAML text, from which `load_saved` restores it."""
         return _dump(self._tree)
 
 
@@ -177,8 +179,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
-    """The configuration of a command line: `--configs NAME ...` and `--dotted.key VALUE` (or `--dotted.key=VALUE`) in
-    any order.
+    """Read a command line: `--configs NAME ...` and `--dotted.key VALUE` (or `--dotted.key=VALUE`) in any order.
 
     Raises:
       ConfigError: for an unknown overlay or flag (with the nearest names), a flag of the original code (with its name
@@ -198,10 +199,9 @@ def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
 
 
 def _with_task(names: list[str], flags: Mapping[str, str], tasks: Mapping[str, Any]) -> list[str]:
-    """The overlays, with the one of `--task`: `--task dmcdrv_hopper_hop` means the hopper's weights too, whatever the
-    suite.
+    """The overlays, with that of `--task` added: `--task dmcdrv_hopper_hop` also selects the hopper's weights.
 
-    An overlay is called as its task or as what follows the suite's prefix.
+    An overlay has the name of its task, with or without the suite's prefix.
 
     Raises:
       ConfigError: when the overlay and the flag name different tasks.
@@ -223,21 +223,19 @@ def defaults(file: Path = CONFIG_FILE) -> Config:
 
 
 def load_saved(path: Path) -> Config:
-    """The configuration that a run was started with.
+    """The configuration that a run was started with, from its config.yaml.
 
     Raises:
       ConfigError: when the file is not a complete configuration of this version.
     """
     tree = read_yaml(path)
-    known = flatten(read_yaml(CONFIG_FILE)["defaults"])
-    found = flatten(tree)
-    if set(found) != set(known):
-        different = sorted(set(found) ^ set(known))
+    known = read_yaml(CONFIG_FILE)["defaults"]
+    if different := sorted(set(flatten(tree)) ^ set(flatten(known))):
         raise ConfigError(
             f"{path}: expected the keys of this version, different: {', '.join(different[:5])[:120]}; use the version "
             "that wrote it"
         )
-    return _checked(_merge(read_yaml(CONFIG_FILE)["defaults"], tree, str(path)))
+    return _checked(_merge(known, tree, str(path)))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -267,10 +265,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _plain(text: str) -> Any:
-    """The value of a YAML text, after its size was measured: a few aliases can stand for more than any memory holds.
+    """Parse a YAML text, after measuring it: a few aliases can expand to more than fits into memory.
 
     Raises:
-      YAMLError, ValueError, RecursionError: when it is no plain page.
+      YAMLError, ValueError, RecursionError: when it is not plain YAML.
     """
     if text.startswith("\ufeff") or any(line.startswith("%") for line in text.splitlines()):
         raise ValueError("a byte order mark or a directive, which change what follows; remove it")
@@ -287,7 +285,7 @@ def _plain(text: str) -> Any:
 
 
 def _measure(node: Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """How many values a node stands for and how many levels, aliases written out.
+    """The number of values and levels below a node, with aliases expanded.
 
     Raises:
       ValueError: when it contains itself.
@@ -337,7 +335,7 @@ def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _in_order(names: list[str], page: dict[str, Any]) -> list[tuple[str, str]]:
-    """(kind, name) of the listed overlays in the order in which they apply."""
+    """(kind, name) of the listed overlays in the order of application."""
     available = {name: kind for kind in KINDS for name in page[kind]}
     chosen: dict[str, str] = {}
     for name in names:
@@ -370,14 +368,14 @@ def _check_name(key: str, known: Mapping[str, Any]) -> None:
 
 def _suggest(name: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    # A right last part in the wrong section, or in none (`--lr`), is a common slip that edit distance alone misses.
+    # The right key in the wrong section, or in none (`--lr`), is a common mistake that edit distance alone misses.
     same = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
     near = list(dict.fromkeys(near + same if "." in name else same + near))
     return f", did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 def _merge(tree: dict[str, Any], overlay: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
-    """A copy of `tree` with the leaves of `overlay`, which may name nothing new."""
+    """A copy of `tree` with the leaves of `overlay`, which may not add keys."""
     merged = dict(tree)
     for key, value in overlay.items():
         if key not in tree:
@@ -402,7 +400,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _parse(key: str, text: str, default: Any) -> Any:
-    """The value of a flag, of the type of its default."""
+    """Parse the value of a flag as the type of its default."""
     where = f"--{key}"
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
@@ -425,7 +423,7 @@ def _number(where: str, text: str, default: float) -> float:
 
 
 def _cast(where: str, value: Any, default: Any) -> Any:
-    """`value` in the type of `default`, where nothing is lost by it."""
+    """Convert `value` to the type of `default`, if nothing is lost."""
     if isinstance(default, list) and isinstance(value, list | tuple) and value:
         return [_cast(where, item, default[0]) for item in value]
     plain_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -446,7 +444,7 @@ def _kind(default: Any) -> str:
 
 
 def _checked(tree: dict[str, Any]) -> Config:
-    """The configuration, once every value is inside its range."""
+    """The configuration, after checking every value against its range."""
     config = Config(tree)
     for key, value in config.flat().items():
         if key in CHOICES and value not in CHOICES[key]:
@@ -474,8 +472,7 @@ def _checked(tree: dict[str, Any]) -> Config:
 def _dump(tree: Mapping[str, Any]) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    # Escapes and no folded lines: the emitter loses some of Unicode's line breaks, and spaces where it folds an escaped
-    # text.
+    # Escaped and unfolded: the emitter loses some Unicode line breaks, and spaces where it folds an escaped text.
     yaml.allow_unicode = False
     yaml.width = 1 << 20
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]

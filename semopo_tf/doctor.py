@@ -71,17 +71,18 @@ def check_python() -> str:
 
 def check_packages() -> str:
     """Versions of the packages a run needs; refuses a missing one and a mujoco that dm_control does not know."""
-    found = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
-    missing = [name for name in REQUIRED if found[name] is None]
+    versions = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
+    missing = [name for name in REQUIRED if versions[name] is None]
     if missing:
         raise ConfigError(
             f"not installed: {', '.join(missing)}; run pip install {' '.join(REQUIRED[name] for name in missing)}"
         )
-    if int((found["mujoco"] or "0").split(".")[0]) >= 4:
+    mujoco = versions["mujoco"] or "0"
+    if int(mujoco.split(".")[0]) >= 4:
         raise ConfigError(
-            f"expected mujoco 3.17 or later but below 4, received {found['mujoco']}; run pip install 'mujoco>=3.17,<4'"
+            f"expected mujoco 3.17 or later but below 4, received {mujoco}; run pip install 'mujoco>=3.17,<4'"
         )
-    return ", ".join(f"{name} {version or 'not installed (optional)'}" for name, version in found.items())
+    return ", ".join(f"{name} {version or 'not installed (optional)'}" for name, version in versions.items())
 
 
 def _version(package: str) -> str | None:
@@ -92,7 +93,7 @@ def _version(package: str) -> str | None:
 
 
 def _tensorflow() -> Any:
-    """TensorFlow, with a broken installation told in one line."""
+    """TensorFlow, or one line for a broken installation."""
     try:
         return importlib.import_module("tensorflow")
     except ImportError as error:
@@ -134,7 +135,7 @@ def check_devices() -> str:
 
 
 def check_compiler() -> str:
-    """One compiled convolution and matrix product: finds a missing CUDA library or a broken XLA before a training does."""
+    """Compile a convolution and a matrix product: a missing CUDA library or a broken XLA shows here first."""
     tf = _tensorflow()
     from semopo_tf.engine.compiling import compiled
 

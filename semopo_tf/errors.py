@@ -1,4 +1,4 @@
-"""Errors a user can act on. Each class has an exit code, and each message is one line: what, where, expected, received,
+"""Errors that a user can act on. Each class has an exit code; a message is one line: what, where, expected, received,
 remedy.
 """
 
@@ -81,8 +81,8 @@ class SweepError(SemopoError, RuntimeError):
 
 
 class Stopped(Exception):
-    """A run that a signal ended once it was saved. No error: `run_command` prints the line and leaves with `exit_code`,
-    128 and the signal.
+    """A signal ended a run after it was saved. No error: `run_command` prints the line and exits with `exit_code`, 128
+    plus the signal.
     """
 
     def __init__(self, line: str, exit_code: int):
@@ -101,12 +101,12 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def cut(text: str, most: int = 60) -> str:
-    """A text from outside for a message, its end left out where it is longer than `most` characters."""
+    """Truncate untrusted text to `most` characters for an error message."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def shown(value: Any) -> str:
-    """The repr of a value from outside for a message, cut."""
+    """The repr of an untrusted value, truncated for an error message."""
     try:
         return cut(repr(value))
     except (ValueError, RecursionError):
@@ -154,8 +154,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         )
         code = DeviceError.exit_code
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`). Point stdout elsewhere so that the interpreter's last flush is
-        # quiet.
+        # The reader of our output has gone (`| head`): redirect stdout, so that the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)

@@ -1,6 +1,4 @@
-"""`evaluate.py`: play a run's policy in the simulator, append a row per episode to scores.jsonl, and show what its
-model sees.
-"""
+"""`evaluate.py`: play a run's policy in the simulator, append a row per episode to scores.jsonl, and write videos."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,20 +32,21 @@ def main(argv: list[str]) -> int:
     arguments = parse(argv)
     logdir = Path(arguments.logdir).expanduser()
     run = load_run(logdir, arguments.checkpoint)
-    from semopo_tf.run import build  # after the arguments are known to be right: imports TensorFlow
+    from semopo_tf.run import build  # imports TensorFlow: only after the arguments are checked
 
     require_named(run.config.task, arguments.task)
     if not arguments.checkpoint and not (logdir / "DONE").exists():
         print(f"warning: {logdir}: the run is not complete; playing {run.checkpoint}")
     overrides = {key: value for key in build.CARD_KEYS if (value := getattr(arguments, key)) is not None}
-    scores, rows, shown = Records(logdir / "scores.jsonl"), [], list[Episode]()
+    scores, rows, filmed = Records(logdir / "scores.jsonl"), [], list[Episode]()
     for row, episode in scored(run, arguments.episodes, arguments.environments, overrides):
         scores.append(row)
         rows.append(row)
-        shown += [episode] if arguments.video and len(shown) < VIDEO_EPISODES else []
+        if arguments.video and len(filmed) < VIDEO_EPISODES:
+            filmed.append(episode)
         print(f"episode {row['episode_seed']}: return {row['return']:.1f}, {row['length']} decisions", flush=True)
     print(f"{run.checkpoint}: {summary(rows)}")
-    for path in write_videos(logdir / "videos", run, shown) if shown else ():
+    for path in write_videos(logdir / "videos", run, filmed) if filmed else ():
         print(f"video: {path}")
     return 0
 
@@ -55,16 +54,15 @@ def main(argv: list[str]) -> int:
 def scored(
     run: "Run", episodes: int | None = None, environments: int = 1, overrides: Mapping[str, str] | None = None
 ) -> Iterator[tuple[dict[str, Any], Episode]]:
-    """Play a run's policy: a row as in scores.jsonl and the episode itself, for each of the fixed list of episode
-    seeds.
+    """Play a run's policy on the fixed list of episode seeds; yields the row of scores.jsonl and the episode of each.
 
     Args:
-      episodes: how many of the list; `eval.final_episodes` by default.
-      environments: played side by side; changes no result.
-      overrides: background, background_color, background_split and mask_rule, where they shall differ from the run's.
+      episodes: number of seeds; `eval.final_episodes` by default.
+      environments: number played side by side; changes no result.
+      overrides: background, background_color, background_split and mask_rule, where they differ from the run's.
 
     Raises:
-      SemopoError: as `build.environment_settings` and `scoring.evaluate`.
+      SemopoError: as `build.environment_settings` and `run.evaluate.evaluate`.
     """
     from semopo_tf.run import build
 
@@ -75,19 +73,14 @@ def scored(
             "--episodes: expected at least 1, received none, and the run's eval.final_episodes is 0; add --episodes 10"
         )
     settings = build.environment_settings(config, run.card, overrides)
-    for played in evaluate(
-        run.policy, config.task, settings, build.episode_seeds(config.eval.seed, count), environments
-    ):
-        yield (
-            build.score_row(
-                config, settings, played, phase=run.phase, step=run.step, checkpoint=run.checkpoint, source="evaluate"
-            ),
-            played.episode,
-        )
+    facts: dict[str, Any] = {"phase": run.phase, "step": run.step, "checkpoint": run.checkpoint, "source": "evaluate"}
+    seeds = build.episode_seeds(config.eval.seed, count)
+    for played in evaluate(run.policy, config.task, settings, seeds, environments):
+        yield build.score_row(config, settings, played, **facts), played.episode
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean return of score rows of one task: raw, and normalised where the paper has constants for the task."""
+    """Mean return of one task's score rows: raw, and normalised if the paper has constants for the task."""
     from semopo_tf.run import build
 
     returns = [row["return"] for row in rows]
@@ -96,8 +89,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
         "episodes)"
     )
     values = {rule: paper.normalised(rows[0]["task"], float(np.mean(returns)), rule) for rule in paper.RULES}
-    told = [f"{value:.3f} ({rule})" for rule, value in values.items() if value is not None]
-    normalised = f"; normalised {', '.join(told)}" if told else ""
+    known = [f"{value:.3f} ({rule})" for rule, value in values.items() if value is not None]
+    normalised = f"; normalised {', '.join(known)}" if known else ""
     return raw + build.replayed(sum(row["discarded"] for row in rows)) + normalised
 
 
@@ -106,12 +99,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = CommandParser(prog="evaluate.py", description=__doc__)
     parser.add_argument("--logdir", required=True, help="the run to evaluate")
     parser.add_argument(
-        "--episodes", type=int, help="how many of the fixed list of episode seeds (default: eval.final_episodes)"
+        "--episodes", type=int, help="number of episodes, from a fixed list of seeds (default: eval.final_episodes)"
     )
-    parser.add_argument("--environments", type=int, default=1, help="played side by side; changes no result")
+    parser.add_argument("--environments", type=int, default=1, help="number played side by side; changes no result")
     parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
-    parser.add_argument("--task", help="the run's task, needed where it is <module>:<class>, whose module is imported")
-    parser.add_argument("--video", action="store_true", help="write what was seen and how the model explains it")
+    parser.add_argument("--task", help="the run's task; required if it is <module>:<class>, as the module is imported")
+    parser.add_argument("--video", action="store_true", help="write videos of episodes and their reconstructions")
     parser.add_argument(
         "--background", help="folder of videos, builtin:driving, or none (default: as in the dataset card)"
     )
@@ -127,11 +120,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def require_named(task: str, given: str | None) -> None:
-    """A task that imports a module is taken from the command line alone: a run directory from elsewhere could name any
-    module in reach.
+    """Require a task that imports a module on the command line: an untrusted run directory could name any module.
 
     Raises:
-      ConfigError: when it is not given, or another is.
+      ConfigError: when such a task is not given, or when another task is given.
     """
     if given not in ((task,) if ":" in task else (None, task)):
         raise ConfigError(
@@ -141,7 +133,7 @@ def require_named(task: str, given: str | None) -> None:
 
 
 class Run:
-    """A trained learner with what is needed to use it."""
+    """A trained learner with its configuration, dataset card, sizes and checkpoint."""
 
     def __init__(
         self,
@@ -149,11 +141,11 @@ class Run:
         card: dict[str, Any] | None,
         sizes: dict[str, int],
         learner: Learner,
-        found: "Checkpoint",
+        checkpoint: "Checkpoint",
     ):
         self.config, self.card, self.sizes, self.learner = config, card, sizes, learner
         self.policy = learner.policy()
-        self.checkpoint, self.phase, self.step = found.path.name, found.phase, found.step
+        self.checkpoint, self.phase, self.step = checkpoint.path.name, checkpoint.phase, checkpoint.step
 
     @property
     def world_model(self) -> Any:
@@ -162,9 +154,12 @@ class Run:
         Raises:
           ConfigError: when its method has none.
         """
-        if found := getattr(self.learner, "world_model", None):
-            return found
-        raise ConfigError(f"--logdir: expected a run with a world model, received one without")
+        if world_model := getattr(self.learner, "world_model", None):
+            return world_model
+        raise ConfigError(
+            f"--logdir: expected a run with a world model, received method {self.config.method}, which has none; "
+            "choose another run"
+        )
 
 
 def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
@@ -175,7 +170,7 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
 
     Raises:
       CheckpointError: when the directory holds no usable checkpoint.
-      ConfigError, DataError: when a file of it is not what a run writes.
+      ConfigError, DataError: when one of its files is malformed.
     """
     logdir = Path(logdir).expanduser()
     if not (logdir / "config.yaml").is_file() or not (logdir / "dataset_manifest.json").is_file():
@@ -189,10 +184,10 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
 
     sizes = {key: manifest[key] for key in ("image_size", "action_size")}
     device, _ = devices.choose_device("auto")
-    jit = compiling.choose_jit(config.jit, device)  # as in training: what XLA compiles differs in the last bits
+    jit = compiling.choose_jit(config.jit, device)  # as in training: XLA changes the last bits
     learner = build.make_learner(config, **sizes, jit=jit)
     if checkpoint:
-        found = checkpoints.load(logdir / checkpoint)
+        loaded = checkpoints.load(logdir / checkpoint)
     else:
         newest, faults = checkpoints.load_newest(logdir, [stage.name for stage in learner.stages])
         for fault in faults:
@@ -201,14 +196,13 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
             raise CheckpointError(
                 f"{logdir}: no checkpoint yet; train until the first save_every = {config.save_every} updates"
             )
-        found = newest
-    build.restore(learner.variables(), found.tensors, found.path)
-    return Run(config, manifest["card"], sizes, learner, found)
+        loaded = newest
+    build.restore(learner.variables(), loaded.tensors, loaded.path)
+    return Run(config, manifest["card"], sizes, learner, loaded)
 
 
 def load_policy(logdir: str | Path) -> Policy:
-    """The acting policy of a run, for notebooks: `action, state = policy(image, state, seeds, step)`, see
-    `types.Policy`.
+    """The acting policy of a run, for notebooks: `action, state = policy(image, state, seeds, step)` (`types.Policy`).
 
     Raises:
       CheckpointError: when the directory holds no usable checkpoint.
@@ -217,7 +211,7 @@ def load_policy(logdir: str | Path) -> Policy:
 
 
 def write_videos(directory: Path, run: Run, episodes: list[Episode]) -> list[Path]:
-    """What the camera saw, and how the model explains it: rows as in training's videos, on the policy's own episodes.
+    """Write a video of the episodes, and one of the learner's pictures of them, as in training.
 
     Returns:
       The files written.
@@ -228,8 +222,8 @@ def write_videos(directory: Path, run: Run, episodes: list[Episode]) -> list[Pat
     from semopo_tf.types import Batch
 
     name = f"evaluation-{run.phase}-{run.step:09d}"
-    seen = np.concatenate([episode.image for episode in episodes])
-    write_video(directory / f"{name}-episodes.mp4", seen.repeat(4, 1).repeat(4, 2))
+    frames = np.concatenate([episode.image for episode in episodes])
+    write_video(directory / f"{name}-episodes.mp4", frames.repeat(4, 1).repeat(4, 2))
     length = min(VIDEO_LENGTH, *(len(episode.image) for episode in episodes))
     columns = {
         key: tf.constant(np.stack([getattr(episode, key)[:length] for episode in episodes])) for key in Batch._fields

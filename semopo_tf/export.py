@@ -1,17 +1,14 @@
-"""`python -m semopo_tf.export --logdir RUN --out DIR`: the acting policy of a run as a TensorFlow SavedModel, to be
-used without this package.
+"""`python -m semopo_tf.export --logdir RUN --out DIR`: export a policy as a SavedModel that runs without this package.
 
-Two signatures of plainly named tensors. E episodes are side by side, each with a state, a seed and a clock (`step`) of
-its own:
+Two signatures with named tensors. E episodes are played side by side, each with its own state, seed and clock (`step`):
 
-    initial   episodes int32 []                                    -> deter [E, D], stoch [E, S] or [E, S, C], action
-    [E, A], step int64 [E]
-    act       image uint8 [E, H, W, 3], seed int64 [E], and these  -> the same four one decision later; `action`, in
-    [-1, 1], is the one to take
+    initial   episodes int32 []
+              -> deter [E, D], stoch [E, S] or [E, S, C], action [E, A], step int64 [E]
+    act       image uint8 [E, H, W, 3], seed int64 [E] and these four
+              -> the same four one decision later; take `action`, in [-1, 1]
 
-An episode may start anew at any time: its rows of `initial` in place of its own. `examples/act.py` does it all in
-  twenty lines; `export.json`
-beside the model says which run and checkpoint it is.
+To restart an episode, replace its rows by those of `initial`. `examples/act.py` does all this in twenty lines.
+`export.json` beside the model names the run and its checkpoint.
 """
 
 import json
@@ -30,18 +27,18 @@ if TYPE_CHECKING:
     from semopo_tf.evaluation import Run
 
 FORMAT = 1
-SETTINGS = ("TF_ENABLE_ONEDNN_OPTS",)  # of the environment: what decides the last bit of an action on one machine
+SETTINGS = ("TF_ENABLE_ONEDNN_OPTS",)  # environment variables that change the last bit of an action
 
 
 def main(argv: list[str]) -> int:
     """Export a run's policy.
 
     Raises:
-      SemopoError: any of `errors`, each with its exit code; ConfigError where the target exists.
+      SemopoError: any of `errors`, each with its exit code; ConfigError when the target exists.
     """
     parser = CommandParser(prog="python -m semopo_tf.export", description=__doc__.splitlines()[0])
     parser.add_argument("--logdir", required=True, type=Path, help="the run whose policy is exported")
-    parser.add_argument("--out", required=True, type=Path, help="directory to make: the SavedModel and export.json")
+    parser.add_argument("--out", required=True, type=Path, help="new directory for the SavedModel and export.json")
     parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
     arguments = parser.parse_args(argv)
     logdir, out = arguments.logdir.expanduser(), arguments.out.expanduser()
@@ -53,14 +50,14 @@ def main(argv: list[str]) -> int:
 
     run = load_run(logdir, arguments.checkpoint)
     if run.phase == "model":
-        print(f"warning: {run.checkpoint} is of the model phase: its policy has learned nothing yet")
+        print(f"warning: {run.checkpoint} is from the model phase: its policy is untrained")
     write(out, run, describe(run))
     print(f"{out}: the policy of {logdir}, {run.checkpoint}")
     return 0
 
 
 def describe(run: "Run") -> dict[str, Any]:
-    """What export.json says of the run."""
+    """The part of export.json about the run."""
     import tensorflow as tf
 
     config = run.config
@@ -83,13 +80,13 @@ def describe(run: "Run") -> dict[str, Any]:
 
 
 def write(out: Path, run: "Run", facts: Mapping[str, Any], files: Files = FILES) -> None:
-    """Write the SavedModel and export.json, whole or not at all.
+    """Write the SavedModel and export.json atomically.
 
     Args:
-      facts: of `describe`; the types and shapes of all tensors are added.
+      facts: from `describe`; the types and shapes of all tensors are added.
 
     Raises:
-      StorageError: when the disk refuses; nothing of the attempt is left behind.
+      StorageError: when the disk refuses; the attempt is cleaned up.
     """
     import tensorflow as tf
 
@@ -99,7 +96,7 @@ def write(out: Path, run: "Run", facts: Mapping[str, Any], files: Files = FILES)
         functions = signatures(run.policy, run.sizes["image_size"])
         read = {id(variable) for variable in functions["act"].variables}
         module.weights = {name: variable for name, variable in run.learner.variables().items() if id(variable) in read}
-        # The functions' gradients would bring the graph of learning along.
+        # Saving gradients would include the graph of training.
         tf.saved_model.save(
             module, str(temporary), functions, tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         )
@@ -116,7 +113,7 @@ def write(out: Path, run: "Run", facts: Mapping[str, Any], files: Files = FILES)
 
 
 def signatures(policy: Any, image_size: int) -> dict[str, Any]:
-    """The functions `initial` and `act` of the module's docstring, traced; what they read are all variables that acting
+    """The functions `initial` and `act` of the module's docstring, traced. They read exactly the variables that acting
     needs.
     """
     import tensorflow as tf
@@ -133,22 +130,21 @@ def signatures(policy: Any, image_size: int) -> dict[str, Any]:
     def act(
         image: tf.Tensor, seed: tf.Tensor, deter: tf.Tensor, stoch: tf.Tensor, action: tf.Tensor, step: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        unread = tf.nest.map_structure(lambda x: tf.repeat(x, tf.shape(seed)[0], 0), first.stats)
-        action, latent = policy.act(image, Latent(deter, stoch, unread), action, seed, step)
+        unused = tf.nest.map_structure(lambda x: tf.repeat(x, tf.shape(seed)[0], 0), first.stats)
+        action, latent = policy.act(image, Latent(deter, stoch, unused), action, seed, step)
         return {"deter": latent.deter, "stoch": latent.stoch, "action": action, "step": step + 1}
 
-    seen = {"image": tf.zeros([1, image_size, image_size, 3], tf.uint8), "seed": tf.zeros([1], tf.int64)}
-    specs = [tf.TensorSpec([None, *value.shape[1:]], value.dtype, name) for name, value in (seen | start).items()]
+    observed = {"image": tf.zeros([1, image_size, image_size, 3], tf.uint8), "seed": tf.zeros([1], tf.int64)}
+    rows = [tf.TensorSpec([None, *value.shape[1:]], value.dtype, name) for name, value in (observed | start).items()]
+    count = [tf.TensorSpec([], tf.int32, "episodes")]
     return {
-        "initial": compiled(
-            initial, jit=False, signature=[tf.TensorSpec([], tf.int32, "episodes")]
-        ).get_concrete_function(),
-        "act": compiled(act, jit=False, signature=specs).get_concrete_function(),
+        "initial": compiled(initial, jit=False, signature=count).get_concrete_function(),
+        "act": compiled(act, jit=False, signature=rows).get_concrete_function(),
     }
 
 
 def _tensors(function: Any) -> dict[str, dict[str, str]]:
-    """{inputs | outputs: {name: type and shape}}, for example `float32 [E, 32]`."""
+    """{inputs | outputs: {name: type and shape}}, such as `float32 [E, 32]`."""
     inputs = {spec.name: spec for spec in function.structured_input_signature[0]}
     sides = {"inputs": inputs, "outputs": function.structured_outputs}
     return {

@@ -1,7 +1,7 @@
-"""`python -m semopo_tf.originals`: a run of an original program, from its metrics.jsonl, as a directory that the report
-reads like a run of ours.
+"""`python -m semopo_tf.originals`: import a run of an original program from its metrics.jsonl, as a directory that the
+report reads like a run of this package.
 
-`foreign.py` says which programs, and how their files are read.
+`report/importers.py` lists the programs and reads their files.
 """
 
 import collections
@@ -19,13 +19,11 @@ from semopo_tf.storage.files import FILES, temporary_sibling, write_aside
 from semopo_tf.storage.untrusted import read_whole
 
 MAX_BYTES = 1 << 25  # of one file; a full run of DreamerV2 writes a few megabytes
-# What the originals call quantities that have a name here; all others keep theirs.
+# Original name -> name in this package; quantities that do not exist here keep their names.
 BEHAVIOUR = {"reward_mean": "imagined_reward", "critic_target": "target"}
 JOINT = {
-    "kl_loss": "joint_kl_loss",
-    "model_kl": "joint_kl",
-    "prior_ent": "joint_prior_ent",
-    "post_ent": "joint_post_ent",
+    **{"kl_loss": "joint_kl_loss", "model_kl": "joint_kl"},
+    **{"prior_ent": "joint_prior_ent", "post_ent": "joint_post_ent"},
 }
 SEPARATED = {
     **{"model_kl": "endo_kl", "prior_ent": "endo_prior_ent", "post_ent": "endo_post_ent"},
@@ -35,12 +33,9 @@ SEPARATED = {
 }
 TIA = {
     **{"kl": "endo_kl", "div": "endo_kl_loss", "value_loss": "critic_loss", "value_grad_norm": "critic_grad_norm"},
-    **{
-        "main/model_loss": "main_model_loss",
-        "main/model_grad_norm": "endo_grad_norm",
-        "disen/disen_grad_norm": "exo_grad_norm",
-    },
-    "model_grad_norm": "main_grad_norm",  # without the joint decoder, which has an optimiser of its own there
+    **{"main/model_loss": "main_model_loss", "main/model_grad_norm": "endo_grad_norm"},
+    "disen/disen_grad_norm": "exo_grad_norm",
+    "model_grad_norm": "main_grad_norm",  # without the joint decoder, which has its own optimiser there
 }
 NAMES: dict[str, dict[str, str]] = {
     "dreamerv2": BEHAVIOUR | JOINT,
@@ -48,15 +43,10 @@ NAMES: dict[str, dict[str, str]] = {
     "offline_dv2": BEHAVIOUR | JOINT,
     "semopo": BEHAVIOUR | SEPARATED,
 }
-# Of a row of scores.jsonl: what the originals do not say.
+# Entries of a row of scores.jsonl that the originals do not record.
 UNKNOWN: dict[str, Any] = {
-    "discarded": 0,
-    "source": "imported",
-    "environment": {},
-    "versions": {},
-    "checkpoint": None,
-    "clips": [],
-    "clip": None,
+    **{"discarded": 0, "source": "imported", "environment": {}, "versions": {}},
+    **{"checkpoint": None, "clips": [], "clip": None},
 }
 
 Conditions = Mapping[tuple[str, int], Sequence[Row]]  # (phase, step) -> the evaluation episodes
@@ -66,26 +56,19 @@ def main(argv: list[str]) -> int:
     """Import a file.
 
     Raises:
-      ConfigError: for wrong flags, or when the directory is there.
-      DataError: when the file is not one of the named format.
-      StorageError: when the directory cannot be written. Nothing is left then.
+      ConfigError: for wrong flags, or when the directory exists.
+      DataError: when the file does not have the named format.
+      StorageError: when the directory cannot be written; nothing is left behind.
     """
     parser = CommandParser(prog="python -m semopo_tf.originals", description=__doc__.splitlines()[0])
     parser.add_argument("--metrics", required=True, type=Path, help="metrics.jsonl of one run of an original program")
     parser.add_argument("--format", required=True, choices=FORMATS)
-    for name, what in (
-        ("method", "its name in tables"),
-        ("task", "e.g. dmcdrv_walker_walk"),
-        ("level", "of the dataset, e.g. random"),
-    ):
-        parser.add_argument(f"--{name}", required=True, help=what)
-    parser.add_argument(
-        "--seed",
-        required=True,
-        type=int,
-        help="which run it is: runs of the same method, task and level are told apart by it",
-    )
-    parser.add_argument("--out", required=True, type=Path, help="directory to write, which must not be there")
+    parser.add_argument("--method", required=True, help="its name in tables")
+    parser.add_argument("--task", required=True, help="e.g. dmcdrv_walker_walk")
+    parser.add_argument("--level", required=True, help="of the dataset, e.g. random")
+    about = "distinguishes runs of the same method, task and level"
+    parser.add_argument("--seed", required=True, type=int, help=about)
+    parser.add_argument("--out", required=True, type=Path, help="directory to write, which must not exist")
     arguments = parser.parse_args(argv)
     said = {key: getattr(arguments, key) for key in ("format", "method", "task", "level", "seed")}
     for key in ("method", "task", "level"):
@@ -93,9 +76,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--{key}: expected a name, received {shown(said[key])}")
     out = arguments.out.expanduser()
     if out.exists() or out.is_symlink():
-        raise ConfigError(
-            f"--out: expected a directory that is not there yet, received {out}, which is; choose another or remove it"
-        )
+        raise ConfigError(f"--out: expected a directory that does not exist yet, received {out}; choose another")
     content, notes = convert(arguments.metrics.expanduser(), said)
     publish(out, content)
     for note in notes:
@@ -106,37 +87,33 @@ def main(argv: list[str]) -> int:
 
 
 def convert(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
-    """The files of the directory by name, and what a reader of the numbers must know.
+    """The files of the directory by name, and notes for readers of the numbers.
 
     Args:
       said: {format, method, task, level, seed}.
 
     Raises:
-      DataError: in one line, naming the line of the file.
+      DataError: naming the line of the file.
     """
     try:
         data = read_whole(path, MAX_BYTES, follow=True)[0]
     except OSError as error:
-        raise DataError(
-            f"--metrics {path}: cannot be read ({error.strerror}); expected the metrics.jsonl of a run"
-        ) from error
+        problem = f"cannot be read ({error.strerror})"
+        raise DataError(f"--metrics {path}: {problem}; expected the metrics.jsonl of a run") from error
     rows, notes = read_rows(path, data)
     if not rows:
-        raise DataError(
-            f"{path}: expected rows of training or evaluation, received none; give the metrics.jsonl of a run"
-        )
+        problem = "expected rows of training or evaluation, received none"
+        raise DataError(f"{path}: {problem}; give the metrics.jsonl of a run")
     check_format(path, rows, said["format"])
     trained, conditions, more = sort_out(place(path, rows, said["format"]))
     notes += more
     shared = {"method": said["method"], "task": said["task"], "run_seed": said["seed"]}
     scores = [shared | row for condition, episodes in conditions.items() for row in score_rows(*condition, episodes)]
-    metrics = [metric_row(each, NAMES[said["format"]]) for each in trained if each.row.values] + [
-        evaluation_row(*each, found) for each, found in conditions.items()
-    ]
+    metrics = [metric_row(each, NAMES[said["format"]]) for each in trained if each.row.values]
+    metrics += [evaluation_row(*condition, episodes) for condition, episodes in conditions.items()]
     metrics.sort(key=lambda row: (("model", "policy").index(row["phase"]), row["step"]))
-    axis = (
-        "steps of the simulator (decisions times action repeat)" if said["format"] in ONLINE else "updates in the phase"
-    )
+    online = "steps of the simulator (decisions times action repeat)"
+    axis = online if said["format"] in ONLINE else "updates in the phase"
     origin = {**said, "file": str(path), "sha256": hashlib.sha256(data).hexdigest(), "axis": axis, "notes": notes}
     return {
         "metrics.jsonl": lines(metrics),
@@ -148,9 +125,8 @@ def convert(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, bytes], list
 def sort_out(placed: Sequence[Placed]) -> tuple[list[Placed], Conditions, list[str]]:
     """Rows of training, evaluation episodes by condition, and notes on both."""
     notes = []
-    trained, episodes = (
-        [each for each in placed if bool(each.row.evaluation) is evaluated] for evaluated in (False, True)
-    )
+    trained = [each for each in placed if not each.row.evaluation]
+    episodes = [each for each in placed if each.row.evaluation]
     start = next((each.row.line for each in trained if each.row.names & set(LOSSES)), None)
     # Every program but TIA's own collects one episode with random actions for its evaluation store.
     if episodes and episodes[0].row.evaluation == "eval_return" and (start is None or episodes[0].row.line < start):
@@ -163,15 +139,13 @@ def sort_out(placed: Sequence[Placed]) -> tuple[list[Placed], Conditions, list[s
     last = max((each.step for each in trained if "actor_loss" in each.row.names), default=-1)
     newest = max((step for phase, step in conditions if phase == "policy"), default=-1)
     if newest < last:
-        notes.append(
-            f"the policy of the last step, {last}, was not evaluated; the newest evaluation is "
-            f"{'none' if newest < 0 else f'at {newest}'}"
-        )
+        newest_evaluation = f"the newest evaluation is at {newest}" if newest >= 0 else "there is no evaluation"
+        notes.append(f"the policy of the last step, {last}, was not evaluated; {newest_evaluation}")
     return trained, conditions, notes
 
 
 def metric_row(each: Placed, names: Mapping[str, str]) -> dict[str, Any]:
-    """A row of metrics.jsonl under our names."""
+    """A row of metrics.jsonl, under the names of this package."""
     condition = {"phase": each.phase, "step": each.step}
     return condition | {names.get(name, name): value for name, value in each.row.values.items()} | condition
 
@@ -179,17 +153,13 @@ def metric_row(each: Placed, names: Mapping[str, str]) -> dict[str, Any]:
 def evaluation_row(phase: str, step: int, episodes: Sequence[Row]) -> dict[str, Any]:
     """The row of metrics.jsonl for one evaluation; the standard deviation is that of its episodes."""
     returns = [row.values[row.evaluation] for row in episodes]
-    return {
-        "phase": phase,
-        "step": step,
-        "eval_return": float(np.mean(returns)),
-        "eval_return_std": float(np.std(returns)),
-        "eval_episodes": len(returns),
-    }
+    mean, std = float(np.mean(returns)), float(np.std(returns))
+    row = {"phase": phase, "step": step, "eval_return": mean, "eval_return_std": std}
+    return row | {"eval_episodes": len(returns)}
 
 
 def score_rows(phase: str, step: int, episodes: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows of scores.jsonl. The originals seed no episode: `episode_seed` is its number within the evaluation."""
+    """Rows of scores.jsonl. The originals do not seed episodes: `episode_seed` is the number within the evaluation."""
     rows = []
     for number, row in enumerate(episodes):
         length = row.values.get(EVALUATED[row.evaluation])
@@ -199,12 +169,12 @@ def score_rows(phase: str, step: int, episodes: Sequence[Row]) -> list[dict[str,
 
 
 def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """JSON objects, one a line."""
+    """JSON objects, one per line."""
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
 
 
 def publish(out: Path, content: Mapping[str, bytes]) -> None:
-    """Write the directory: all of it appears at once, or nothing.
+    """Write the directory. It appears complete or not at all.
 
     Raises:
       StorageError: when the disk refuses.
@@ -216,9 +186,8 @@ def publish(out: Path, content: Mapping[str, bytes]) -> None:
         FILES.sync_directory(out.parent)
     except OSError as error:
         FILES.remove_tree(temporary_sibling(out))
-        raise StorageError(
-            f"{out}: cannot be written ({error.strerror}); free some space or choose another --out"
-        ) from error
+        remedy = "free some space or choose another --out"
+        raise StorageError(f"{out}: cannot be written ({error.strerror}); {remedy}") from error
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""`python -m semopo_tf.probe --logdir DIR`: what the latent states know of the true ones. For tasks whose environment
-tells its state.
+"""`python -m semopo_tf.probe --logdir DIR`: how well the latent states predict the environment's true state.
 
-Linear probes: ridge regression from the filtered features of each stream to every true quantity, fitted on fresh
-  episodes of the
-behaviour that made the data and scored by R^2 on others of it. The same probes read the states that the prior rolls out
-under the true actions, 5 and 15 steps ahead. The result goes to `analysis/probe.json` in the run directory.
+Linear probes: ridge regression from the filtered features of each stream to every true quantity, for tasks whose
+environment reports its state. They are fitted on fresh episodes of the behaviour that collected the data and scored by
+R^2 on other such episodes. The same probes are also scored on the prior's rollouts under the true actions, 5 and 15
+steps ahead. The result goes to `analysis/probe.json` in the run directory.
 """
 
 import json
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
     from semopo_tf.evaluation import Run
     from semopo_tf.types import Episode
 
-FIT, TEST, BLOCK = 60, 40, 10  # episodes: to fit the probes, to score them, encoded in one call
+FIT, TEST, BLOCK = 60, 40, 10  # episodes to fit the probes, to score them, encoded in one call
 CONTEXT, AHEAD = 10, (5, 15)  # filtered frames before the open loop, steps into it
-RIDGE = 1e-3  # of standardised features, times the number of rows
+RIDGE = 1e-3  # for standardised features, times the number of rows
 
 
 class Probe(NamedTuple):
@@ -40,7 +39,7 @@ class Probe(NamedTuple):
 
 
 def fit_probe(features: np.ndarray, target: np.ndarray) -> Probe:
-    """Ridge regression in float64: features [N, F], target [N, D]. The offset is not shrunk."""
+    """Ridge regression in float64: features [N, F], target [N, D]. The offset is not regularised."""
     mean, scale = features.mean(0), features.std(0) + 1e-8
     x = _with_one((features - mean) / scale)
     shrink = RIDGE * len(x) * np.eye(x.shape[1])
@@ -53,9 +52,7 @@ def _with_one(x: np.ndarray) -> np.ndarray:
 
 
 def r_squared(predicted: np.ndarray, target: np.ndarray) -> float:
-    """1 - squared error / variance of the target, mean over its columns; both [N, D]. At most 1; 0 is no better than
-    the mean.
-    """
+    """R^2 of predictions [N, D], mean over the columns: at most 1; 0 is no better than predicting the mean."""
     error, spread = ((predicted - target) ** 2).sum(0), ((target - target.mean(0)) ** 2).sum(0)
     return float(np.mean(1 - error / np.maximum(spread, 1e-12)))
 
@@ -64,35 +61,37 @@ def main(argv: list[str]) -> int:
     """Probe a run, print the table, write it into the run directory.
 
     Raises:
-      SemopoError: any of `errors`; ConfigError where the environment knows no true states.
+      SemopoError: any of `errors`; ConfigError if the environment reports no true state.
     """
     parser = CommandParser(prog="python -m semopo_tf.probe", description=__doc__)
     parser.add_argument(
-        "--logdir", required=True, type=Path, help="a run on a task whose environment tells its true state"
+        "--logdir", required=True, type=Path, help="a run on a task whose environment reports its true state"
     )
     parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
-    parser.add_argument("--task", help="the run's task, needed where it is <module>:<class>, whose module is imported")
+    parser.add_argument("--task", help="the run's task; required if it is <module>:<class>, as the module is imported")
     arguments = parser.parse_args(argv)
     from semopo_tf.evaluation import load_run, require_named
 
     logdir = arguments.logdir.expanduser()
     run = load_run(logdir, arguments.checkpoint)
     require_named(run.config.task, arguments.task)
-    found = probe(run)
+    scores = probe(run)
     FILES.make_directory(logdir / "analysis")
-    write_whole(logdir / "analysis" / "probe.json", json.dumps(found, indent=1).encode())
-    print(table(found))
-    if swapped(found):
-        print("warning: the exogenous features know the agent better than the endogenous ones: the streams are swapped")
+    write_whole(logdir / "analysis" / "probe.json", json.dumps(scores, indent=1).encode())
+    print(table(scores))
+    if swapped(scores):
+        print(
+            "warning: the exogenous features predict the agent better than the endogenous ones: the streams are swapped"
+        )
     return 0
 
 
 def probe(run: "Run") -> dict[str, Any]:
-    """All figures of one run.
+    """All scores of one run.
 
     Returns:
-      {phase, step, r2: {stream: {quantity: R^2}}, open_loop: {stream: {quantity: {steps ahead: R^2}}}, reward_r2, mask:
-      {on, off} or None}
+      {phase, step, r2: {stream: {quantity: R^2}}, open_loop: {stream: {quantity: {steps ahead: R^2}}}, reward_r2,
+      mask: {on, off} or None}
     """
     episodes, agent_pixels = fresh_episodes(run)
     columns = encode(run, episodes)
@@ -106,21 +105,20 @@ def probe(run: "Run") -> dict[str, Any]:
             r2[stream][name] = r_squared(_rows(fitted(columns[stream][FIT:])), _rows(values[FIT:]))
             later = fitted(columns[f"{stream}_open"][FIT:])
             ahead[stream][name] = {str(k): r_squared(later[:, k - 1], values[FIT:, CONTEXT + k - 1]) for k in AHEAD}
-    reward = np.stack([episode.reward for episode in episodes])[FIT:, 1:].reshape(
-        -1, 1
-    )  # record 0 has no reward of its own
+    reward = np.stack([episode.reward for episode in episodes])[FIT:, 1:]  # record 0 has no reward of its own
     result: dict[str, Any] = {"phase": run.phase, "step": run.step, "r2": r2, "open_loop": ahead}
-    result["reward_r2"] = r_squared(columns["reward"][FIT:, 1:].reshape(-1, 1), reward)
-    return result | {
-        "mask": mask_figures(columns["mask"][FIT:], truth["position"][FIT:], agent_pixels)
-        if "mask" in columns and agent_pixels
-        else None
-    }
+    result["reward_r2"] = r_squared(columns["reward"][FIT:, 1:].reshape(-1, 1), reward.reshape(-1, 1))
+    result["mask"] = None
+    if "mask" in columns and agent_pixels:
+        result["mask"] = mask_figures(columns["mask"][FIT:], truth["position"][FIT:], agent_pixels)
+    return result
 
 
 def fresh_episodes(run: "Run") -> tuple[list["Episode"], Any]:
-    """FIT + TEST episodes of the data's task and behaviour with seeds of their own, and the function that says where
-    the agent is drawn.
+    """FIT + TEST episodes of the data's task and behaviour with seeds of their own.
+
+    Returns:
+      The episodes, and the environment's function from the agent's position to its pixels, or None.
     """
     from semopo_tf.envs import tasks
     from semopo_tf.envs.rollout import play
@@ -128,7 +126,7 @@ def fresh_episodes(run: "Run") -> tuple[list["Episode"], Any]:
 
     if run.card is None:
         raise ConfigError(
-            "probe: expected a dataset with a card, which says how to play more such episodes; this run's data have "
+            "probe: expected a dataset with a card, which says how to play more such episodes; this run's dataset has "
             "none"
         )
     environment = tasks.make(run.config.task, **build.environment_settings(run.config, run.card))
@@ -136,7 +134,7 @@ def fresh_episodes(run: "Run") -> tuple[list["Episode"], Any]:
         seeds = [zlib.crc32(f"probe/{index}".encode()) for index in range(FIT + TEST)]
         if not environment.reset(seeds[0]).log:
             raise ConfigError(
-                f"probe: {run.config.task} tells no true state; expected Observation.log, as the tasks exbmdp_* have it"
+                f"probe: {run.config.task} reports no true state; expected an Observation.log, as in the tasks exbmdp_*"
             )
         behaviour = tasks.behaviours(run.config.task)[run.card["policy"]](environment)
         episodes = list(play([environment], behaviour, seeds))
@@ -152,7 +150,7 @@ def fresh_episodes(run: "Run") -> tuple[list["Episode"], Any]:
 
 
 def encode(run: "Run", episodes: Sequence["Episode"]) -> dict[str, np.ndarray]:
-    """`WorldModel.analyse` of all episodes, in blocks; arrays [E, T, ...] float64."""
+    """Run `WorldModel.analyse` on all episodes, in blocks; arrays [E, T, ...] float64."""
     import tensorflow as tf
 
     from semopo_tf.engine import compiling
@@ -167,50 +165,46 @@ def encode(run: "Run", episodes: Sequence["Episode"]) -> dict[str, np.ndarray]:
             name: np.stack([getattr(episode, name) for episode in episodes[first : first + BLOCK]])
             for name in Batch._fields
         }
-        blocks.append(
-            {
-                name: array.numpy()
-                for name, array in analyse(Batch(**{k: tf.constant(v) for k, v in columns.items()})).items()
-            }
-        )
+        batch = Batch(**{name: tf.constant(column) for name, column in columns.items()})
+        blocks.append({name: array.numpy() for name, array in analyse(batch).items()})
     return {name: np.concatenate([block[name] for block in blocks]).astype(np.float64) for name in blocks[0]}
 
 
 def mask_figures(mask: np.ndarray, position: np.ndarray, agent_pixels: Any) -> dict[str, float]:
     """Mean mask where the agent is drawn and elsewhere; mask [E, T, H, W, 1], position [E, T, 2]."""
-    where = np.stack([agent_pixels(place) for place in position.reshape(-1, 2)]).reshape(mask.shape[:-1])
+    where = np.stack([agent_pixels(point) for point in position.reshape(-1, 2)]).reshape(mask.shape[:-1])
     return {"on": float(mask[..., 0][where].mean()), "off": float(mask[..., 0][~where].mean())}
 
 
-def swapped(found: Mapping[str, Any]) -> bool:
-    """Whether the stream that the policy sees knows the agent's place less well than the other."""
-    places = [quantities.get("position", 0.0) for quantities in found["r2"].values()]
-    return len(places) == 2 and places[0] < places[1]
+def swapped(scores: Mapping[str, Any]) -> bool:
+    """Whether the stream that the policy sees predicts the agent's position less well than the other."""
+    positions = [quantities.get("position", 0.0) for quantities in scores["r2"].values()]
+    return len(positions) == 2 and positions[0] < positions[1]
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """The figures as text, a true quantity a line."""
-    streams = list(found["r2"])
+def table(scores: Mapping[str, Any]) -> str:
+    """The scores as text, one true quantity per line."""
+    streams = list(scores["r2"])
     heading = ["R^2", *(f"{stream}{when}" for stream in streams for when in ("", *(f" +{k}" for k in AHEAD)))]
     lines = [heading]
-    for name in found["r2"][streams[0]]:
+    for name in scores["r2"][streams[0]]:
         cells = [
             f"{value:.2f}"
             for stream in streams
-            for value in (found["r2"][stream][name], *found["open_loop"][stream][name].values())
+            for value in (scores["r2"][stream][name], *scores["open_loop"][stream][name].values())
         ]
         lines.append([name, *cells])
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
     text = [
         "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     ]
-    text.append(f"reward head R^2 {found['reward_r2']:.2f}")
-    if found["mask"]:
-        text.append(f"mask {found['mask']['on']:.2f} on the agent, {found['mask']['off']:.2f} elsewhere")
+    text.append(f"reward head R^2 {scores['reward_r2']:.2f}")
+    if scores["mask"]:
+        text.append(f"mask {scores['mask']['on']:.2f} on the agent, {scores['mask']['off']:.2f} elsewhere")
     return "\n".join(text)
 
 

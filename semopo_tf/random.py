@@ -1,9 +1,9 @@
 """All randomness of learning: a pure function of (seed, domain, stream, step).
 
 There is no generator and no state. Counter-based bits (Philox 4x32-10, Salmon et al. 2011, through TensorFlow's integer
-op) are the same eagerly, in a graph and under XLA; this file maps them to floats with its own arithmetic, because the
-float draws
-of `tf.random.*` and of TensorFlow Probability differ between the three. Nothing else in the package may draw.
+op) are the same eagerly, in a graph and under XLA. This file maps them to floats with its own arithmetic, because the
+float draws of `tf.random.*` and of TensorFlow Probability differ between the three. Nothing else in the package may
+draw.
 
     key word (64 bit)      counter (128 bit)
     seed | crc32(stream)   step (high 64) | block (low 64, counts up within one draw)
@@ -30,7 +30,7 @@ class Key(NamedTuple):
 
 
 def stream_id(domain: str, stream: str) -> int:
-    """The 32-bit number of a stream. Names, not a hand-kept table: adding a stream changes no other."""
+    """The 32-bit number of a stream. Hashed from its name, so adding a stream changes no other."""
     return zlib.crc32(f"{domain}/{stream}".encode())
 
 
@@ -60,8 +60,7 @@ def uniform(key: Key, stream: str, shape: Sequence[int]) -> tf.Tensor:
 
 def normal(key: Key, stream: str, shape: Sequence[int]) -> tf.Tensor:
     """float32 of `shape`, standard normal by the inverse distribution function; at most 5.3 from zero."""
-    # In float64: XLA's float32 erfinv is off by up to 2e-5 in the tails, so that compiled and uncompiled draws would
-    # differ.
+    # In float64: XLA's float32 erfinv is off by up to 2e-5 in the tails, so compiled and eager draws would differ.
     centred = 2 * tf.cast(_open_unit(bits(key, stream, shape)), tf.float64) - 1
     return tf.cast(np.sqrt(2) * tf.math.erfinv(centred), tf.float32)
 

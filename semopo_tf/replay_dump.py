@@ -1,7 +1,6 @@
-"""Do the update of a dump again and say whether the same tensor is not finite. Exit code 0 when it is, 1 when it is
-not.
+"""`python -m semopo_tf.replay_dump LOGDIR/dump-<phase>-<step>`: repeat the update of a dump.
 
-python -m semopo_tf.replay_dump LOGDIR/dump-<phase>-<step>
+Exit code 0 if the same tensor is not finite again, 1 if not.
 """
 
 from pathlib import Path
@@ -13,15 +12,15 @@ NOT_REPRODUCED = 1
 
 
 def main(argv: list[str]) -> int:
-    """Rebuild the learner, load the weights and the batch, and do the update.
+    """Rebuild the learner, load weights and batch, and take the update.
 
     Raises:
-      SemopoError: when the directory is no dump, or belongs to another model.
+      SemopoError: when the directory is not a dump, or belongs to another model.
     """
-    parser = CommandParser(prog="python -m semopo_tf.replay_dump", description="Do the update of a dump again.")
-    parser.add_argument("dump", help="directory that a stopped run has named")
+    parser = CommandParser(prog="python -m semopo_tf.replay_dump", description="Repeat the update of a dump.")
+    parser.add_argument("dump", help="the dump directory that the stopped run printed")
     path = Path(parser.parse_args(argv).dump).expanduser()
-    import tensorflow as tf  # after the arguments are known to be right
+    import tensorflow as tf  # only after the arguments are checked
 
     from semopo_tf.engine import compiling, devices
     from semopo_tf.random import Key
@@ -42,14 +41,14 @@ def main(argv: list[str]) -> int:
         stage = next(stage for stage in learner.stages if stage.name == facts["phase"])
         key = Key(facts["seed"], stage.name, tf.constant(facts["step"], tf.int64))
         batch = Batch(*(tf.constant(array) for array in arrays))
-        found = dump.examine(learner, stage, batch, key, jit=jit.of(stage))
-    wanted = facts["not_finite"][:1]
-    print(f"not finite: {', '.join(found) or 'nothing'}")
-    same = bool(wanted) and wanted[0] in found
-    print(
-        f"reproduced: {wanted[0]}" if same else f"not reproduced: expected {', '.join(wanted) or 'a name in dump.json'}"
-    )
-    return 0 if same else NOT_REPRODUCED
+        names = dump.examine(learner, stage, batch, key, jit=jit.of(stage))
+    print(f"not finite: {', '.join(names) or 'nothing'}")
+    expected = next(iter(facts["not_finite"]), None)
+    if expected is not None and expected in names:
+        print(f"reproduced: {expected}")
+        return 0
+    print(f"not reproduced: expected {'a name in dump.json' if expected is None else expected}")
+    return NOT_REPRODUCED
 
 
 if __name__ == "__main__":

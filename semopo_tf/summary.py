@@ -1,16 +1,16 @@
-"""`python -m semopo_tf.summary --file sweep.yaml --page RESULTS.md`: the tables of a results page, from what the runs
-of a sweep left.
+"""`python -m semopo_tf.summary --file sweep.yaml --page RESULTS.md`: write the tables of a results page from the runs
+of a sweep.
 
-The page is Markdown by hand around tables by machine. A pair of marks says which runs a table is about, one line a run
-of the sweep's page, all its seeds together:
+The page is handwritten Markdown around generated tables. A pair of marks names the runs of a table, which has one row
+for each run of the sweep, all its seeds together:
 
     <!-- table core/point -->
     <!-- end -->
 
-A table none of whose runs is here stays as it is: runs of one page may lie on several machines.
+A table stays unchanged when none of its runs is here, since the runs of one page may be on several machines.
 
-A cell is the mean over the seeds with the half-width of its 95 % interval (Student's t over seeds; episodes of one seed
-are not independent).
+A cell is the mean over seeds with the half-width of its 95 % interval (Student's t over seeds; episodes of one seed are
+not independent).
 """
 
 import re
@@ -33,11 +33,11 @@ UNSEEDED = re.compile(r"(^|,)seed=\d+(?=,|$)")
 
 
 class Group(NamedTuple):
-    """A run of the sweep's page with one combination of its grid: all seeds of it that are done."""
+    """One entry of the sweep with one combination of its grid: all finished seeds."""
 
     name: str
     runs: list[RunRecord]
-    seeds: int  # of the sweep, done or not
+    seeds: int  # in the sweep, finished or not
     data: Path
 
 
@@ -45,32 +45,33 @@ def main(argv: list[str]) -> int:
     """Write the tables between their marks.
 
     Raises:
-      ConfigError: for a wrong sweep, a page without marks, or a mark that names no run.
+      ConfigError: for an invalid sweep, a page without marks, or a mark that names no run.
     """
     parser = CommandParser(prog="python -m semopo_tf.summary", description=__doc__.splitlines()[0])
     parser.add_argument("--file", required=True, type=Path, help="the sweep, a YAML page")
-    parser.add_argument("--page", required=True, type=Path, help="the Markdown page whose tables are written anew")
+    parser.add_argument("--page", required=True, type=Path, help="the Markdown page whose tables are rewritten")
     arguments = parser.parse_args(argv)
     try:
         text = arguments.page.read_text()
     except OSError as error:
         raise ConfigError(f"--page {arguments.page}: cannot be read ({error.strerror})") from error
     if not MARKED.search(text):
-        raise ConfigError(
-            f"--page {arguments.page}: expected a table between <!-- table NAME --> and <!-- end -->, found none"
-        )
+        expected = "expected a table between <!-- table NAME --> and <!-- end -->"
+        raise ConfigError(f"--page {arguments.page}: {expected}, found none")
     rows = read_sweep(arguments.file)["rows"]
-    written = MARKED.sub(
-        lambda found: found["open"] + _table(groups(rows, found["name"]), found["table"]) + found["close"], text
-    )
-    write_whole(arguments.page, written.encode())
+
+    def rewritten(mark: re.Match[str]) -> str:
+        entries = groups(rows, mark["name"])
+        keep = mark["table"] and not any(group.runs for group in entries)
+        return mark["open"] + (mark["table"] if keep else markdown(entries) + "\n") + mark["close"]
+
+    write_whole(arguments.page, MARKED.sub(rewritten, text).encode())
     print(f"summary: {arguments.page}, {sum(row.done for row in rows)} of {len(rows)} runs")
     return 0
 
 
 def groups(rows: Sequence[Row], name: str) -> list[Group]:
-    """The rows whose name begins with `name` up to a `/`, those that differ in the seed alone together, in the sweep's
-    order.
+    """The rows whose names start with `name` and a `/`, grouped over seeds, in the order of the sweep.
 
     Raises:
       ConfigError: when there are none.
@@ -80,13 +81,11 @@ def groups(rows: Sequence[Row], name: str) -> list[Group]:
         if row.name.startswith(name + "/"):
             entry, _, values = row.name.rpartition("/")
             rest = UNSEEDED.sub("", values).strip(",")
-            chosen.setdefault(
-                (entry + "/" + rest if rest not in ("", "run") else entry).removeprefix(name + "/"), []
-            ).append(row)
+            label = entry if rest in ("", "run") else f"{entry}/{rest}"
+            chosen.setdefault(label.removeprefix(name + "/"), []).append(row)
     if not chosen:
-        raise ConfigError(
-            f"<!-- table {name} -->: expected the beginning of a run's name, found no such run in the sweep"
-        )
+        problem = "expected the beginning of a run's name, found no such run in the sweep"
+        raise ConfigError(f"<!-- table {name} -->: {problem}")
     return [
         Group(label, [read_run(row.logdir) for row in same if row.done], len(same), same[0].data)
         for label, same in chosen.items()
@@ -94,7 +93,7 @@ def groups(rows: Sequence[Row], name: str) -> list[Group]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of its 95 % interval) of one value a seed; nan where there are too few."""
+    """(mean, half the width of its 95 % interval) of one value per seed; nan where there are too few."""
     x = np.asarray(values, np.float64)
     if len(x) < 2:
         return (float(x.mean()) if len(x) else np.nan), np.nan
@@ -107,8 +106,7 @@ def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, 
     """
     if min(len(first), len(second)) < 2:
         return np.nan, np.nan
-    found = stats.ttest_ind(first, second, equal_var=False)
-    low, high = found.confidence_interval(CONFIDENCE)
+    low, high = stats.ttest_ind(first, second, equal_var=False).confidence_interval(CONFIDENCE)
     return float(np.mean(first) - np.mean(second)), float((high - low) / 2)
 
 
@@ -117,11 +115,13 @@ def mean_return(run: RunRecord) -> float:
 
 
 def _probed(*path: str) -> Callable[[RunRecord], float | None]:
+    """Reads the entry of probe.json at a path of keys."""
+
     def read(run: RunRecord) -> float | None:
-        found: Any = run.analyses.get("probe")
+        value: Any = run.analyses.get("probe")
         for key in path:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
 
     return read
 
@@ -131,7 +131,7 @@ def _policy_stream(run: RunRecord) -> str:
 
 
 COLUMNS: dict[str, tuple[str, Callable[[RunRecord], float | None]]] = {
-    # heading: (format, figure of a run, or None where it has none)
+    # heading: (format, value of a run, or None where it has none)
     "position": (".2f", lambda run: _probed("r2", _policy_stream(run), "position")(run)),
     "+15 steps": (".2f", lambda run: _probed("open_loop", _policy_stream(run), "position", "15")(run)),
     "phase": (".2f", lambda run: _probed("r2", _policy_stream(run), "phase")(run)),
@@ -144,44 +144,38 @@ COLUMNS: dict[str, tuple[str, Callable[[RunRecord], float | None]]] = {
 }
 
 
-def _table(found: Sequence[Group], before: str) -> str:
-    return markdown(found) + "\n" if any(group.runs for group in found) or not before else before
-
-
-def markdown(found: Sequence[Group]) -> str:
-    """The table: returns first, then what the features that the policy sees know, then minutes. Below it what did not
-    run, and the data.
+def markdown(entries: Sequence[Group]) -> str:
+    """The table: returns, then probes of the features that the policy sees, then minutes. Below it, what did not run
+    and the data.
     """
-    missing = [group.name for group in found if not group.runs]
-    found = [group for group in found if group.runs]
-    if not found:
-        return "Not run: " + ", ".join(missing) + "."
-    first = [mean_return(run) for run in found[0].runs]
-    lines = [["run", "seeds", "return", "of each seed", f"{found[0].name} less this", *COLUMNS]]
-    for group in found:
+    missing = ", ".join(group.name for group in entries if not group.runs)
+    notes = [f"Not run: {missing}."] if missing else []
+    finished = [group for group in entries if group.runs]
+    if not finished:
+        return notes[0]
+    first = [mean_return(run) for run in finished[0].runs]
+    lines = [["run", "seeds", "return", "of each seed", f"{finished[0].name} less this", *COLUMNS]]
+    for group in finished:
         returns = [mean_return(run) for run in group.runs]
         each = ", ".join(f"{value:.1f}" for value in returns)
-        less = _cell(difference(first, returns), "+.1f") if group is not found[0] else ""
-        figures = [_cell(interval(_known(read, group.runs)), form) for form, read in COLUMNS.values()]
+        less = _cell(difference(first, returns), "+.1f") if group is not finished[0] else ""
+        figures = []
+        for form, read in COLUMNS.values():
+            known = [value for run in group.runs if (value := read(run)) is not None]
+            figures.append(_cell(interval(known), form))
         count = str(len(returns)) if len(returns) == group.seeds else f"{len(returns)} of {group.seeds}"
         lines.append([group.name, count, _cell(interval(returns), ".1f"), each, less, *figures])
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    notes = [f"Not run: {', '.join(missing)}."] if missing else []
-    return (
-        table + "\n\n" + " ".join([*notes, *(_data(place) for place in dict.fromkeys(group.data for group in found))])
-    )
-
-
-def _known(read: Callable[[RunRecord], float | None], runs: Sequence[RunRecord]) -> list[float]:
-    return [value for run in runs if (value := read(run)) is not None]
+    notes += [_data(directory) for directory in dict.fromkeys(group.data for group in finished)]
+    return f"{table}\n\n{' '.join(notes)}"
 
 
 def _cell(figure: tuple[float, float], form: str) -> str:
     mean, half = figure
-    return (
-        "" if np.isnan(mean) else f"{mean:{form}}" if np.isnan(half) else f"{mean:{form}} ± {half:{form.lstrip('+')}}"
-    )
+    if np.isnan(mean):
+        return ""
+    return f"{mean:{form}}" if np.isnan(half) else f"{mean:{form}} ± {half:{form.lstrip('+')}}"
 
 
 def _data(directory: Path) -> str:
@@ -189,7 +183,8 @@ def _data(directory: Path) -> str:
     if not card or "returns" not in card:
         return f"Data `{directory.name}`: not there."
     options = "".join(f" {name}={value:g}" for name, value in (card["environment"].get("options") or {}).items())
-    return f"Data `{directory.name}`: {card['policy']} behaviour{options}, {card['episodes']} episodes, mean return {card['returns']['mean']:.1f}."
+    size = f"{card['episodes']} episodes, mean return {card['returns']['mean']:.1f}"
+    return f"Data `{directory.name}`: {card['policy']} behaviour{options}, {size}."
 
 
 if __name__ == "__main__":

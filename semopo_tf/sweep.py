@@ -4,21 +4,19 @@ live table.
     out: runs/point                       every run goes to <out>/<name>/<values of the grid>
     processes: 2                          runs at the same time; the cores are shared out among them
     data:
-      random: [--task, exbmdp_point, --policy, random, --episodes, 200]      collected into <out>/data/random where
-        missing;
-                                        with --only, what the chosen runs need
+      random: [--task, exbmdp_point, --policy, random, --episodes, 200]
+                                        collected into <out>/data/random if missing; with --only, if a run needs it
     flags: [--eval.every, 0]              of every run, beside its own
     runs:
       - name: semopo
         data: random                      a name from above, or a directory
-        flags: [--configs, semopo, exbmdp_point, testbed]                    `{seed}` in a flag stands for the grid's
-          value
-        grid: {seed: [1, 2, 3], penalty.weight: [0.0, 0.3]}                  one run for each combination
+        flags: [--configs, semopo, exbmdp_point, testbed]     `{seed}` in a flag stands for the grid's value
+        grid: {seed: [1, 2, 3], penalty.weight: [0.0, 0.3]}   one run for each combination
         probe: true                       python -m semopo_tf.probe afterwards
         analyses: true                    python -m semopo_tf.analysis afterwards
 
-The same command continues what is unfinished and runs again what failed. Every run's output is in its directory,
-`log.txt`; the minutes that it took, over all its starts, in `minutes.json`.
+The same command continues what is unfinished and repeats what failed. The output of a run is in its directory's
+`log.txt`, the minutes of all its starts in `minutes.json`.
 """
 
 import itertools
@@ -57,7 +55,7 @@ class Row(NamedTuple):
     name: str  # <name>/<key=value,...>
     logdir: Path
     data: Path
-    place: int  # in its entry's grid
+    position: int  # in its entry's grid
     commands: tuple[Command, ...]  # one after the other
 
     @property
@@ -107,9 +105,9 @@ def main(argv: list[str]) -> int:
         needed = {row.data for row in rows if not row.done}
         if not arguments.only:  # what no run learns from is there for the reader of the runs
             needed |= sweep["collections"].keys() - {row.data for row in sweep["rows"]}
-        for place, flags in sweep["collections"].items():
-            if place in needed:
-                collect.main([*flags, "--out", str(place)])
+        for directory, flags in sweep["collections"].items():
+            if directory in needed:
+                collect.main([*flags, "--out", str(directory)])
         failed = run_rows(rows, processes)
     print(table(rows, dict.fromkeys(failed, "failed")))
     if failed:
@@ -146,7 +144,7 @@ class Kind(NamedTuple):
     """What may stand for a key of the page."""
 
     fits: Callable[[Any], bool]
-    said: str
+    words: str
 
 
 TEXT = Kind(lambda x: isinstance(x, str) and x != "", "a text")
@@ -168,16 +166,16 @@ RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "grid": MAPPING, "probe": TRU
 
 
 def require_kinds(page: Mapping[str, Any], where: str) -> None:
-    """Every value of the page, as far as it is there, is what the module's docstring shows.
+    """Check the values of the page that are there against the module's docstring.
 
     Raises:
       ConfigError: naming the first that is not.
     """
     _require(page, PAGE, where)
     _require(page.get("data", {}), dict.fromkeys(page.get("data", {}), WORDS), f"{where}: data")
-    for place, entry in enumerate(page.get("runs", []), 1):
-        _require({f"run {place}": entry}, {f"run {place}": MAPPING}, f"{where}: runs")
-        run = f"{where}: run {entry.get('name', place)}"
+    for number, entry in enumerate(page.get("runs", []), 1):
+        _require({f"run {number}": entry}, {f"run {number}": MAPPING}, f"{where}: runs")
+        run = f"{where}: run {entry.get('name', number)}"
         _require(entry, RUN, run)
         _require(entry.get("grid", {}), dict.fromkeys(entry.get("grid", {}), VALUES), f"{run}: grid")
 
@@ -185,7 +183,7 @@ def require_kinds(page: Mapping[str, Any], where: str) -> None:
 def _require(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> None:
     for key, value in values.items():
         if key in kinds and not kinds[key].fits(value):
-            raise ConfigError(f"{where}: {key}: expected {kinds[key].said}, received {shown(value)}")
+            raise ConfigError(f"{where}: {key}: expected {kinds[key].words}, received {shown(value)}")
 
 
 def expand(
@@ -197,7 +195,7 @@ def expand(
         raise ConfigError(f"{where}: expected name, data and flags in every run, received {', '.join(entry)}")
     source = out / "data" / entry["data"] if entry["data"] in data else Path(entry["data"])
     grid, rows = entry.get("grid", {}), []
-    for place, values in enumerate(itertools.product(*grid.values())):
+    for position, values in enumerate(itertools.product(*grid.values())):
         chosen = dict(zip(grid, values, strict=True))
         logdir = out / entry["name"] / (",".join(f"{key}={value}" for key, value in chosen.items()) or "run")
         own = [_filled(str(word), chosen) for word in entry["flags"]]
@@ -215,7 +213,7 @@ def expand(
                     ("analysis", "--logdir", str(logdir)), tuple(f"analysis/{name}.json" for name in analysis.NAMES)
                 )
             )
-        rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, place, tuple(commands)))
+        rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, position, tuple(commands)))
     return rows
 
 
@@ -262,25 +260,24 @@ class Job:
         return code
 
     def terminate(self) -> None:
-        """Ask what runs to save and end; the run continues from there another time."""
+        """Tell the process to save and end; the run continues from there another time."""
         if self._process.poll() is None:
             self._process.terminate()
 
     def stop(self) -> None:
-        """Wait for the end of what runs; writes the minutes."""
+        """Wait for the process to end; writes the minutes."""
         self._process.wait()
         minutes = self._before + (time.monotonic() - self._started) / 60
         write_whole(self.row.logdir / "minutes.json", json.dumps(round(minutes, 2)).encode())
 
 
 def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
-    """Run the rows that are not done, `processes` at a time, the first of every grid, then the second ones; show what
-    runs.
+    """Run the rows that are not done, `processes` at a time: the first of every grid, then the second ones.
 
     Returns:
       The names of those that failed.
     """
-    waiting, failed = sorted((row for row in rows if not row.done), key=lambda row: row.place), list[str]()
+    waiting, failed = sorted((row for row in rows if not row.done), key=lambda row: row.position), list[str]()
     running: list[Job] = []
     threads = max(1, (os.cpu_count() or 1) // processes)
     printed = 0.0
@@ -310,7 +307,7 @@ def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
 
 
 def table(rows: Sequence[Row], states: Mapping[str, str]) -> str:
-    """A line for each run: state, where it is and how long its phase still takes, its last evaluation, its minutes."""
+    """A line for each run: state, progress with the time its phase still takes, last evaluation, minutes."""
     lines = [("run", "state", "at", "return", "minutes")]
     for row in rows:
         records = read_records(row.logdir / "metrics.jsonl")

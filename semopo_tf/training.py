@@ -1,5 +1,5 @@
-"""`train.py`: the command line, the run directory's claim, and then the `Trainer`. Needs no TensorFlow to refuse a
-wrong flag.
+"""`train.py`: reads the command line, claims the run directory, runs the `Trainer`. Refuses a wrong flag before
+importing TensorFlow.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from semopo_tf.storage.files import write_whole
 
 
 def main(argv: list[str]) -> int:
-    """Train, or continue, the run that the command line describes. See README for the flags.
+    """Train or continue the run that the command line describes.
 
     Raises:
       SemopoError: any of `errors`, each with its exit code.
@@ -25,10 +25,10 @@ def main(argv: list[str]) -> int:
 
 
 def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
-    """`main` under a given `Stop`.
+    """`main` with a given `Stop`.
 
     Args:
-      parts: what `Trainer` takes to learn something else.
+      parts: keyword arguments of `Trainer`, such as another `make_learner`.
     """
     config = configuration.load(argv)
     for key in ("logdir", "offline_dir", "task"):
@@ -44,7 +44,7 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
         if (logdir / "DONE").exists():
             print(f"{logdir}: this run is complete; evaluate.py --logdir {logdir} plays more episodes")
             return 0
-        # Imports TensorFlow, which takes seconds: only once the command line and the directory are known to be right.
+        # Imports TensorFlow, which takes seconds: only after command line and directory are checked.
         from semopo_tf.run.trainer import Trainer
 
         Trainer(config, logdir, stop, **parts).run()
@@ -52,7 +52,7 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
 
 
 def claim(config: Config, logdir: Path) -> None:
-    """Save the configuration in a new run directory, or check that an old one holds the same.
+    """Save the configuration in a new run directory, or check that an existing one holds the same.
 
     Raises:
       ConfigError: naming the keys that differ.
@@ -60,24 +60,21 @@ def claim(config: Config, logdir: Path) -> None:
     saved = logdir / "config.yaml"
     for key, value in config.flat().items():
         if str(value).encode(errors="replace") != str(value).encode(errors="surrogatepass"):
-            raise ConfigError(f"--{key}: expected UTF-8, received bytes that are none; rename the file or directory")
+            raise ConfigError(f"--{key}: expected UTF-8, received other bytes; rename the file or directory")
     if not saved.exists():
         write_whole(saved, config.to_yaml().encode())
         return
-    different = {
-        key: both
-        for key, both in configuration.differing(configuration.load_saved(saved), config).items()
-        if key not in OPERATIONAL
-    }
+    values = configuration.differing(configuration.load_saved(saved), config)
+    different = [f"{key} (there {old!r}, now {new!r})" for key, (old, new) in values.items() if key not in OPERATIONAL]
     if different:
-        listed = ", ".join(f"{key} (there {old!r}, now {new!r})" for key, (old, new) in list(different.items())[:4])
+        listed = ", ".join(different[:4])
         raise ConfigError(
             f"{logdir}: holds a run with another configuration: {listed}; choose another --logdir or the same flags"
         )
 
 
 def print_configuration(config: Config) -> None:
-    """Echo what differs from the defaults."""
+    """Print what differs from the defaults."""
     different = configuration.differing(configuration.defaults(), config)
     print("configuration, where it differs from the defaults:")
     for key, (_, value) in different.items():

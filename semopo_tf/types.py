@@ -1,8 +1,8 @@
 """The structures that cross module borders, one line and one shape per field.
 
-Letters: `B` batch, `T` time, `N = B*T` start states, `H` horizon, `K` ensemble members, `A` action, `D` deter, `S`
-  stoch, `C` classes,
-`F` feature, `E` environments. Everything is batch-major. Arrays are NumPy in data and acting, tensors in learning.
+Letters: `B` batch, `T` time, `N = B*T` start states, `H` horizon, `K` ensemble members, `A` action, `D` deter,
+`S` stoch, `C` classes, `F` feature, `E` environments. Everything is batch-major. Arrays are NumPy in data and acting,
+tensors in learning.
 
 Record `t` of an episode holds the image o_t and the action and reward that *led to* it; record 0 has action 0 and
 reward 0:
@@ -41,7 +41,7 @@ class Episode(NamedTuple):
 class Batch(NamedTuple):
     """`B` windows of `T` consecutive records, each window from one episode."""
 
-    image: Tensor  # [B, T, H, W, 3] uint8, or [B, T, ...] as the stage prepared it
+    image: Tensor  # [B, T, H, W, 3] uint8, or [B, T, ...] as prepared by the stage
     action: Tensor  # [B, T, A] float32
     reward: Tensor  # [B, T] float32
     is_first: Tensor  # [B, T] bool, true at column 0 only
@@ -71,24 +71,25 @@ class Imagined(NamedTuple):
 class Stage(NamedTuple):
     """One stage of learning: `steps` calls of `update` on batches of the sampler's view `view`.
 
-    Checkpoints, records and resume are named after `name` and `steps` and know nothing else of a learner.
+    Checkpoints, records and resume use `name` and `steps` and know nothing else about a learner.
     """
 
     name: str  # lower-case letters
     steps: int  # number of updates
-    view: str  # which of the sampler's views the batches come from
-    # (batch, key) -> scalar metrics and `finite`, 1.0 or 0.0; pure TensorFlow, writes its own variables. Where the
-    # update is not finite it changes nothing.
+    view: str  # the sampler's view that the batches come from
+    # (batch, key) -> scalar metrics and `finite`, 1.0 or 0.0; pure TensorFlow, assigns its own variables. An update
+    # that is not finite changes nothing.
     update: Callable[[Batch, Any], Mapping[str, Tensor]]
     images: bool = True  # whether `batch.image` holds images
-    # frames [N, H, W, 3] uint8 -> [N, ...], computed once when the stage begins, from the weights of then; its rows
-    # stand in the batches in place of the images. None without images: `batch.image` is [B, T, 0].
+    # frames [N, H, W, 3] uint8 -> [N, ...], computed once when the stage begins, from the weights at that point; the
+    # batches hold its rows in place of the images. With neither this nor images, `batch.image` is [B, T, 0].
     prepare: Callable[[np.ndarray], Tensor] | None = None
-    # (batch, key) -> metrics and gradients of the update by name; changes nothing. Tells what is not finite in a dump.
+    # (batch, key) -> metrics and gradients of the update by name; changes nothing. A dump uses it to name what is not
+    # finite.
     gradients: Callable[[Batch, Any], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] | None = None
     validated: bool = False  # whether `Learner.validate` adds held-out metrics to the rows of this stage
-    pictured: bool = False  # whether `Learner.pictures` is filmed on the clock of `video.every`
-    evaluated: bool = False  # whether the policy plays on the clock of `eval.every`
+    pictured: bool = False  # whether `Learner.pictures` is filmed every `video.every` updates
+    evaluated: bool = False  # whether the policy is evaluated every `eval.every` updates
 
 
 class Observation(NamedTuple):
@@ -99,15 +100,12 @@ class Observation(NamedTuple):
     is_first: bool
     is_last: bool
     is_terminal: bool
-    log: Mapping[str, np.ndarray] = MappingProxyType(
-        {}
-    )  # true states for analysis, if the environment knows them; the same names always
+    # True states for analysis, if the environment knows them; always the same names.
+    log: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Environment(Protocol):
-    """A simulator seen through pixels. One object plays many episodes, each a function of its seed and the actions
-    alone.
-    """
+    """A simulator observed through pixels. One object plays many episodes, each a function of its seed and actions."""
 
     action_size: int
     image_shape: tuple[int, int, int]
@@ -120,24 +118,24 @@ class Environment(Protocol):
 
 
 class Policy(Protocol):
-    """Acts for `E` environments at once. The memory of a policy travels in `state`, so one rollout loop serves every
-    method.
-    """
+    """Acts in `E` environments at once. Its memory is passed around as `state`, so one rollout loop serves all methods."""
 
     def initial(self, episodes: int) -> Any: ...
 
     def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
-        """image [E, H, W, 3] uint8, seeds [E] int (the episodes' seeds), step (decisions since reset) -> action [E, A],
-        state.
+        """Act on image [E, H, W, 3] uint8; seeds [E] are the episodes', step counts the decisions since reset.
+
+        Returns:
+          action [E, A] and the next state.
         """
         ...
 
 
 class Learner(Protocol):
-    """Everything that learns from a dataset. The trainer, checkpoints, records and resume ask nothing else of it.
+    """Everything that learns from a dataset. Trainer, checkpoints, records and resume need nothing else.
 
     A learner is a function of (configuration, seed, batches): all its state is in `variables`, all its randomness comes
-    from the keys that it is given.
+    from the keys passed to it.
     """
 
     stages: Sequence[Stage]  # in the order of training
@@ -146,18 +144,22 @@ class Learner(Protocol):
         """Stable name -> tf.Variable: all that a checkpoint holds, optimisers included."""
         ...
 
+    def cost(self, stage: str, batch: int, length: int) -> Any:
+        """`nets.accounting.Cost` of one update of a stage on `batch` windows of `length` records."""
+        ...
+
     def policy(self) -> Policy:
-        """The acting policy. It reads the variables, so it plays with the newest weights."""
+        """The acting policy. It reads the variables, so it always plays with the newest weights."""
         ...
 
     def validate(self, batch: Batch, key: Any) -> Mapping[str, Tensor]:
-        """Metrics of a held-out batch, without a step; none by default."""
+        """Metrics of a held-out batch; trains nothing. None by default."""
         return {}
 
     def pictures(self, batch: Batch, key: Any, context: int) -> Mapping[str, Tensor]:
-        """Rows of a video about a batch, each [B, T, H, W, 1 or 3] in 0..1; none by default.
+        """Video rows for a batch, each [B, T, H, W, 1 or 3] in 0..1; none by default.
 
         Args:
-          context: frames that are seen before the rest is predicted.
+          context: frames that are observed before the rest is predicted.
         """
         return {}

@@ -1,5 +1,5 @@
-"""Run directories as runs, `semopo_tf.analysis` and `semopo_tf.originals` leave them, in milliseconds: what the report
-reads and nothing else.
+"""Makes run directories like those of runs, `semopo_tf.analysis` and `semopo_tf.originals` in milliseconds: only the
+files that the report reads.
 """
 
 import functools
@@ -25,7 +25,7 @@ TASKS = {
 def card(
     task: str, policy: str = "random", episodes: int = 3, low: float = 2.0, high: float = 20.0, **more: Any
 ) -> dict[str, Any]:
-    """A dataset card whose episodes' returns lie evenly between two numbers."""
+    """A dataset card whose episodes have evenly spaced returns between two numbers."""
     source = "VIDEOS" if task.startswith("dmcdrv_") else "none"
     returns = np.linspace(low, high, episodes)
     quartiles = {"p25": np.quantile(returns, 0.25), "median": np.median(returns), "p75": np.quantile(returns, 0.75)}
@@ -65,7 +65,7 @@ def write_run(
     flags: Sequence[str] = (),
     done: bool = True,
 ) -> Path:
-    """A run of the `debug` size that was trained on a dataset with the card `about` and evaluated once after training."""
+    """A run of the `debug` size, trained on a dataset with the card `about` and evaluated once after training."""
     logdir.mkdir(parents=True)
     text = _configuration(method, task, tuple(flags))
     for key, value in {"seed": seed, "offline_dir": f"data/{data}", "logdir": logdir}.items():
@@ -133,7 +133,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], *, add: bool = Fal
 def write_analyses(
     logdir: Path, streams: Sequence[str] = ("endo", "exo"), *, scale: float = 1.0, size: int = 16
 ) -> None:
-    """uncertainty, reconstruction and entropy."""
+    """Writes the analyses uncertainty, reconstruction and entropy."""
     folder, rng = logdir / "analysis", np.random.default_rng(len(streams))
     folder.mkdir(exist_ok=True)
     heights = {"endo": 0.1, "exo": 0.3, "joint": 0.2}
@@ -193,7 +193,7 @@ def write_import(
     seed: int = 1,
     returns: Sequence[float] = (15.0, 25.0),
 ) -> Path:
-    """As `semopo_tf.originals` writes it."""
+    """An imported run as `semopo_tf.originals` writes it."""
     logdir.mkdir(parents=True)
     origin = {
         "format": "semopo",
@@ -207,7 +207,8 @@ def write_import(
     (logdir / "origin.json").write_text(json.dumps(origin))
     write_rows(
         logdir / "metrics.jsonl",
-        [{"phase": "model", "step": step, "image_loss": 1000.0 - step} for step in (5, 10, 15)],
+        [{"phase": "model", "step": step, "image_loss": 1000.0 - step} for step in (5, 10, 15)]
+        + [{"phase": "policy", "step": 9, "eval_return": float(np.mean(returns))}],
     )
     rows = [
         {"phase": "policy", "step": 9, "episode_seed": n, "return": value, "source": "imported"}

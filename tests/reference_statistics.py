@@ -1,4 +1,4 @@
-"""The definitions of `statistics`, spelled out in loops over single matrices [N, M]."""
+"""Slow reference versions of the statistics in `report.bootstrap`: loops over single matrices [N, M]."""
 
 from collections.abc import Sequence
 

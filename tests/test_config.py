@@ -902,7 +902,7 @@ class Untaught:
     capacity = 1
 
     def __init__(self, stage, sample, *, seed, jit, host_images):
-        self.sums, self.count = np.zeros(1, np.float32), 0
+        self.stage, self.sums, self.count = stage, np.zeros(1, np.float32), 0
 
     def close(self):
         pass

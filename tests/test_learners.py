@@ -17,6 +17,7 @@ from semopo_tf import random
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.engine.loop import StageLoop
 from semopo_tf.methods import LEARNERS
+from semopo_tf.nets.accounting import Cost
 from semopo_tf.run import build
 from semopo_tf.run.trainer import Trainer
 from semopo_tf.storage.records import read_records
@@ -52,6 +53,9 @@ class Toy(Learner):
 
     def variables(self):
         return self._weights
+
+    def cost(self, stage, batch, length):
+        return Cost()
 
     def policy(self):
         return Count(self._weights)

@@ -302,13 +302,13 @@ def test_no_sample_of_the_probability_library_is_used(module):
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom) and "tensorflow_probability" in ast.unparse(node)
     ]
-    assert not imports or module == "distributions.py"
+    assert not imports or module == "nets/distributions.py"
     samples = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and called_name(node) in ("sample", "experimental_sample_and_log_prob")
     ]
-    if module == "distributions.py":
+    if module == "nets/distributions.py":
         assert samples == []
     assert all(call.args and "seed" not in [keyword.arg for keyword in call.keywords] for call in samples)
 

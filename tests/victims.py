@@ -21,6 +21,7 @@ import tensorflow as tf
 import semopo_tf
 from semopo_tf import training
 from semopo_tf.errors import run_command
+from semopo_tf.nets.accounting import Cost
 from semopo_tf.random import normal
 from semopo_tf.run.directory import steady_output
 from semopo_tf.run.stopping import listening
@@ -48,6 +49,9 @@ class Toy:
 
     def policy(self):
         return ToyPolicy(self, self._action_size)
+
+    def cost(self, stage, batch, length):
+        return Cost()
 
     def variables(self):
         return self._variables

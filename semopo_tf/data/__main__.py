@@ -1,6 +1,4 @@
-"""`python -m semopo_tf.data check|stats|convert`: is this dataset sound, what is in it, and the way to and from HDF5.
-Needs no TensorFlow.
-"""
+"""`python -m semopo_tf.data check|stats|convert`: validate a dataset, describe it, convert it to and from HDF5."""
 
 from pathlib import Path
 
@@ -93,8 +91,10 @@ def check(directory: Path, manifest: Path | None = None) -> None:
         except DataError as error:
             _complain(bad, "schema", str(error))
     if len(shapes) > 1:
-        found = "; ".join(f"{name} has {list(image)} and {list(action)}" for (image, action), name in shapes.items())
-        _complain(bad, "schema", f"image and action shapes differ: {found}")
+        differing = "; ".join(
+            f"{name} has {list(image)} and {list(action)}" for (image, action), name in shapes.items()
+        )
+        _complain(bad, "schema", f"image and action shapes differ: {differing}")
     known = [listed[path.name] for path in files if path.name in listed]
     checked = (len(listed) or len(files), sum(row.size is not None for row in known), len(known), len(files))
     print(f"{'':8}{'checked':>9}{'of':>9}{'problems':>10}")

@@ -1,6 +1,4 @@
-"""What a dataset's files are said to be: `SHA256SUMS` as the program sha256sum writes it, and the file list of the
-dataset card.
-"""
+"""Checksums of a dataset's files: `SHA256SUMS` as the program sha256sum writes it, and the card's file list."""
 
 import os
 import re
@@ -14,7 +12,7 @@ from semopo_tf.storage.untrusted import parse_json, read_whole
 
 SUMS_NAME = "SHA256SUMS"
 SUMS_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
-SUMS_BYTES = 1 << 26  # of the longest list that is read; half a million files
+SUMS_BYTES = 1 << 26  # of the longest list that is read: half a million files
 
 
 class Listed(NamedTuple):
@@ -32,20 +30,20 @@ def listed_files(directory: Path, manifest: Path | None = None) -> dict[str, Lis
       manifest: a list in either form.
 
     Raises:
-      DataError: for a list that cannot be read, that leaves its directory, or for two lists that contradict each other.
+      DataError: for a list that cannot be read or names files outside its directory, or two lists that disagree.
     """
     if manifest:
         return _read_list(manifest)
-    found: dict[str, Listed] = {}
+    files: dict[str, Listed] = {}
     for path in (directory / CARD_NAME, directory / SUMS_NAME):
         for name, listed in (_read_list(path) if os.path.lexists(path) else {}).items():
-            if name in found and found[name].sha256 != listed.sha256:
+            if name in files and files[name].sha256 != listed.sha256:
                 raise DataError(
                     f"{path}: expected the SHA-256 of {name} as in {CARD_NAME}, received another; remove the list "
                     "that is out of date"
                 )
-            found[name] = listed._replace(size=listed.size or found[name].size) if name in found else listed
-    return found
+            files[name] = listed._replace(size=listed.size or files[name].size) if name in files else listed
+    return files
 
 
 def _read_list(path: Path) -> dict[str, Listed]:
@@ -55,11 +53,11 @@ def _read_list(path: Path) -> dict[str, Listed]:
         raise DataError(
             f"{path}: expected a list of files (SHA256SUMS or {CARD_NAME}), but {error.strerror}; correct --manifest"
         ) from error
-    found = _card_rows(path, text) if text.lstrip().startswith("{") else _sums_rows(path, text)
-    for name in found:
+    rows = _card_rows(path, text) if text.lstrip().startswith("{") else _sums_rows(path, text)
+    for name in rows:
         if name.startswith("/") or ".." in Path(name).parts:
             raise DataError(f"{path}: expected names inside the dataset, received {name!r}; correct the list")
-    return found
+    return rows
 
 
 def _sums_rows(path: Path, text: str) -> dict[str, Listed]:
@@ -105,18 +103,18 @@ def verify(path: Path, listed: dict[str, Listed]) -> str:
     """The SHA-256 of a file, after comparing it with what is listed for its name.
 
     Raises:
-      DataError: when it is another than the listed one.
+      DataError: when it differs from the listed one.
     """
-    expected, found = listed.get(path.name), sha256(path)
-    if expected and found != expected.sha256:
+    expected, digest = listed.get(path.name), sha256(path)
+    if expected and digest != expected.sha256:
         raise DataError(
             f"{path}: expected the SHA-256 in {expected.source}, received another; fetch or make the file again"
         )
-    return found
+    return digest
 
 
 def write_sum(path: Path, digest: str) -> None:
-    """Put the SHA-256 of a file into the SHA256SUMS beside it, in place of an older one."""
+    """Put the SHA-256 of a file into the SHA256SUMS beside it, replacing an older one."""
     sums = path.with_name(SUMS_NAME)
     rows = {name: listed.sha256 for name, listed in (_read_list(sums) if os.path.lexists(sums) else {}).items()} | {
         path.name: digest

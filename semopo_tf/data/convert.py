@@ -1,15 +1,13 @@
 """`data convert SRC DST`: V-D4RL's HDF5 to npz episodes, npz episodes to HDF5, or a copy of npz episodes with corrected
 flags.
 
-What SRC holds decides the direction. Sources are compared with the SHA256SUMS (or card) beside them before anything of
-them is read. Interrupted, the same command goes on and ends with the same bytes. Archives (zip, tar) are never
-extracted: unpack them
-yourself.
+What SRC holds decides the direction. Sources are compared with the SHA256SUMS (or card) beside them before they are
+read. After an interruption the same command continues and ends with the same bytes. Archives (zip, tar) are never
+extracted.
 """
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semopo_tf.data import hdf5
-from semopo_tf.data.cards import CARD_NAME, read_card
+from semopo_tf.data.cards import read_card, write_card
 from semopo_tf.data.checksums import SUMS_NAME, listed_files, verify, write_sum
 from semopo_tf.data.episodes import HDF5_SUFFIXES, episode_files, read_episode, read_log, write_episode
 from semopo_tf.data.hdf5_process import read_in_child
 from semopo_tf.data.validation import repair_flags, validate_episode
 from semopo_tf.errors import ConfigError, DataError, StorageError
-from semopo_tf.storage.files import FILES, locked, sha256, temporary_sibling, write_whole
+from semopo_tf.storage.files import FILES, locked, sha256, temporary_sibling
 from semopo_tf.types import Episode
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -98,7 +96,7 @@ def hdf5_files(source: Path) -> list[Path]:
 
 
 def _require_hdf5(path: Path) -> None:
-    """Raises DataError, in plain words, for what is no regular file that begins as HDF5 does."""
+    """Raises DataError unless it is a regular file with the signature of HDF5."""
     if not path.is_file():
         raise DataError(
             f"{path}: expected an HDF5 file or a directory of HDF5 or npz files, but it is missing or not a regular "
@@ -117,13 +115,13 @@ def _require_hdf5(path: Path) -> None:
 
 
 def sources(paths: list[Path]) -> list[Source]:
-    """Take the digest of every file, compare it with the lists beside the files, and say for how many nothing is known.
+    """Compare the digest of every file with the lists beside the files, and say how many are not listed.
 
     Raises:
-      DataError: for a file that is not the listed one.
+      DataError: for a file that differs from its list.
     """
     listed = listed_files(paths[0].parent)
-    found = [Source(path, path.stat().st_size, path.stat().st_mtime_ns, verify(path, listed)) for path in paths]
+    files = [Source(path, path.stat().st_size, path.stat().st_mtime_ns, verify(path, listed)) for path in paths]
     unknown = sum(path.name not in listed for path in paths)
     if unknown:
         print(
@@ -132,11 +130,11 @@ def sources(paths: list[Path]) -> list[Source]:
         )
     else:
         print(f"{paths[0].parent}: {len(paths)} files have the SHA-256 that is listed for them")
-    return found
+    return files
 
 
-def _require_unchanged(found: list[Source]) -> None:
-    for source in found:
+def _require_unchanged(files: list[Source]) -> None:
+    for source in files:
         status = source.path.stat() if source.path.is_file() else None
         if status is None or (status.st_size, status.st_mtime_ns) != (source.size, source.mtime_ns):
             raise DataError(
@@ -144,48 +142,48 @@ def _require_unchanged(found: list[Source]) -> None:
             )
 
 
-def to_episodes(found: list[Source], target: Path, repair: bool) -> None:
+def to_episodes(files: list[Source], target: Path, repair: bool) -> None:
     """Write one npz file for each episode of HDF5 files, then the card."""
-    tag = hashlib.sha256("".join(source.sha256 for source in found).encode()).hexdigest()[:8]
-    with _directory(target, found, repair) as card:
+    tag = hashlib.sha256("".join(source.sha256 for source in files).encode()).hexdigest()[:8]
+    with _directory(target, files, repair) as card:
         done = _whole_prefix(target, tag)
         counter = Repairs(repair)
-        with contextlib.closing(read_in_child([source.path for source in found], len(done))) as answers:
+        with contextlib.closing(read_in_child([source.path for source in files], len(done))) as answers:
             facts = next(answers)["found"]
             for number, answer in enumerate(answers, len(done)):
-                where = f"{found[0].path.parent}: episode {number}"
+                where = f"{files[0].path.parent}: episode {number}"
                 episode = validate_episode(counter.amend(answer["arrays"], where), where)
                 done.append(target / f"{number:06d}-{tag}-{len(episode.reward) - 1}.npz")
                 write_episode(done[-1], episode)
-        _require_unchanged(found)
+        _require_unchanged(files)
         if facts["outside"]:
             print(
-                f"{found[0].path.parent}: {facts['outside']} of {facts['records']} records lie between no FIRST and "
+                f"{files[0].path.parent}: {facts['outside']} of {facts['records']} records lie between no FIRST and "
                 "LAST and are left out"
             )
         if not done:
             raise DataError(
-                f"{found[0].path.parent}: expected step_type to mark episodes (0 first, 2 last), received none in "
+                f"{files[0].path.parent}: expected step_type to mark episodes (0 first, 2 last), received none in "
                 f"{facts['records']} records"
             )
         counter.report()
         _finish(target, card | {"records_left_out": facts["outside"]}, done)
 
 
-def to_repaired(found: list[Source], target: Path) -> None:
+def to_repaired(files: list[Source], target: Path) -> None:
     """Write a copy of every episode with corrected flags, then the card of the source with the new digests."""
-    with _directory(target, found, True) as card:
+    with _directory(target, files, True) as card:
         counter = Repairs(True)
-        for source in found:
+        for source in files:
             episode = read_episode(source.path, counter.amend)
             write_episode(target / source.path.name, episode._replace(log=read_log(source.path)))
-        _require_unchanged(found)
+        _require_unchanged(files)
         counter.report()
-        kept = read_card(found[0].path.parent) or {}
-        _finish(target, {**kept, **card}, [target / source.path.name for source in found])
+        kept = read_card(files[0].path.parent) or {}
+        _finish(target, {**kept, **card}, [target / source.path.name for source in files])
 
 
-def to_hdf5(found: list[Source], target: Path, repair: bool) -> None:
+def to_hdf5(files: list[Source], target: Path, repair: bool) -> None:
     """Write one HDF5 file with checksums, and its SHA-256 beside it."""
     if target.exists():
         raise ConfigError(f"{target}: exists already; choose another DST or remove it")
@@ -193,8 +191,8 @@ def to_hdf5(found: list[Source], target: Path, repair: bool) -> None:
     temporary = temporary_sibling(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        count = hdf5.write_hdf5(temporary, _alike(found, counter))
-        _require_unchanged(found)
+        count = hdf5.write_hdf5(temporary, _alike(files, counter))
+        _require_unchanged(files)
         write_sum(target, sha256(temporary))
         FILES.rename(temporary, target)
         FILES.sync_directory(target.parent)
@@ -213,18 +211,16 @@ def to_hdf5(found: list[Source], target: Path, repair: bool) -> None:
     )
 
 
-def _alike(found: list[Source], counter: "Repairs") -> Iterator[Episode]:
-    """The episodes in order. Raises DataError where one file of columns could not hold them all and give them back
-    exactly.
-    """
+def _alike(files: list[Source], counter: "Repairs") -> Iterator[Episode]:
+    """The episodes in order. Raises DataError for one that a common file of columns could not give back exactly."""
     expected: Any = None
-    for source in found:
+    for source in files:
         episode = read_episode(source.path, counter.amend)
         facts = [(array.dtype.str, array.shape[1:]) for array in episode[:4]]
         expected = expected or facts
         if facts != expected:
             raise DataError(
-                f"{source.path}: expected types and shapes as in {found[0].path.name}, {expected}, received {facts}; "
+                f"{source.path}: expected types and shapes as in {files[0].path.name}, {expected}, received {facts}; "
                 "convert them apart"
             )
         if not np.array_equal(episode.is_terminal, episode.discount == 0):
@@ -236,13 +232,13 @@ def _alike(found: list[Source], counter: "Repairs") -> Iterator[Episode]:
 
 
 class Repairs:
-    """Counts what `repair_flags` changes; leaves everything alone when it is not asked to repair."""
+    """Repairs flags, if wanted, and counts the changes."""
 
     def __init__(self, wanted: bool):
         self._wanted, self._files, self._values = wanted, 0, 0
 
     def amend(self, arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-        """The arrays, with flags repaired and counted where that is wanted; for `read_episode`."""
+        """The arrays with repaired flags; for `read_episode`."""
         if not self._wanted:
             return arrays
         repaired = repair_flags(arrays, where)
@@ -256,14 +252,14 @@ class Repairs:
 
 
 @contextlib.contextmanager
-def _directory(target: Path, found: list[Source], repair: bool) -> Iterator[dict[str, Any]]:
-    """Hold the target directory and yield the part of the card that decides its content.
+def _directory(target: Path, files: list[Source], repair: bool) -> Iterator[dict[str, Any]]:
+    """Lock the target directory and yield the part of the card that decides its content.
 
     Raises:
       ConfigError: when it holds episodes of another conversion, or of none.
       StorageError: when it cannot be made.
     """
-    made = [{"file": source.path.name, "size": source.size, "sha256": source.sha256} for source in found]
+    made = [{"file": source.path.name, "size": source.size, "sha256": source.sha256} for source in files]
     card = {"converted": {"sources": made, "repair_flags": repair}}
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -281,14 +277,12 @@ def _directory(target: Path, found: list[Source], repair: bool) -> Iterator[dict
         for leftover in target.glob(".tmp-*"):
             leftover.unlink()
         if not same:
-            _write_card(target, {"status": "incomplete", **card})
+            write_card(target, {"status": "incomplete", **card})
         yield card
 
 
 def _whole_prefix(target: Path, tag: str) -> list[Path]:
-    """The files 0, 1, ... that an earlier start has written, up to the first that is missing or damaged; those after it
-    are removed.
-    """
+    """The files 0, 1, ... of an earlier start up to the first that is missing or damaged; later ones are removed."""
     done: list[Path] = []
     for path in sorted(target.glob("*.npz")):
         match = FILE_NAME.fullmatch(path.name)
@@ -318,9 +312,5 @@ def _finish(target: Path, card: dict[str, Any], written: list[Path]) -> None:
             "sha256": sha256(path),
         }
         rows.append(old.get(path.name, {}) | row)
-    _write_card(target, {**card, "status": "complete", "episodes": len(rows), "records": records, "files": rows})
+    write_card(target, {**card, "status": "complete", "episodes": len(rows), "records": records, "files": rows})
     print(f"{target}: {len(rows)} episodes, {records} records")
-
-
-def _write_card(target: Path, card: dict[str, Any]) -> None:
-    write_whole(target / CARD_NAME, json.dumps(card, indent=1, allow_nan=False).encode())

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from semopo_tf.data.episodes import SHOWN_KEYS, Source, _read, episode_files
+from semopo_tf.data.episodes import SHOWN_KEYS, StoredEpisode, episode_files, read_stored
 from semopo_tf.errors import DataError, StorageError
 from semopo_tf.storage.files import FILES, locked, sha256, temporary_sibling, write_whole
-from semopo_tf.storage.untrusted import parse_json, read_header, read_npy, read_whole
+from semopo_tf.storage.npz import read_header, read_npy
+from semopo_tf.storage.untrusted import parse_json, read_whole
+from semopo_tf.types import Episode
 
 CACHE_VERSION = 1
 CACHE_NAME = ".semopo_cache"
@@ -32,7 +34,8 @@ COLUMNS = {
     "length": ("i8", 1),
     "returns": ("f8", 1),
     "native_returns": ("f8", 1),
-}
+}  # name -> type, number of axes
+RECORDS = ("action", "reward", "is_terminal")  # the columns with a row a record; the others have one an episode
 
 
 class Dataset(NamedTuple):
@@ -57,8 +60,7 @@ class Dataset(NamedTuple):
             name = self.names[int(short[0])]
             raise DataError(
                 f"{self.directory / name}: expected at least batch.length = {records} records, received "
-                f"{int(self.length[short[0]])}"
-                f" ({len(short)} such files); lower --batch.length or remove the files"
+                f"{int(self.length[short[0]])} ({len(short)} such files); lower --batch.length or remove the files"
             )
 
     def require_files(self, files: list[dict[str, Any]]) -> None:
@@ -111,8 +113,8 @@ def open_dataset(directory: Path, cache: Path | None = None) -> Dataset:
 
 
 def cache_place(directory: Path, cache_dir: str, logdir: Path) -> Path | None:
-    """Where the cache of `directory` goes: in `cache_dir` if given, in the run directory if the dataset is read-only,
-    else beside the data (None).
+    """Where the cache of `directory` is kept: in `cache_dir` if given, in the run directory if the dataset is
+    read-only, else beside the data (None).
     """
     tag = f"{directory.name}-{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]}"
     if cache_dir:
@@ -153,8 +155,8 @@ def _current_manifest(cache: Path, files: list[Path]) -> dict[str, Any] | None:
 
 
 def _open_cache(cache: Path, episodes: int) -> dict[str, np.ndarray] | None:
-    """The cache's arrays, or None where they are not what a cache of so many episodes holds: it may have come with a
-    foreign dataset.
+    """The cache's arrays, or None where they are not those of so many episodes: it may have come with a foreign
+    dataset.
     """
     try:
         columns = {key: read_npy(read_whole(cache / f"{key}.npy", MAX_COLUMN_BYTES)[0]) for key in COLUMNS}
@@ -167,8 +169,8 @@ def _open_cache(cache: Path, episodes: int) -> dict[str, np.ndarray] | None:
         return None
     if any((columns[key].dtype, columns[key].ndim) != (np.dtype(kind), rank) for key, (kind, rank) in COLUMNS.items()):
         return None
-    records = {len(columns[key]) for key in ("frames", "action", "reward", "is_terminal")}
-    whole = len(records) == 1 and {len(columns[key]) for key in ("length", "returns", "native_returns")} == {episodes}
+    records = {len(columns[key]) for key in ("frames", *RECORDS)}
+    whole = len(records) == 1 and {len(columns[key]) for key in COLUMNS if key not in RECORDS} == {episodes}
     return columns if whole and columns["length"].min() >= 2 and {int(columns["length"].sum())} == records else None
 
 
@@ -179,79 +181,60 @@ def _build_cache(cache: Path, files: list[Path]) -> dict[str, Any]:
     FILES.make_directory(temporary)
     try:
         entries: list[dict[str, Any]] = []
-        columns: dict[str, list[np.ndarray]] = {"action": [], "reward": [], "is_terminal": []}
-        returns: list[float] = []
-        native_returns: list[float] = []
         unknown: set[str] = set()
+        rows: dict[str, list[Any]] = {key: [] for key in COLUMNS}
         with open(temporary / "frames.raw", "wb") as raw:
             for episode, entry, keys in _consistent_episodes(files):
                 entries.append(entry)
                 unknown |= set(keys)
                 raw.write(np.ascontiguousarray(episode.image).data)
-                for key, column in columns.items():
-                    column.append(
-                        getattr(episode, key).astype(np.float32) if key == "reward" else getattr(episode, key)
-                    )
-                returns.append(episode.reward.sum(dtype=np.float64))
-                with np.errstate(over="ignore", invalid="ignore"):
-                    native = float(episode.reward.sum(dtype=episode.reward.dtype))
-                native_returns.append(
-                    native if np.isfinite(native) else returns[-1]
-                )  # a half-precision sum may overflow
-        length = np.array([entry["length"] for entry in entries], np.int64)
-        _raw_to_npy(temporary / "frames.raw", temporary / "frames.npy", (int(length.sum()), *episode.image.shape[1:]))
-        for key, column in columns.items():
-            np.save(temporary / f"{key}.npy", np.concatenate(column))
-        for key, values in (
-            ("length", length),
-            ("returns", np.array(returns)),
-            ("native_returns", np.array(native_returns)),
-        ):
-            np.save(temporary / f"{key}.npy", values)
+                for key, value in _rows(episode).items():
+                    rows[key].append(value)
+        records = sum(rows["length"])
+        _raw_to_npy(temporary / "frames.raw", temporary / "frames.npy", (records, *episode.image.shape[1:]))
+        for key, (kind, _) in COLUMNS.items():
+            np.save(
+                temporary / f"{key}.npy", np.concatenate(rows[key]) if key in RECORDS else np.array(rows[key], kind)
+            )
         arrays = {path.name: path.stat().st_size for path in sorted(temporary.glob("*.npy"))}
         manifest = {"version": CACHE_VERSION, "files": entries, "arrays": arrays}
         FILES.write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
         FILES.remove_tree(cache)
         FILES.rename(temporary, cache)
-        _notice(files[0].parent, entries, unknown)
+        _warn(files[0].parent, entries, unknown)
     finally:
         FILES.remove_tree(temporary)
     return manifest
 
 
-def _notice(directory: Path, entries: list[dict[str, Any]], unknown: set[str]) -> None:
-    """Say once what is kept or left out without being an error."""
-    if unknown:
-        listed = ", ".join(sorted(unknown)[:SHOWN_KEYS])[:100]
-        print(f"semopo_tf: warning: {directory}: nothing reads the keys {listed}; they are left out", file=sys.stderr)
-    first: dict[str, str] = {}
-    copies = [
-        (entry["name"], first[entry["sha256"]])
-        for entry in entries
-        if first.setdefault(entry["sha256"], entry["name"]) != entry["name"]
-    ]
-    if copies:
-        copy, original = copies[0]
-        print(
-            f"semopo_tf: warning: {directory}: {copy} is a copy of {original} ({len(copies)} such files); all are kept",
-            file=sys.stderr,
-        )
-
-
-def _consistent_episodes(files: list[Path]) -> Iterator[Source]:
+def _consistent_episodes(files: list[Path]) -> Iterator[StoredEpisode]:
     """Read the files in order, requiring the image and action shapes of the first."""
     expected = None
     for path in tqdm(files, desc="reading episodes", unit="file", disable=None):
-        source = _read(path)
-        episode = source.episode
-        shapes = (episode.image.shape[1:], episode.action.shape[1:])
+        stored = read_stored(path)
+        shapes = (stored.episode.image.shape[1:], stored.episode.action.shape[1:])
         expected = expected or shapes
         if shapes != expected:
             raise DataError(
                 f"{path}: expected image {list(expected[0])} and action {list(expected[1])} as in {files[0].name}, "
                 f"received {list(shapes[0])} and {list(shapes[1])}"
             )
-        yield source
+        yield stored
+
+
+def _rows(episode: Episode) -> dict[str, Any]:
+    """What one episode adds to each column."""
+    returns = episode.reward.sum(dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # a half-precision sum may overflow
+        native = float(episode.reward.sum(dtype=episode.reward.dtype))
+    return {
+        "action": episode.action,
+        "reward": episode.reward.astype(np.float32),
+        "is_terminal": episode.is_terminal,
+        "length": len(episode.reward),
+        "returns": returns,
+        "native_returns": native if np.isfinite(native) else returns,
+    }
 
 
 def _raw_to_npy(raw: Path, target: Path, shape: tuple[int, ...]) -> None:
@@ -262,6 +245,21 @@ def _raw_to_npy(raw: Path, target: Path, shape: tuple[int, ...]) -> None:
             while piece := source.read(1 << 24):
                 file.write(piece)
     raw.unlink()
+
+
+def _warn(directory: Path, entries: list[dict[str, Any]], unknown: set[str]) -> None:
+    """Say once what is kept or left out without being an error."""
+    if unknown:
+        listed = ", ".join(sorted(unknown)[:SHOWN_KEYS])[:100]
+        print(f"semopo_tf: warning: {directory}: nothing reads the keys {listed}; they are left out", file=sys.stderr)
+    first: dict[str, str] = {}
+    copies = []
+    for entry in entries:
+        original = first.setdefault(entry["sha256"], entry["name"])
+        if original != entry["name"]:
+            copies.append(f"{entry['name']} is a copy of {original}")
+    if copies:
+        print(f"semopo_tf: warning: {directory}: {copies[0]} ({len(copies)} such files); all are kept", file=sys.stderr)
 
 
 def held_out(names: list[str], fraction: float, seed: int) -> np.ndarray:

@@ -1,8 +1,4 @@
-"""Episodes on disk: write, read and validate one npz file; open a directory of them as one memory-mapped dataset.
-
-The first opening copies all frames into one contiguous array beside the dataset (the cache); later openings map it, so
-that several runs share its pages. Every file is validated on the way in, and a bad one stops the run with its name.
-"""
+"""Episodes on disk: one npz file each, written whole, and validated when it is read."""
 
 import hashlib
 import io
@@ -16,7 +12,8 @@ import numpy as np
 from semopo_tf.data.validation import EPISODE_KEYS, REQUIRED_KEYS, Amend, validate_episode
 from semopo_tf.errors import DataError
 from semopo_tf.storage.files import write_whole
-from semopo_tf.storage.untrusted import NpzError, read_npz, read_whole
+from semopo_tf.storage.npz import NpzError, read_npz
+from semopo_tf.storage.untrusted import read_whole
 from semopo_tf.types import Episode
 
 LOG_PREFIX = "log_"
@@ -40,8 +37,7 @@ def read_episode(path: Path, amend: Amend | None = None) -> Episode:
 
     Missing `discount`, `is_terminal`, `is_first` and `is_last` are derived (`is_terminal` is `discount == 0`); `log_*`
     and other keys are ignored, see `read_log`. Lengths come from the arrays, never from the file's name. Rewards keep
-    their own
-    float type.
+    their own float type.
 
     Args:
       amend: changes the arrays, given with the file's name, before they are validated.
@@ -49,7 +45,7 @@ def read_episode(path: Path, amend: Amend | None = None) -> Episode:
     Raises:
       DataError: naming the file, what was expected and what it holds.
     """
-    return _read(path, amend).episode
+    return read_stored(path, amend).episode
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
@@ -62,7 +58,7 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     return {key.removeprefix(LOG_PREFIX): array for key, array in arrays.items()}
 
 
-class Source(NamedTuple):
+class StoredEpisode(NamedTuple):
     """One episode with what its dataset keeps of the file, all from one opening."""
 
     episode: Episode
@@ -70,27 +66,21 @@ class Source(NamedTuple):
     unknown: list[str]  # keys that are neither ours nor `log_*`
 
 
-def _read(path: Path, amend: Amend | None = None) -> Source:
-    arrays, others, content = _unpack(path, EPISODE_KEYS.__contains__)
-    data, status = content
+def read_stored(path: Path, amend: Amend | None = None) -> StoredEpisode:
+    """`read_episode` with the facts of the file."""
+    arrays, others, (data, status) = _unpack(path, EPISODE_KEYS.__contains__)
     missing = [key for key in REQUIRED_KEYS if key not in arrays]
     if missing:
-        found = ", ".join([*arrays, *others][:SHOWN_KEYS])[:100] or "none"
+        received = ", ".join([*arrays, *others][:SHOWN_KEYS])[:100] or "none"
         raise DataError(
-            f"{path}: expected the keys {', '.join(REQUIRED_KEYS)}, missing {', '.join(missing)}, received {found}; "
-            "convert the file"
+            f"{path}: expected the keys {', '.join(REQUIRED_KEYS)}, missing {', '.join(missing)}, received "
+            f"{received}; convert the file"
         )
     known = {key: arrays[key] for key in EPISODE_KEYS if key in arrays}
     episode = validate_episode(amend(known, str(path)) if amend else known, where=str(path))
-    digest = hashlib.sha256(data).hexdigest()
-    entry = {
-        "name": path.name,
-        "size": len(data),
-        "mtime_ns": status.st_mtime_ns,
-        "sha256": digest,
-        "length": len(episode.image),
-    }
-    return Source(episode, entry, [key for key in others if not key.startswith(LOG_PREFIX)])
+    entry = {"name": path.name, "size": len(data), "mtime_ns": status.st_mtime_ns}
+    entry |= {"sha256": hashlib.sha256(data).hexdigest(), "length": len(episode.image)}
+    return StoredEpisode(episode, entry, [key for key in others if not key.startswith(LOG_PREFIX)])
 
 
 def _unpack(
@@ -104,8 +94,7 @@ def _unpack(
         raise DataError(
             f"{path}: expected an npz episode, but it cannot be read: {reason[:1].lower()}{reason[1:]}; {REFETCH}"
         ) from error
-    what = _impostor(path.name, content[0])
-    if what:
+    if what := _impostor(path.name, content[0]):
         raise DataError(f"{path}: {what}; {REFETCH}")
     try:
         arrays, others = read_npz(content[0], wanted, MAX_EPISODE_BYTES)
@@ -136,7 +125,7 @@ def episode_files(directory: Path) -> list[Path]:
     """The npz files of a dataset in name order, which is the order of collection.
 
     Raises:
-      DataError: when the directory is missing or holds no npz file, with what was found there.
+      DataError: when the directory is missing or holds no npz file, with what is there instead.
     """
     if not directory.is_dir():
         raise DataError(

@@ -3,10 +3,9 @@
     action (N, A), discount (N,), observation (N, 3, H, W) uint8, reward (N,), step_type (N,): 0 first, 1 middle, 2 last
 
 Record t means the same as in an npz episode, nothing is shifted. The shards of a dataset are cut anywhere, so episodes
-may go on in the next file. HDF5 is parsed by a large C library: `serve` runs in a child process under limits
-(`convert.py` starts
-it), and looks at the structure of every file before it reads data. The only module that uses h5py, and only inside
-functions.
+may continue in the next file. HDF5 is parsed by a large C library, so `serve` runs in a child process under limits
+(`hdf5_process.py`) and checks the structure of every file before it reads data. This is the only module that uses h5py,
+and only inside functions.
 """
 
 import contextlib
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from semopo_tf.errors import DataError
+from semopo_tf.storage.child import send
 from semopo_tf.types import Episode
 
 FIRST, MIDDLE, LAST = 0, 1, 2
@@ -45,10 +45,9 @@ CHUNK_FRAMES = 32  # frames in a chunk that we write
 def serve(descriptor: int) -> None:
     """The child's whole life: take a request, set the limits, send the episodes.
 
-    A request is JSON: `files` (paths in order), `memory` (bytes), `seconds` (of processor time), `skip` (episodes not
-      to send). The answers
-    are `{"found": ...}`, then for each episode `{"arrays": {name: [dtype, shape]}}` followed by the arrays' bytes, then
-    `{"end": true}`; or at any point `{"error": line}`.
+    A request has `files` (paths in order), `memory` (bytes), `seconds` (of processor time) and `skip` (episodes not to
+    send). The answers are `{"found": ...}`, then `{"arrays": {name: array}}` for each episode, then `{"end": true}`; or
+    at any point `{"error": line}`.
     """
     pipe = Connection(descriptor)
     request = json.loads(pipe.recv_bytes())
@@ -60,33 +59,16 @@ def serve(descriptor: int) -> None:
         except DataError as error:
             send(pipe, {"error": str(error)})
         except MemoryError:
-            send(
-                pipe,
-                {
-                    "error": (
-                        f"{request['files'][0]}: reading it takes more than {request['memory'] >> 20} MB of memory; do "
-                        "not trust this file"
-                    )
-                },
-            )
+            first, megabytes = request["files"][0], request["memory"] >> 20
+            line = f"{first}: reading it takes more than {megabytes} MB of memory; do not trust this file"
+            send(pipe, {"error": line})
 
 
 def limit(memory: int, seconds: int) -> None:
-    """Bound this process for ever: bytes of address space, seconds of processor time, no core dump, no file longer than
-    a message.
-    """
+    """Limit this process: bytes of address space, seconds of processor time, no core dump, no file above 1 MB."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # the first ends with a signal of its own
     for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 1 << 20)):
         resource.setrlimit(kind, (most, most))
-
-
-def send(pipe: Connection, answer: dict[str, Any]) -> None:
-    """One message and the raw bytes of the arrays in it."""
-    arrays = answer.get("arrays", {})
-    shown = {"arrays": {name: [str(array.dtype), array.shape] for name, array in arrays.items()}} if arrays else answer
-    pipe.send_bytes(json.dumps(shown).encode())
-    for array in arrays.values():
-        pipe.send_bytes(np.ascontiguousarray(array).data.cast("B"))
 
 
 def answers(paths: list[Path], skip: int) -> Iterator[dict[str, Any]]:
@@ -110,22 +92,22 @@ def answers(paths: list[Path], skip: int) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def damage(path: Path) -> Iterator[None]:
-    """Turn what h5py raises on a bad file into a DataError with the plain cause."""
+    """Turn what h5py raises on a bad file into a DataError with the cause."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        said = " ".join(str(error).split())
-        if "unable to lock file" in said:
+        message = " ".join(str(error).split())
+        if "unable to lock file" in message:
             raise DataError(
                 f"{path}: another process holds the lock of this HDF5 file; wait until it has finished writing"
             ) from error
-        if "truncated file" in said:
+        if "truncated file" in message:
             raise DataError(
                 f"{path}: truncated HDF5 file ({path.stat().st_size} bytes); fetch the file again"
             ) from error
-        raise DataError(f"{path}: damaged HDF5 file ({said[:120]}); fetch the file again") from error
+        raise DataError(f"{path}: damaged HDF5 file ({message[:120]}); fetch the file again") from error
 
 
 @contextlib.contextmanager
@@ -156,12 +138,12 @@ def checked(path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}: damaged HDF5 file (stored pieces overlap or lie outside it); fetch the file again"
                 )
             for name, dataset in datasets.items():
-                require_found(path, name, dataset)
+                require_reachable(path, name, dataset)
         yield datasets
 
 
 def _require_names(path: Path, file: Any) -> list[str]:
-    """All five names, each a hard link; soft and external links are refused wherever they stand in the root."""
+    """All five names, each a hard link; any soft or external link in the root is refused."""
     import h5py
 
     names = list(itertools.islice(file, 1000))
@@ -181,24 +163,26 @@ def _dataset(path: Path, file: Any, name: str) -> Any:
     """One dataset whose kind, type, rank and storage are those of the layout."""
     import h5py
 
-    found, (rank, kinds, words) = file[name], LAYOUT[name]
-    if not isinstance(found, h5py.Dataset):
-        raise DataError(f"{path}: expected {name} as a dataset {words}, received a {type(found).__name__.lower()}")
-    known = any(h5py.h5t.py_create(np.dtype(kind).newbyteorder("<")).equal(found.id.get_type()) for kind in kinds)
-    if not known or len(found.shape or ()) != rank or (name == "observation" and found.shape[1] != 3):
-        raise DataError(f"{path}: expected {name} as {words}, little-endian, received {found.dtype.str} {found.shape}")
-    plist = found.id.get_create_plist()
+    dataset, (rank, kinds, words) = file[name], LAYOUT[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{path}: expected {name} as a dataset {words}, received a {type(dataset).__name__.lower()}")
+    known = any(h5py.h5t.py_create(np.dtype(kind).newbyteorder("<")).equal(dataset.id.get_type()) for kind in kinds)
+    if not known or len(dataset.shape or ()) != rank or (name == "observation" and dataset.shape[1] != 3):
+        raise DataError(
+            f"{path}: expected {name} as {words}, little-endian, received {dataset.dtype.str} {dataset.shape}"
+        )
+    plist = dataset.id.get_create_plist()
     if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
         raise DataError(
             f"{path}: {name} takes its data from other files, refused; fetch a file that holds its own data"
         )
-    filters = _filters(found)
-    if not set(filters) <= set(FILTERS) or filters.get(2, (found.dtype.itemsize,)) != (found.dtype.itemsize,):
+    filters = _filters(dataset)
+    if not set(filters) <= set(FILTERS) or filters.get(2, (dataset.dtype.itemsize,)) != (dataset.dtype.itemsize,):
         raise DataError(
             f"{path}: {name} uses the filters {filters}; expected only {', '.join(FILTERS.values())}; write the file "
             "again without others"
         )
-    return found
+    return dataset
 
 
 def _stored(path: Path, name: str, dataset: Any) -> list[tuple[int, int]]:
@@ -227,23 +211,21 @@ def _stored(path: Path, name: str, dataset: Any) -> list[tuple[int, int]]:
         return []
     if layout == h5py.h5d.CONTIGUOUS:
         return [(dataset.id.get_offset(), dataset.id.get_offset() + stored)]
-    found: list[Any] = []
-    dataset.id.chunk_iter(found.append)
+    pieces: list[Any] = []
+    dataset.id.chunk_iter(pieces.append)
     grid = [range(0, size, step) for size, step in zip(dataset.shape, chunks, strict=True)]
     expected = math.prod(len(axis) for axis in grid)
-    honest = len(found) == expected and {chunk.chunk_offset for chunk in found} == set(itertools.product(*grid))
-    if not honest or any(chunk.filter_mask or not _possible(dataset, chunk.size, piece) for chunk in found):
+    honest = len(pieces) == expected and {chunk.chunk_offset for chunk in pieces} == set(itertools.product(*grid))
+    if not honest or any(chunk.filter_mask or not _possible(dataset, chunk.size, piece) for chunk in pieces):
         raise DataError(
-            f"{path}: {name} stores {len(found)} pieces where it says {expected}, or not as it says; fetch the file "
+            f"{path}: {name} stores {len(pieces)} pieces where it says {expected}, or not as it says; fetch the file "
             "again"
         )
-    return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in found]
+    return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in pieces]
 
 
 def _possible(dataset: Any, stored: int, piece: int) -> bool:
-    """Whether `stored` bytes can be a piece of `piece` bytes: without compression they are as many, and four more for a
-    checksum.
-    """
+    """Whether a chunk of `piece` bytes can take `stored` bytes: without compression as many, plus 4 for a checksum."""
     filters = _filters(dataset)
     return bool({1, 32000} & set(filters)) or stored == piece + 4 * (3 in filters)
 
@@ -251,15 +233,14 @@ def _possible(dataset: Any, stored: int, piece: int) -> bool:
 def _filters(dataset: Any) -> dict[int, tuple[int, ...]]:
     """The settings of a dataset's filters by their number, in the order of writing."""
     plist = dataset.id.get_create_plist()
-    found = [plist.get_filter(index) for index in range(plist.get_nfilters())]
-    return {number: settings for number, _, settings, _ in found}
+    filters = [plist.get_filter(index) for index in range(plist.get_nfilters())]
+    return {number: settings for number, _, settings, _ in filters}
 
 
-def require_found(path: Path, name: str, dataset: Any) -> None:
-    """Raises DataError unless every piece is found by its place, as a reader looks for it.
+def require_reachable(path: Path, name: str, dataset: Any) -> None:
+    """Raises DataError unless the index leads to every piece by its offset, which is how the library reads.
 
-    The library takes the fill value, without a word, where a piece is in the list but its lookup fails: one flipped bit
-    in the index does that.
+    Where that lookup fails, as after one flipped bit in the index, the library silently returns the fill value.
     """
     chunks: list[Any] = []
     if dataset.chunks:
@@ -269,9 +250,7 @@ def require_found(path: Path, name: str, dataset: Any) -> None:
 
 
 def require_agreement(shards: list[tuple[Path, dict[str, Any]]]) -> None:
-    """Raises DataError unless all files have the types and record shapes of the first, and a record is of a possible
-    size.
-    """
+    """Raises DataError unless all files have the types and record shapes of the first."""
     expected = {name: (dataset.dtype, dataset.shape[1:]) for name, dataset in shards[0][1].items()}
     for path, shard in shards:
         for name, dataset in shard.items():
@@ -300,9 +279,7 @@ def read_step_types(path: Path, dataset: Any) -> np.ndarray:
 
 
 def cut(step_type: np.ndarray) -> list[tuple[int, int]]:
-    """The records [start, stop) of every whole episode: a FIRST, any number of MIDDLE, a LAST. What lies between
-    belongs to none.
-    """
+    """The records [start, stop) of every whole episode: a FIRST, any number of MIDDLE, a LAST."""
     marks = np.flatnonzero(step_type != MIDDLE)
     return [
         (int(a), int(b) + 1) for a, b in itertools.pairwise(marks) if step_type[a] == FIRST and step_type[b] == LAST
@@ -324,10 +301,10 @@ def read_episode(shards: list[tuple[Path, dict[str, Any]]], start: int, stop: in
         low, high = max(start - offset, 0), min(stop - offset, length)
         if low < high:
             with damage(path):
-                for name, found in pieces.items():
-                    found.append(shard[name][low:high])
+                for name, parts in pieces.items():
+                    parts.append(shard[name][low:high])
         offset += length
-    arrays = {name: np.concatenate(found) for name, found in pieces.items()}
+    arrays = {name: np.concatenate(parts) for name, parts in pieces.items()}
     return {"image": arrays.pop("observation").transpose(0, 2, 3, 1), **arrays}
 
 

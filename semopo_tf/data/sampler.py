@@ -63,8 +63,7 @@ class Pool(NamedTuple):
 
 
 class Sampler:
-    """Batches of windows from one dataset, which lies on the device: as a whole, or without its images, which the host
-    then hands in.
+    """Batches of windows from one dataset, which is kept on the device; its images optionally stay on the host.
 
     Views:
       model: conservative or uniform, for the model phase at `key.step` updates.
@@ -75,7 +74,7 @@ class Sampler:
     Args:
       train: [n] bool, the episodes that are not held out.
       total_steps: length of the model phase in updates.
-      images_on_device: False leaves the images in `dataset.frames`; `sample` then wants those that `host_images` finds.
+      images_on_device: False leaves the images in `dataset.frames`; `sample` then needs those of `host_images`.
 
     Raises:
       DataError: when every episode is held out.
@@ -125,12 +124,11 @@ class Sampler:
         image: tf.Tensor | None = None,
         table: tf.Tensor | None = None,
     ) -> Batch:
-        """`batch` windows of `length` records of the view at `key.step`; pure, compiled or not. No episode may be
-        shorter than `length`.
+        """`batch` windows of `length` records of the view at `key.step`; pure. No episode may be shorter than `length`.
 
         Args:
           image: [B, T, ...] from `host_images` of the same view and key, where the images are not on the device.
-          table: [N, ...] one row a record, gathered in place of the images.
+          table: [N, ...] one row a record, gathered instead of the images.
         """
         return self.gather(*self.draw(view, key, batch=batch, length=length), length=length, image=image, table=table)
 
@@ -146,7 +144,7 @@ class Sampler:
         return episode, start
 
     def reach(self, view: str, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The order that a view draws from and how many of its first episodes are in reach."""
+        """The order that a view draws from, and from how many of its first episodes."""
         name = self._view_orders[view]
         order = self._orders[name]
         if name != "pool":
@@ -164,9 +162,7 @@ class Sampler:
         image: tf.Tensor | None = None,
         table: tf.Tensor | None = None,
     ) -> Batch:
-        """The windows at the given episodes and first records; is_first is true at column 0 of each window and nowhere
-        else.
-        """
+        """The windows at the given episodes and first records; is_first is true at column 0 of each window only."""
         index = self._index(episode, start, length)
         action, reward, is_terminal = (tf.gather(array, index) for array in self._data)
         if image is None:

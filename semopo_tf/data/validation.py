@@ -9,48 +9,68 @@ from semopo_tf.types import Episode
 
 REQUIRED_KEYS = ("image", "action", "reward")
 EPISODE_KEYS = Episode._fields[:-1]  # all but `log`
+FLAGS = ("is_first", "is_last", "is_terminal")
 ACTION_TOLERANCE = 1e-6
-Amend = Callable[
-    [dict[str, np.ndarray], str], dict[str, np.ndarray]
-]  # the arrays of an episode and where they come from -> the arrays to use
-REPAIR = "python -m semopo_tf.data convert SRC DST --repair_flags writes a corrected copy"
 MAX_REWARD = 1e6
+REPAIR = "python -m semopo_tf.data convert SRC DST --repair_flags writes a corrected copy"
+# The arrays of an episode and the name of its file -> the arrays to use.
+Amend = Callable[[dict[str, np.ndarray], str], dict[str, np.ndarray]]
 
 
 def validate_episode(arrays: dict[str, np.ndarray], where: str) -> Episode:
-    """Check the arrays of one episode against the contract of `types.Episode` and fill in the derivable ones.
+    """Check the arrays of one episode against the contract of `types.Episode` and derive what is missing.
 
     Raises:
       DataError: beginning with `where`.
     """
+    _check_shapes(arrays, where)
+    _check_values(arrays, where)
+    flags = _flags(arrays)
+    _check_flags(flags, where)
+    discount = arrays.get("discount", 1.0 - flags["is_terminal"]).astype(np.float32)
+    return Episode(
+        arrays["image"],
+        arrays["action"].astype(np.float32),
+        arrays["reward"],
+        discount,
+        is_first=flags["is_first"],
+        is_last=flags["is_last"],
+        is_terminal=flags["is_terminal"],
+    )
+
+
+def _check_shapes(arrays: dict[str, np.ndarray], where: str) -> None:
+    """Type and rank of every array, and the common number of records."""
     image, action, reward = (arrays[key] for key in REQUIRED_KEYS)
-    length = len(image) if image.ndim else 0
-    _require(
-        image.dtype == np.uint8 and image.ndim == 4 and image.shape[-1] == 3 and 0 not in image.shape[1:],
-        where,
-        "image",
-        "uint8 [L, H, W, 3]",
-        image,
-    )
-    _require(
-        action.ndim == 2 and action.dtype.kind == "f" and action.shape[1] > 0, where, "action", "float [L, A]", action
-    )
-    _require(reward.ndim == 1 and reward.dtype.kind == "f", where, "reward", "float [L]", reward)
-    for key in [key for key in arrays if key not in REQUIRED_KEYS]:
-        _require(
-            arrays[key].ndim == 1 and arrays[key].dtype.kind in "bfiu", where, key, "bool or number [L]", arrays[key]
-        )
+    colour = image.ndim == 4 and image.shape[-1] == 3 and 0 not in image.shape[1:]
+    fits = {
+        "image": (image.dtype == np.uint8 and colour, "uint8 [L, H, W, 3]"),
+        "action": (action.ndim == 2 and action.dtype.kind == "f" and action.shape[1] > 0, "float [L, A]"),
+        "reward": (reward.ndim == 1 and reward.dtype.kind == "f", "float [L]"),
+    }
     for key, array in arrays.items():
-        if array.ndim == 0 or len(array) != length:
+        if key not in fits:
+            fits[key] = (array.ndim == 1 and array.dtype.kind in "bfiu", "bool or number [L]")
+    for key, (good, expected) in fits.items():
+        if not good:
+            received = f"{arrays[key].dtype} {list(arrays[key].shape)}"
+            raise DataError(f"{where}: expected {key} as {expected}, received {received}")
+    for key, array in arrays.items():
+        if len(array) != len(image):
             raise DataError(
-                f"{where}: expected all arrays to have the {length} records of image, received {key} of shape "
+                f"{where}: expected all arrays to have the {len(image)} records of image, received {key} of shape "
                 f"{list(array.shape)}"
             )
-    if length < 2:
-        raise DataError(f"{where}: expected at least 2 records, received {length}")
+    if len(image) < 2:
+        raise DataError(f"{where}: expected at least 2 records, received {len(image)}")
+
+
+def _check_values(arrays: dict[str, np.ndarray], where: str) -> None:
+    """Finite numbers in their ranges, and a first record that follows no decision."""
     for key, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DataError(f"{where}: {key} is not finite at record {int(np.argwhere(~np.isfinite(array))[0][0])}")
+    action, reward = arrays["action"], arrays["reward"]
     largest = float(np.abs(action).max())
     if largest > 1 + ACTION_TOLERANCE:
         raise DataError(
@@ -61,79 +81,73 @@ def validate_episode(arrays: dict[str, np.ndarray], where: str) -> Episode:
         raise DataError(
             f"{where}: expected rewards within {MAX_REWARD:g} of zero, received {largest:.4g}; rescale or repair them"
         )
-    if "discount" in arrays and not (arrays["discount"].min() >= 0 and arrays["discount"].max() <= 1):
-        found = f"{float(arrays['discount'].min()):.4g} to {float(arrays['discount'].max()):.4g}"
-        raise DataError(f"{where}: expected discounts in [0, 1], received {found}; repair them")
+    if "discount" in arrays:
+        low, high = float(arrays["discount"].min()), float(arrays["discount"].max())
+        if low < 0 or high > 1:
+            raise DataError(f"{where}: expected discounts in [0, 1], received {low:.4g} to {high:.4g}; repair them")
     if np.any(action[0]) or reward[0] != 0:
         raise DataError(
             f"{where}: expected zero action and reward at record 0, which follows no decision; shift the arrays so "
             "that action[t] led to image[t]"
         )
-    flags: dict[str, np.ndarray] = {
-        key: arrays[key].astype(bool) for key in ("is_first", "is_last", "is_terminal") if key in arrays
+
+
+def _flags(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The three flags, [L] bool: as stored, else from the ends of the file and the discount."""
+    record = np.arange(len(arrays["reward"]))
+    derived = {
+        "is_first": record == 0,
+        "is_last": record == record[-1],
+        "is_terminal": arrays["discount"] == 0 if "discount" in arrays else np.zeros(len(record), bool),
     }
-    if "is_terminal" not in flags:
-        flags["is_terminal"] = arrays["discount"] == 0 if "discount" in arrays else np.zeros(length, bool)
-    flags.setdefault("is_first", np.arange(length) == 0)
-    flags.setdefault("is_last", np.arange(length) == length - 1)
-    for key, only, remedy in (
-        ("is_first", 0, f"one file holds one episode; {REPAIR}"),
-        ("is_last", length - 1, REPAIR),
-    ):
-        if np.flatnonzero(flags[key]).tolist() != [only]:
+    return {key: arrays[key].astype(bool) if key in arrays else derived[key] for key in FLAGS}
+
+
+def _check_flags(flags: dict[str, np.ndarray], where: str) -> None:
+    """One file holds one episode: it begins at the first record, and only the last one ends it."""
+    last = len(flags["is_last"]) - 1
+    for key, only, remedy in (("is_first", 0, f"one file holds one episode; {REPAIR}"), ("is_last", last, REPAIR)):
+        records = np.flatnonzero(flags[key]).tolist()
+        if records != [only]:
             raise DataError(
-                f"{where}: expected {key} at record {only} alone, received it at records "
-                f"{np.flatnonzero(flags[key]).tolist()[:5]}; {remedy}"
+                f"{where}: expected {key} at record {only} alone, received it at records {records[:5]}; {remedy}"
             )
     if flags["is_terminal"][:-1].any():
-        ended = int(np.argmax(flags["is_terminal"]))
         raise DataError(
-            f"{where}: expected is_terminal (or discount 0) at the last record {length - 1} only, received it at "
-            f"record {ended}; {REPAIR}"
+            f"{where}: expected is_terminal (or discount 0) at the last record {last} only, received it at record "
+            f"{int(np.argmax(flags['is_terminal']))}; {REPAIR}"
         )
-    discount = arrays.get("discount", 1.0 - flags["is_terminal"]).astype(np.float32)
-    return Episode(
-        image, action.astype(np.float32), reward, discount, flags["is_first"], flags["is_last"], flags["is_terminal"]
-    )
 
 
 def repair_flags(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """The arrays with `is_first` and `is_last` at the ends of the file and no termination before its last record; the
-    rest as it was.
+    """The arrays with `is_first` and `is_last` at the ends of the file and no termination before its last record.
 
-    Where a termination is taken away, a discount of 0 becomes 1. Arrays of a wrong shape are left for
-    `validate_episode` to refuse.
+    Where a termination is removed, a discount of 0 becomes 1. Arrays of a wrong shape are left for `validate_episode`
+    to refuse.
 
     Raises:
-      DataError: beginning with `where`, when the file holds several episodes: a later record that `is_first`, without
-        action and reward.
+      DataError: beginning with `where`, when the file holds several episodes: a later record has `is_first` and neither
+        action nor reward.
     """
     length = len(arrays["reward"]) if arrays["reward"].ndim else 0
-    flags = [key for key in ("is_first", "is_last", "is_terminal", "discount") if key in arrays]
-    if any(arrays[key].shape != (length,) or arrays[key].dtype.kind not in "bfiu" for key in flags) or arrays[
-        "action"
-    ].shape[:-1] != (length,):
+    stored = [arrays[key] for key in (*FLAGS, "discount") if key in arrays]
+    if any(array.shape != (length,) or array.dtype.kind not in "bfiu" for array in stored):
+        return arrays
+    if arrays["action"].shape[:-1] != (length,):
         return arrays
     record = np.arange(length)
+    inside = record < length - 1
     if "is_first" in arrays:
-        resets = record[
-            arrays["is_first"].astype(bool) & (record > 0) & (arrays["reward"] == 0) & ~arrays["action"].any(-1)
-        ]
+        first = arrays["is_first"].astype(bool) & (record > 0)
+        resets = record[first & (arrays["reward"] == 0) & ~arrays["action"].any(-1)]
         if len(resets):
             raise DataError(
                 f"{where}: a second episode begins at record {resets[0]}; one file holds one episode, cut it there"
             )
-    inside = record < length - 1
     sound = {"is_first": record == 0, "is_last": ~inside}
     if "is_terminal" in arrays:
         sound["is_terminal"] = arrays["is_terminal"].astype(bool) & ~inside
     if "discount" in arrays:
-        sound["discount"] = np.where(
-            inside & (arrays["discount"] == 0), arrays["discount"].dtype.type(1), arrays["discount"]
-        )
+        discount = arrays["discount"]
+        sound["discount"] = np.where(inside & (discount == 0), discount.dtype.type(1), discount)
     return arrays | sound
-
-
-def _require(condition: bool, where: str, key: str, expected: str, array: np.ndarray) -> None:
-    if not condition:
-        raise DataError(f"{where}: expected {key} as {expected}, received {array.dtype} {list(array.shape)}")

@@ -1,7 +1,7 @@
 """What XLA compiles, and how. The only module that says `jit_compile`."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -9,19 +9,19 @@ from semopo_tf.types import Stage
 
 
 class Jit(NamedTuple):
-    """What XLA compiles. The numbers agree to rounding whatever is chosen."""
+    """What XLA compiles. Results agree to rounding whatever is chosen."""
 
-    pixels: bool  # chunks of updates with convolutions in them
-    vectors: bool  # chunks of updates without
-    parts: bool  # the recurrent part of a chunk that is not compiled as a whole
+    pixels: bool  # chunks of updates that contain convolutions
+    vectors: bool  # chunks of other updates
+    parts: bool  # the convolution-free part of an update whose chunk is not compiled
     products: bool  # convolutions as matrix products: XLA's own are slow inside a loop on a CPU
 
     def of(self, stage: Stage) -> bool:
-        """Whether the chunks of a stage are compiled: those with convolutions have images."""
+        """Whether the chunks of a stage are compiled. Updates on images contain convolutions, others do not."""
         return self.pixels if stage.images and not stage.prepare else self.vectors
 
     def describe(self) -> str:
-        """For the first lines of a run."""
+        """What XLA compiles, in words."""
         return "whole chunks" if self.pixels else "all but the convolutions" if self.parts else "nothing"
 
 
@@ -29,8 +29,11 @@ OFF = Jit(pixels=False, vectors=False, parts=False, products=False)
 
 
 def choose_jit(wanted: str, device: str) -> Jit:
-    """What `--jit` means on a device: `full` compiles every chunk, `partial` all but the convolutions; `auto` is full
-    on a GPU, else off.
+    """What `--jit` means on a device.
+
+    Args:
+      wanted: `full` compiles whole chunks, `partial` everything but convolutions, `off` nothing; `auto` is `full` on a
+        GPU, otherwise `off`.
     """
     on_cpu = "GPU" not in device
     if wanted == "off" or (wanted == "auto" and on_cpu):
@@ -41,11 +44,11 @@ def choose_jit(wanted: str, device: str) -> Jit:
 
 
 def compiled(
-    function: Callable, *, jit: bool, signature: Sequence | None = None
+    function: Callable[..., Any], *, jit: bool, signature: Sequence[Any] | None = None
 ) -> tf.types.experimental.PolymorphicFunction:
-    """A graph function, XLA-compiled on request; for acting, reports and other single calls.
+    """A graph function, compiled by XLA on request.
 
     Args:
-      signature: of the arguments, where a size may change from call to call without another trace.
+      signature: specs of the arguments; an unknown size in them may change from call to call without another trace.
     """
     return tf.function(function, autograph=False, jit_compile=jit, input_signature=signature)

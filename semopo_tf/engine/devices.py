@@ -1,4 +1,4 @@
-"""What goes wrong with a device, in one line each: no GPU, a full one, and out of memory in all its disguises."""
+"""Choosing a device, its memory, and what goes wrong with it: no GPU, or memory that runs out under many names."""
 
 import contextlib
 import os
@@ -18,8 +18,8 @@ from semopo_tf.storage.files import free_memory
 QUERY_SECONDS = 10
 DRIVER = Path("/proc/driver/nvidia/version")
 REMEDY = "lower --batch.size or --batch.length, or set --remat 400, --precision mixed_bfloat16 or --replay host"
-# A library that cannot get its workspace reports a fault of its own.
-DISGUISES = (
+# Messages of libraries that run out of memory; some report a fault of their own when they get no workspace.
+OUT_OF_MEMORY = (
     "out of memory",
     "oom when allocating",
     "cudnn_status_internal_error",
@@ -35,111 +35,11 @@ DISGUISES = (
 )
 
 
-@contextlib.contextmanager
-def using(device: str) -> Iterator[None]:
-    """Place what is made and run inside on a device.
-
-    Raises:
-      DeviceError: when its memory, or the host's, is exhausted; with the numbers and what to lower.
-    """
-    try:
-        with tf.device(device):
-            yield
-    except MemoryError as error:
-        raise DeviceError(
-            f"main memory is exhausted ({_short(error)}); {_gigabytes(free_memory())} free now; {REMEDY}"
-        ) from error
-    except tf.errors.OpError as error:
-        if not isinstance(error, tf.errors.ResourceExhaustedError) and not any(
-            words in f"{error}".lower() for words in DISGUISES
-        ):
-            raise
-        raise DeviceError(f"{device}: out of memory ({_short(error)}); {_seen(device)}; {REMEDY}") from error
-
-
-def _short(error: Exception) -> str:
-    return " ".join(f"{error}".split())[:100] or type(error).__name__
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GB"
-
-
-def _seen(device: str) -> str:
-    """The memory now. GPU memory grows on demand, so that what other programs hold is missing here."""
-    if "GPU" not in device:
-        return f"{_gigabytes(free_memory())} of main memory free now"
-    memory = gpu_memory(int(device.rpartition(":")[2]))
-    return f"{describe(memory)} now, it grows on demand" if memory else "its free memory is unknown"
-
-
-def gpu_memory(index: int) -> tuple[int, int] | None:
-    """(free, total) bytes of a GPU as the driver's `nvidia-smi` tells; None where it does not."""
-    command = shutil.which("nvidia-smi")
-    if not command:
-        return None
-    visible = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
-    chosen = visible[index] if index < len(visible) else f"{index}"
-    query = [command, "-i", chosen, "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True).stdout
-        free, total = (int(number) << 20 for number in answer.split(","))
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
-    return free, total
-
-
-def describe(memory: tuple[int, int]) -> str:
-    return f"{memory[0] / 2**30:.1f} of {_gigabytes(memory[1])} free"
-
-
-def why_no_gpu() -> str:
-    """What keeps TensorFlow from seeing a GPU, as far as one can tell from outside, and what to do."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None and hidden.strip() in ("", "-1"):
-        return f"CUDA_VISIBLE_DEVICES={hidden!r} hides them; unset it"
-    if not DRIVER.exists():
-        return "no NVIDIA driver is loaded on this machine"
-    if not tf.test.is_built_with_cuda():
-        return "this TensorFlow is built without CUDA; run pip install 'tensorflow[and-cuda]'"
-    return (
-        "an NVIDIA driver is loaded, but it is too old for this TensorFlow or the CUDA libraries are missing; "
-        "run pip install 'tensorflow[and-cuda]' or update the driver"
-    )
-
-
-def device_memory(device: str) -> int:
-    """Bytes that training may use on a device: all of a GPU's memory, the free memory of the host; 0 where that is
-    unknown.
-    """
-    if "GPU" not in device:
-        return free_memory()
-    options = tf.compat.v1.ConfigProto(gpu_options=tf.compat.v1.GPUOptions(allow_growth=True))
-    limits = {entry.name: entry.memory_limit for entry in device_lib.list_local_devices(options)}
-    return limits.get(f"/device:{device.strip('/')}", 0)
-
-
-def peak_memory(device: str) -> int:
-    """The most bytes that this process has held: of a GPU's memory, or of the host's."""
-    if "GPU" in device:
-        return tf.config.experimental.get_memory_info(device.strip("/"))["peak"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def record_profile(directory: Path, work: Callable[[], Any]) -> None:
-    """Run `work` under TensorFlow's profiler; TensorBoard opens the directory with its profile plugin."""
-    tf.profiler.experimental.start(str(directory))
-    try:
-        work()
-    finally:
-        tf.profiler.experimental.stop()
-
-
 def choose_device(wanted: str) -> tuple[str, str]:
-    """The TensorFlow device name for `--device` and a line that says what it is. GPU memory grows on demand.
+    """The TensorFlow device of `--device` and its description. GPU memory is set to grow on demand.
 
     Raises:
-      DeviceError: when a GPU is asked for that is not there.
+      DeviceError: for a GPU that does not exist, or another word.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -155,3 +55,101 @@ def choose_device(wanted: str) -> tuple[str, str]:
     memory = gpu_memory(index)
     name = tf.config.experimental.get_device_details(gpus[index]).get("device_name", "GPU")
     return f"/GPU:{index}", f"{name}, {describe(memory)}" if memory else name
+
+
+def why_no_gpu() -> str:
+    """Why TensorFlow sees no GPU, as far as can be told from outside, and what to do."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES={hidden!r} hides them; unset it"
+    if not DRIVER.exists():
+        return "no NVIDIA driver is loaded on this machine"
+    if not tf.test.is_built_with_cuda():
+        return "this TensorFlow is built without CUDA; run pip install 'tensorflow[and-cuda]'"
+    return (
+        "an NVIDIA driver is loaded, but it is too old for this TensorFlow or the CUDA libraries are missing; "
+        "run pip install 'tensorflow[and-cuda]' or update the driver"
+    )
+
+
+@contextlib.contextmanager
+def using(device: str) -> Iterator[None]:
+    """A context that creates and runs everything on a device.
+
+    Raises:
+      DeviceError: when its memory, or the host's, is exhausted; with free memory and what to lower.
+    """
+    try:
+        with tf.device(device):
+            yield
+    except MemoryError as error:
+        raise DeviceError(
+            f"main memory is exhausted ({_short(error)}); {_gigabytes(free_memory())} free now; {REMEDY}"
+        ) from error
+    except tf.errors.OpError as error:
+        exhausted = isinstance(error, tf.errors.ResourceExhaustedError)
+        if not exhausted and not any(words in f"{error}".lower() for words in OUT_OF_MEMORY):
+            raise
+        raise DeviceError(f"{device}: out of memory ({_short(error)}); {_seen(device)}; {REMEDY}") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{error}".split())[:100] or type(error).__name__
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GB"
+
+
+def _seen(device: str) -> str:
+    """Free memory now, in words."""
+    if "GPU" not in device:
+        return f"{_gigabytes(free_memory())} of main memory free now"
+    memory = gpu_memory(int(device.rpartition(":")[2]))
+    return f"{describe(memory)} now, it grows on demand" if memory else "its free memory is unknown"
+
+
+def device_memory(device: str) -> int:
+    """Bytes that training may use: all of a GPU's memory, or the host's free memory; 0 where unknown."""
+    if "GPU" not in device:
+        return free_memory()
+    options = tf.compat.v1.ConfigProto(gpu_options=tf.compat.v1.GPUOptions(allow_growth=True))
+    limits = {entry.name: entry.memory_limit for entry in device_lib.list_local_devices(options)}
+    return limits.get(f"/device:{device.strip('/')}", 0)
+
+
+def gpu_memory(index: int) -> tuple[int, int] | None:
+    """(free, total) bytes of a GPU according to `nvidia-smi`; None where it does not answer."""
+    command = shutil.which("nvidia-smi")
+    if not command:
+        return None
+    visible = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
+    chosen = visible[index] if index < len(visible) else f"{index}"
+    query = [command, "-i", chosen, "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True).stdout
+        free, total = (int(number) << 20 for number in answer.split(","))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return free, total
+
+
+def describe(memory: tuple[int, int]) -> str:
+    """(free, total) bytes in words."""
+    return f"{memory[0] / 2**30:.1f} of {_gigabytes(memory[1])} free"
+
+
+def peak_memory(device: str) -> int:
+    """Peak of this process, in bytes: of a GPU's memory, or of the host's."""
+    if "GPU" in device:
+        return tf.config.experimental.get_memory_info(device.strip("/"))["peak"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def record_profile(directory: Path, work: Callable[[], Any]) -> None:
+    """Run `work` under TensorFlow's profiler and write the profile to a directory, for TensorBoard's profile plugin."""
+    tf.profiler.experimental.start(str(directory))
+    try:
+        work()
+    finally:
+        tf.profiler.experimental.stop()

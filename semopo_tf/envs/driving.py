@@ -6,8 +6,7 @@ parabola of curvature `k`, so a ground point at distance z and lateral offset x 
     u = F * (x + k * z**2 / 2 - sway) / z          v = horizon + F * CAMERA_HEIGHT / z
 
 Every clip is a fixed function of its number: palette, road, objects, speed and all slow signals are drawn from it.
-Nothing depends on an agent's actions. Frames are drawn at twice the asked size and averaged, which calms the far road
-marks.
+Nothing depends on an agent's actions. Frames are drawn at twice the size and averaged, which calms the far road marks.
 """
 
 from collections.abc import Iterator
@@ -206,9 +205,7 @@ def _paint_things(canvas: np.ndarray, scene: Scene, now: Motion, t: int) -> None
 
 
 def _box(canvas: np.ndarray, x: float, foot: float, wide: float, tall: float, tint: np.ndarray) -> None:
-    """Fill an upright rectangle standing at column `x` and row `foot`, in pixels of `canvas`; what is outside is cut
-    off.
-    """
+    """Fill an upright rectangle that stands at column `x` and row `foot`, in pixels of `canvas`."""
     rows = slice(max(round(foot - tall), 0), max(round(foot), 0))
     canvas[rows, max(round(x - wide / 2), 0) : max(round(x + wide / 2), 0)] = tint
 

@@ -1,16 +1,13 @@
-"""The built-in testbed: an exact Exogenous Block MDP, drawn in NumPy. Needs no simulator, and everything about it is
-known.
+"""The built-in testbed: an exact Exogenous Block MDP, drawn in NumPy without a simulator.
 
     s+ = (p, v)       a point mass that the actions push            p, v in the plane, 4 numbers
-    s- = the rest     a moving texture and discs, never touched     phases (and speeds) of plane waves, discs' places
-    and velocities
+    s- = the rest     a moving texture and discs, never touched     phases of plane waves, positions of discs, speeds
     o  = picture(p, s-): texture, discs over it, the agent's soft disc on top
     r  = 1 / (1 + (|p - goal| / 0.25)^2) of the new p: a function of s+ alone
 
 Coordinates are those of the picture, [-1, 1] to the right and downwards. An episode has 50 decisions and no
 termination. The agent's start and all of s- come from the episode's seed; the agent's motion is deterministic. The true
-states travel in
-`Observation.log`.
+states are in `Observation.log`.
 """
 
 from collections.abc import Mapping
@@ -88,9 +85,7 @@ def make_world(task: str, options: Mapping[str, float]) -> World:
 
 
 def wave_vectors(count: int) -> np.ndarray:
-    """[count, 2] whole periods over the picture to the right and downwards: the base waves, then further ones from long
-    to short.
-    """
+    """[count, 2] periods over the picture, to the right and downwards: base waves, then others from long to short."""
     edge = range(-6, 7)
     half_plane = [(a, b) for a in edge for b in edge if (a > 0 or (a == 0 and b > 0)) and (a, b) not in BASE_WAVES]
     return np.array([*BASE_WAVES, *sorted(half_plane, key=lambda k: (k[0] ** 2 + k[1] ** 2, k))][:count])
@@ -109,33 +104,32 @@ class Picture:
             self._x[..., None] * self.vectors[:, 0] + self._y[..., None] * self.vectors[:, 1] + self.vectors.sum(1)
         )
         scale = amplitude / np.sqrt((amplitude**2).sum() / 2)  # the texture's variance over all phases is 1
-        # cos(angle + phase) = cos(angle) cos(phase) - sin(angle) sin(phase): two products with the phases' cosines and
-        # sines.
+        # cos(angle + phase) = cos(angle) cos(phase) - sin(angle) sin(phase)
         self._cos, self._sin = scale * np.cos(angle), scale * np.sin(angle)
 
     def agent_pixels(self, position: np.ndarray) -> np.ndarray:
-        """Where the agent covers more than half of what is behind it; position [2] -> [size, size] bool."""
+        """Where the agent covers more than half of the background; position [2] -> [size, size] bool."""
         return np.hypot(self._x - position[0], self._y - position[1]) < self._world.sprite
 
     def draw(self, position: np.ndarray, phases: np.ndarray, discs: np.ndarray) -> np.ndarray:
         """position [2], phases [waves], discs [n, 2] -> [size, size, 3] uint8."""
         texture = self._cos @ np.cos(phases) - self._sin @ np.sin(phases)
         image = np.repeat((0.5 + self._world.contrast * np.tanh(STEEPNESS * texture))[..., None], 3, -1)
-        for place, radius, grey in zip(discs, DISC_RADIUS, DISC_GREY, strict=False):
-            image = self._cover(image, place, radius, DISC_SOFTNESS, np.full(3, grey))
+        for centre, radius, grey in zip(discs, DISC_RADIUS, DISC_GREY, strict=False):
+            image = self._cover(image, centre, radius, DISC_SOFTNESS, np.full(3, grey))
         image = self._cover(image, position, self._world.sprite, SOFTNESS, COLOR)
         return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
     def _cover(
-        self, image: np.ndarray, place: np.ndarray, radius: float, softness: float, color: np.ndarray
+        self, image: np.ndarray, centre: np.ndarray, radius: float, softness: float, color: np.ndarray
     ) -> np.ndarray:
-        distance = np.hypot(self._x - place[0], self._y - place[1])
+        distance = np.hypot(self._x - centre[0], self._y - centre[1])
         alpha = 1 / (1 + np.exp((distance - radius) * softness))[..., None]
         return (1 - alpha) * image + alpha * color
 
 
 class Background:
-    """s-: moves by itself. What it draws it draws from its own generator, so that no action can reach it."""
+    """s-: moves by itself. It has a generator of its own, so that no action can influence it."""
 
     def __init__(self, world: World, vectors: np.ndarray, rng: np.random.Generator):
         self._rng, self._vectors, self._scrolls = rng, vectors, world.exo_dims == 2
@@ -165,10 +159,10 @@ class Background:
         self.discs = np.clip(moved, -DISC_REACH, DISC_REACH)
 
     def log(self) -> dict[str, np.ndarray]:
-        """The true s- in a form that a linear probe can find: angles by cosine and sine."""
+        """The true s- in a form that a linear probe can predict: angles as cosine and sine."""
         angles = self.phases if self._waves else 2 * np.pi * self.shift if self._scrolls else np.zeros(0)
-        found = {"phase": np.concatenate([np.cos(angles), np.sin(angles)])} if len(angles) else {}
-        return found | ({"discs": self.discs.ravel()} if len(self.discs) else {})
+        phase = {"phase": np.concatenate([np.cos(angles), np.sin(angles)])} if len(angles) else {}
+        return phase | ({"discs": self.discs.ravel()} if len(self.discs) else {})
 
 
 def _direction(rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from semopo_tf.errors import SimulatorError
 
 BACKENDS = ("egl", "osmesa")
-CHECKED = "SEMOPO_TF_GL_CHECKED"  # the backend that a probe found working; inherited by worker processes
+CHECKED = "SEMOPO_TF_GL_CHECKED"  # the backend that rendered in a probe; inherited by worker processes
 PROBE_SECONDS = 60
 INSTALL_GL = "apt-get install libegl1 libgl1 libosmesa6"
 INSTALL_SIMULATOR = "pip install dm_control 'mujoco>=3.17,<4'"
@@ -29,25 +29,24 @@ def choose_backend() -> str:
     """Set `MUJOCO_GL` to a backend that renders here and return it. Call before the simulator is imported.
 
     Each candidate is tried in a child process, because a broken OpenGL library may abort the whole process. A value the
-    user has set is tried alone and never replaced. The result is remembered in the environment, so that neither a
-    second call
-    nor a worker process tries again.
+    user has set is tried alone and never replaced. The environment keeps the result, so that neither a second call nor
+    a worker process tries again.
 
     Raises:
       SimulatorError: when no candidate renders.
     """
-    asked = os.environ.get("MUJOCO_GL") or _imported_backend()
-    if asked and asked == os.environ.get(CHECKED):
-        return asked
+    chosen = os.environ.get("MUJOCO_GL") or _imported_backend()
+    if chosen and chosen == os.environ.get(CHECKED):
+        return chosen
     failures = []
-    for backend in (asked,) if asked else BACKENDS:
+    for backend in (chosen,) if chosen else BACKENDS:
         failure = probe(backend)
         if failure is None:
             os.environ["MUJOCO_GL"] = os.environ[CHECKED] = backend
             return backend
         failures.append(f"{backend}: {failure}")
     reasons = "; ".join(failures)
-    if asked:
+    if chosen:
         remedy = "unset MUJOCO_GL" if os.environ.get("MUJOCO_GL") else "set MUJOCO_GL=egl before dm_control is imported"
         raise SimulatorError(
             f"the OpenGL backend in use does not render here ({reasons}); {remedy} or run {INSTALL_GL}"
@@ -56,16 +55,12 @@ def choose_backend() -> str:
 
 
 def _imported_backend() -> str:
-    """The backend a simulator imported earlier has settled on, which cannot be changed any more; empty when there is
-    none.
-    """
+    """The backend of a simulator that is already imported, which can no longer be changed; empty without one."""
     return getattr(sys.modules.get("dm_control._render"), "BACKEND", None) or ""
 
 
 def probe(backend: str) -> str | None:
-    """Render one tiny image with `backend` in a child process. Returns None when it works, else the reason in a few
-    words.
-    """
+    """Render a tiny image with `backend` in a child process. Returns None when it works, else the reason."""
     command = [sys.executable, "-c", PROBE]
     try:
         result = subprocess.run(

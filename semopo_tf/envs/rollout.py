@@ -1,8 +1,8 @@
 """Play episodes: one loop for every policy and every environment, several environments in lockstep.
 
 An episode that its environment spoils (diverged physics, a crash, no answer, a reward that is not a number) is
-discarded and played again with the next seed, which is a function of the first one and the attempt. It is said,
-counted, and has a limit.
+discarded and played again with the next seed, which is a function of the first one and the attempt. Discarded attempts
+are reported, counted and limited.
 """
 
 import contextlib
@@ -45,20 +45,18 @@ class RandomPolicy:
 class Discarded(NamedTuple):
     """An attempt that its environment spoiled."""
 
-    seed: int  # of the list that was asked for
+    seed: int  # of the list of seeds
     attempt: int  # from 0; `retry_seed` has the seed that was played
     reason: str
 
 
 def retry_seed(seed: int, attempt: int) -> int:
-    """The seed that an episode is played with when `attempt` attempts were discarded: its own at first, then others of
-    32 bits.
-    """
+    """The seed of an episode after `attempt` discarded attempts: its own at first, then others of 32 bits."""
     return int(np.random.SeedSequence([seed, RETRY_STREAM, attempt]).generate_state(1)[0]) if attempt else seed
 
 
 def require_few(failing: int, episodes: int, reason: str) -> None:
-    """Episodes that needed another seed: at most a tenth, though one in any case.
+    """At most a tenth of the episodes may need another seed, though one always may.
 
     Raises:
       SimulatorError: when there are more.
@@ -77,7 +75,7 @@ def play(
     """Play one episode per seed, `len(environments)` at a time, and yield them in the order of `seeds`.
 
     Args:
-      discarded: gets an entry for every attempt that was discarded, before the episode that took its place is yielded.
+      discarded: gets an entry for every attempt that was discarded, before the episode that replaces it is yielded.
 
     Raises:
       ConfigError: when there is no environment.
@@ -104,22 +102,22 @@ def _wave_with_retries(
     """One episode for each of at most `len(stages)` seeds; those that fail are played again, side by side."""
     done: dict[int, Episode] = {}
     for attempt in range(ATTEMPTS):
-        places = [place for place in range(len(seeds)) if place not in done]
-        games = _wave(stages, policy, [retry_seed(seeds[place], attempt) for place in places])
-        for place, game in zip(places, games):
+        missing = [index for index in range(len(seeds)) if index not in done]
+        games = _wave(stages, policy, [retry_seed(seeds[index], attempt) for index in missing])
+        for index, game in zip(missing, games):
             if game.failure is None:
-                done[place] = _episode(game.observed, game.actions)
+                done[index] = _episode(game.observed, game.actions)
                 continue
-            discarded.append(Discarded(seeds[place], attempt, game.failure))
+            discarded.append(Discarded(seeds[index], attempt, game.failure))
             print(
-                f"semopo_tf: warning: episode {seeds[place]}, attempt {attempt + 1} is discarded: {game.failure}",
+                f"semopo_tf: warning: episode {seeds[index]}, attempt {attempt + 1} is discarded: {game.failure}",
                 file=sys.stderr,
                 flush=True,
             )
             require_few(len({entry.seed for entry in discarded}), total, game.failure)
         if len(done) == len(seeds):
-            return [done[place] for place in range(len(seeds))]
-    seed = next(seeds[place] for place in range(len(seeds)) if place not in done)
+            return [done[index] for index in range(len(seeds))]
+    seed = next(seeds[index] for index in range(len(seeds)) if index not in done)
     raise SimulatorError(f"episode {seed}: failed with {ATTEMPTS} seeds in a row (last: {discarded[-1].reason})")
 
 
@@ -141,7 +139,7 @@ class _Game:
 
     @property
     def image(self) -> np.ndarray:
-        """The last one; one that has ended waits with it."""
+        """The last image; an episode that has ended keeps it."""
         return self.observed[-1].image if self.observed else np.zeros(self._spaces[0], np.uint8)
 
     def send(self, action: np.ndarray) -> None:
@@ -158,9 +156,7 @@ class _Game:
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        """A fault of the environment ends the attempt. SimulatorError and the suite's PhysicsError are RuntimeErrors;
-        other classes are mistakes.
-        """
+        """A RuntimeError (SimulatorError, the suite's PhysicsError) ends the attempt; other errors are bugs."""
         try:
             with contextlib.nullcontext() if self._split else time_limit(ANSWER_SECONDS):
                 yield

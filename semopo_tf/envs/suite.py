@@ -1,26 +1,17 @@
 """The DeepMind Control suite in a process of its own.
 
 TensorFlow and the software OpenGL drivers both carry LLVM, and a process that loads the two crashes in whichever comes
-second. So nothing in this package imports the simulator in the calling process: a `Simulator` starts a child that does,
-and
-talks to it through a pipe. A crash of the renderer becomes an error message, and several simulators draw at the same
-time.
-
-Messages are JSON, followed by the raw bytes of the arrays they announce; nothing is pickled. A number survives JSON
-unchanged.
+second. So nothing in this package imports the simulator in the calling process: a `Simulator` starts a child that does.
+A crash of the renderer becomes an error message, and several simulators draw at the same time.
 """
 
 import contextlib
 import difflib
 import json
 import os
-import socket
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +19,7 @@ import numpy as np
 from semopo_tf.envs.rendering import choose_backend, simulator_errors
 from semopo_tf.envs.rollout import ANSWER_SECONDS
 from semopo_tf.errors import ConfigError, SemopoError, SimulatorError
+from semopo_tf.storage.child import ENDING_SECONDS, Child, send
 
 DEFAULT_CAMERA = {"quadruped": 2}  # every other domain: 0
 # Where the usual camera looks down, the floor fills the image and there is no sky. It counts as sky there, as in the
@@ -35,7 +27,7 @@ DEFAULT_CAMERA = {"quadruped": 2}  # every other domain: 0
 FLOOR_IS_SKY = frozenset(("humanoid", "humanoid_CMU", "dog", "fish", "point_mass", "reacher", "swimmer"))
 RESTARTS = 3  # of a child that died or hung, in the life of a simulator
 ERRORS = {kind.__name__: kind for kind in (ConfigError, SimulatorError)}  # what a simulation raises
-SERVE = "import sys; from semopo_tf.simulation import serve; serve(int(sys.argv[1]))"
+SERVER = [sys.executable, "-c", "import sys; from semopo_tf.envs.suite import serve; serve(int(sys.argv[1]))"]
 
 
 class Facts(NamedTuple):
@@ -50,7 +42,7 @@ class View(NamedTuple):
     """One record as the simulator gives it."""
 
     image: np.ndarray  # [size, size, 3] uint8
-    sky: np.ndarray | None  # [size, size] bool if asked for: where the camera sees nothing
+    sky: np.ndarray | None  # [size, size] bool, if wanted: where the camera sees nothing
     reward: float
     is_first: bool
     is_last: bool
@@ -58,36 +50,21 @@ class View(NamedTuple):
 
 
 class Simulator:
-    """A suite task in a child process. Raises SimulatorError in every method when the child fails or does not answer."""
+    """A suite task in a child process. Every method raises SimulatorError when the child fails or does not answer."""
 
     def __init__(self, name: str, *, size: int, action_repeat: int, camera: int, sky: bool) -> None:
-        """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen. Raises ConfigError for settings the task
-        does not have.
+        """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen. Raises ConfigError for settings that the
+        task does not have.
         """
         choose_backend()
-        self.name, self._size, self._sky = name, size, sky
+        self.name = name
         self._settings = (name, size, action_repeat, camera, sky)
         self._restarts = 0
         self._start()
 
     def _start(self) -> None:
-        """Begin the child. A session of its own keeps Ctrl-C from it: it ends when this end of the pipe is closed, also
-        by our death.
-        """
         self._broken = False
-        ours, theirs = socket.socketpair()
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
-            stdin=subprocess.DEVNULL,
-            stdout=self._stderr,
-            stderr=self._stderr,
-            start_new_session=True,
-        )
-        theirs.close()
-        self._pipe = Connection(ours.detach())
+        self._child = Child(SERVER)
         self.send("start", *self._settings)
         try:
             low, high, camera = self._answer()["facts"]
@@ -99,63 +76,52 @@ class Simulator:
     def send(self, method: str, *arguments: Any) -> None:
         """Begin `reset` (seed) or `step` (control, a list of A numbers) in the child; `receive` returns its View.
 
-        A `reset` puts a new child in the place of one that died or hung, up to `RESTARTS` times.
+        A `reset` starts a new child in place of one that died or hung, up to `RESTARTS` times.
         """
         if method == "reset" and self._broken and self._restarts < RESTARTS:
             self._restarts += 1
             self.close()
             self._start()
         try:
-            self._pipe.send_bytes(json.dumps([method, *arguments]).encode())
+            self._child.send([method, *arguments])
         except OSError as error:
-            raise SimulatorError(self._obituary()) from error
+            raise SimulatorError(self._ending()) from error
 
     def receive(self) -> View:
         """Wait for the answer to the last `send`. Errors of the child are raised here."""
-        record = self._answer()["view"]
-        image = np.frombuffer(self._receive(), np.uint8).reshape(self._size, self._size, 3)
-        sky = np.frombuffer(self._receive(), bool).reshape(self._size, self._size) if self._sky else None
-        return View(image, sky, **record)
+        answer = self._answer()
+        return View(**({"sky": None} | answer["arrays"] | answer["view"]))
 
     def _answer(self) -> dict[str, Any]:
-        answer = json.loads(self._receive())
+        try:
+            answer = self._child.receive(ANSWER_SECONDS)
+        except TimeoutError as error:
+            self._child.process.kill()
+            self._broken = True
+            raise SimulatorError(
+                f"{self.name}: no answer from the simulator within {ANSWER_SECONDS:.0f} s; run the command again"
+            ) from error
+        except (EOFError, OSError) as error:
+            raise SimulatorError(self._ending()) from error
         if "error" in answer:
             raise ERRORS[answer["class"]](answer["error"])
         return answer
 
-    def _receive(self) -> bytes:
-        try:
-            if self._pipe.poll(ANSWER_SECONDS):
-                return self._pipe.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise SimulatorError(self._obituary()) from error
-        self._process.kill()
-        self._broken = True
-        raise SimulatorError(
-            f"{self.name}: no answer from the simulator within {ANSWER_SECONDS:.0f} s; run the command again"
-        )
-
     def close(self) -> None:
-        """End the child, for good: no `reset` begins another. May be called twice."""
+        """End the child, for good: no `reset` starts another. May be called twice."""
         self._broken = False
-        self._pipe.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._stderr.close()
+        self._child.close(ENDING_SECONDS)
 
-    def _obituary(self) -> str:
-        if self._pipe.closed:
+    def _ending(self) -> str:
+        """The line for a child that does not answer any more."""
+        if self._child.closed:
             return f"{self.name}: the environment is closed; make a new one"
         self._broken = True
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-        return f"{self.name}: the simulator's process ended with status {self._process.returncode} ({last[:200]}); run python -m semopo_tf.doctor"
+        code, last = self._child.ended()
+        return (
+            f"{self.name}: the simulator's process ended with status {code} ({last[:200]}); run python -m "
+            "semopo_tf.doctor"
+        )
 
 
 def serve(descriptor: int) -> None:
@@ -169,36 +135,23 @@ def serve(descriptor: int) -> None:
                 if simulation is None:
                     simulation = Simulation(*arguments)
                     low, high, camera = simulation.facts
-                    _tell(pipe, {"facts": [low.tolist(), high.tolist(), camera]})
+                    send(pipe, {"facts": [low.tolist(), high.tolist(), camera]})
                 else:
-                    _show(
-                        pipe,
-                        simulation.reset(*arguments) if method == "reset" else simulation.step(np.array(*arguments)),
-                    )
+                    view = simulation.reset(*arguments) if method == "reset" else simulation.step(np.array(*arguments))
+                    record = view._asdict()
+                    arrays = {name: array for name in ("image", "sky") if (array := record.pop(name)) is not None}
+                    send(pipe, {"view": record, "arrays": arrays})
             except SemopoError as error:
-                _tell(pipe, {"error": str(error), "class": type(error).__name__})
+                send(pipe, {"error": str(error), "class": type(error).__name__})
     # OpenGL libraries print errors of their own while the interpreter closes: leave without them.
     os._exit(0)
-
-
-def _show(pipe: Connection, view: View) -> None:
-    """One record: its numbers, then its image, then its sky if there is one."""
-    record = view._asdict()
-    arrays = [array for array in (record.pop("image"), record.pop("sky")) if array is not None]
-    _tell(pipe, {"view": record})
-    for array in arrays:
-        pipe.send_bytes(array.tobytes())
-
-
-def _tell(pipe: Connection, message: dict[str, Any]) -> None:
-    pipe.send_bytes(json.dumps(message).encode())
 
 
 class Simulation:
     """The task itself; lives in the child. An episode is a function of (seed, controls) alone."""
 
     def __init__(self, name: str, size: int, action_repeat: int, camera: int, sky: bool) -> None:
-        # The suite takes this old generator only, and keeps it: seeding it again in `reset` repeats an episode.
+        # The suite accepts only this old generator and keeps it: seeding it again in `reset` repeats an episode.
         self._random = np.random.RandomState(0)
         with simulator_errors(name):
             from dm_control import suite
@@ -270,9 +223,8 @@ class Picture:
     """One camera's view, as colours and as the region where nothing is seen.
 
     The camera and its scene are kept: building them for every image, as the simulator's own `render` does, costs about
-      3 ms.
-    The depth buffer cannot tell the sky, because the sky is drawn as a box in front of the far plane. A second drawing
-    with object identities in place of colours can, and being unlit it takes about a twentieth of the time of the first.
+    3 ms. The depth buffer cannot tell the sky, which is drawn as a box in front of the far plane. A second rendering
+    with object identities instead of colours can; being unlit, it takes about a twentieth of the time of the first.
     """
 
     def __init__(self, physics: Any, size: int, camera: int, *, floor_is_sky: bool) -> None:

@@ -1,10 +1,9 @@
-"""Environments from pixels: DeepMind Control tasks with a moving background, the built-in testbed, and a registry for
-users' own.
+"""Environments seen through pixels: DeepMind Control tasks, the built-in testbed, and a registry for users' own.
 
-Task names: `dmc_<domain>_<task>` is the plain suite task, `dmcdrv_<domain>_<task>` the same task in front of a moving
-  background,
-`exbmdp_scroll`, `exbmdp_point` and `exbmdp_hard` are the testbed (`exbmdp.py`), `<module>:<name>` is a class or
-function of a user's module, found as Python finds modules or in the working directory.
+dmc_<domain>_<task>        a task of the suite
+dmcdrv_<domain>_<task>     the same in front of a moving background
+exbmdp_scroll, _point, _hard    the testbed (`exbmdp.py`)
+<module>:<name>            a class or function of a module that Python can import, also from the working directory
 """
 
 import difflib
@@ -70,9 +69,8 @@ def make(
       background_split: `train` or `test`, which share no clip.
       background_seed: chooses and orders the clips.
       mask_rule: which pixels the background replaces. `sky`: where the camera sees nothing; the floor stays visible,
-        except in the domains whose camera looks down on it (simulation.FLOOR_IS_SKY). `blue`: where blue exceeds red
-        and green,
-        which takes the floor as well.
+        except in the domains whose camera looks down on it (`suite.FLOOR_IS_SKY`). `blue`: where blue exceeds red and
+        green, which includes the floor.
       options: settings of the task itself, as a mapping or as pairs; the testbed has some, a registered environment
         may.
 
@@ -124,7 +122,7 @@ def make(
 
 
 def _import(task: str) -> Callable[..., Environment]:
-    """The environment's maker that `<module>:<name>` names; called with the keywords of `make`, as a registered one.
+    """The class or function that `<module>:<name>` names; called with the keywords of `make`, as a registered one.
 
     Raises:
       ConfigError: when there is no such module or name.
@@ -142,12 +140,12 @@ def _import(task: str) -> Callable[..., Environment]:
 
 
 def usual_settings(task: str) -> dict[str, int]:
-    """Image size and action repeat that a task is played with where nobody says otherwise."""
+    """Default image size and action repeat of a task."""
     return {"size": 32, "action_repeat": 1} if task.startswith(exbmdp.PREFIX) else {"size": 64, "action_repeat": 2}
 
 
 def behaviours(task: str) -> dict[str, Callable[[Environment], Policy]]:
-    """The behaviour policies that can collect data of a task, name -> builder. Those of the testbed see the true state."""
+    """The behaviour policies of a task, name -> builder. Those of the testbed see the true state."""
     if task.startswith(exbmdp.PREFIX):
         return {kind: functools.partial(exbmdp.Behaviour, kind) for kind in exbmdp.Behaviour.KINDS}
     return {"random": lambda environment: RandomPolicy(environment.action_size)}
@@ -165,7 +163,7 @@ def shared_background(source: str, size: int, color: str, split: str, seed: int)
 
 
 def shows_no_background(task: str) -> bool:
-    """Whether a task is one of the package's own that is never seen in front of something."""
+    """Whether a task is one of the package's own that has no moving background."""
     return task.startswith((PLAIN, exbmdp.PREFIX)) and task not in _registry
 
 
@@ -175,7 +173,7 @@ def background_of(environment: Environment) -> Background | None:
 
 
 def _suite_name(task: str) -> str:
-    """`<domain>_<task>` of a suite task. Whether it exists only the simulator knows.
+    """`<domain>_<task>` of a suite task; only the simulator knows whether it exists.
 
     Raises:
       ConfigError: when the name has neither prefix, with the nearest names.
@@ -234,7 +232,7 @@ def settings_of(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment_versions() -> dict[str, str]:
-    """Versions of what decides an episode's pixels and physics, and the rendering backend; `none` for what is absent."""
+    """Versions of what decides an episode's pixels and physics, and the rendering backend; `none` for an absent one."""
     return {name: _version(name) for name in ("dm_control", "mujoco", "numpy")} | {
         "backend": os.environ.get("MUJOCO_GL") or "none"
     }

@@ -1,19 +1,14 @@
-"""Moving backgrounds: frames from a folder of videos or from the built-in driving scene, and how they replace pixels."""
+"""Moving backgrounds: frames of a folder of videos or of the built-in driving scene, and how they replace pixels."""
 
-import contextlib
-import os
-import resource
-import select
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from semopo_tf.envs.driving import driving_clip
-from semopo_tf.errors import ConfigError, DataError, cut
+from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.storage.video import read_frames
 
 DRIVING = "builtin:driving"
 DRIVING_CLIPS = {"train": range(16), "test": range(16, 20)}
@@ -23,13 +18,6 @@ CHANNELS = {"grey": 1, "rgb": 3}
 SPLITS = ("train", "test")
 SHUFFLE_STREAM = 0x51DE0  # keeps the order of clips independent of other uses of the same seed
 START_STREAM = 0xBAC6  # keeps the first frame independent of the initial state drawn from the same seed
-MAX_PIXELS = 1 << 25  # of one native frame; 7680 x 4320
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,m4v,gif"
-HEADER = {"grey": b"P5", "rgb": b"P6"}
-DECODER_BYTES = 1 << 31
-DECODER_SECONDS = 600  # of processor time for one clip
-FRAME_SECONDS = 30
-LOG_BYTES = 1 << 20
 
 
 class Background(NamedTuple):
@@ -38,7 +26,7 @@ class Background(NamedTuple):
     frames: np.ndarray  # [M, size, size, C] uint8, read-only; C = 1 grey, 3 rgb
     clips: list[str]  # names of the clips used, in order
     skipped: list[tuple[str, str]]  # (name, reason) of files that could not be decoded
-    origin: np.ndarray  # [M] int, the place in `clips` of the clip that a frame is from
+    origin: np.ndarray  # [M] int, index into `clips` of the clip that a frame is from
 
     def first_frame(self, seed: int) -> int:
         """The frame that the episode of `seed` begins with."""
@@ -50,15 +38,15 @@ class Background(NamedTuple):
 
 
 def absolute_source(source: str) -> str:
-    """A source as cards and scores keep it: a folder by its absolute path, so that it is found from elsewhere."""
+    """A source as cards and scores keep it: a folder by its absolute path, so that any working directory will do."""
     return source if source == "none" or source.startswith("builtin:") else str(Path(source).expanduser().absolute())
 
 
 def load_background(source: str, *, size: int, color: str, split: str, seed: int, frames: int = 1000) -> Background:
     """Fill `frames` background frames from `source`.
 
-    The clips of the split are shuffled by `seed` and taken one after another until enough frames are there. When all of
-    them together are too short, the sequence is repeated from its start.
+    The clips of the split are shuffled by `seed` and used one after another until there are enough frames. When all of
+    them together are too short, the sequence repeats.
 
     Args:
       source: a folder of videos or `builtin:driving`.
@@ -113,7 +101,7 @@ def video_files(folder: Path) -> list[Path]:
     followed.
 
     Raises:
-      DataError: when there are none, with what was found instead.
+      DataError: when there are none, with what is there instead.
     """
     try:
         entries = sorted(folder.absolute().iterdir())
@@ -188,107 +176,7 @@ def decode(path: Path, *, size: int, color: str) -> Iterator[np.ndarray]:
     Raises:
       DataError: with the reason alone when the file holds no video that can be decoded.
     """
-    seen = False
-    with _decoder(path, color) as (process, log):
-        output = _Output(process)
-        while header := output.line():
-            width, height = (int(word) for word in output.line().split())
-            if header != HEADER[color] or output.line() != b"255" or not 0 < width * height <= MAX_PIXELS:
-                raise DataError(f"frames of {width} x {height} pixels")
-            shape = (height, width, CHANNELS[color])
-            yield resize_bilinear(
-                np.frombuffer(output.exactly(height * width * CHANNELS[color]), np.uint8).reshape(shape), size
-            )
-            seen = True
-        if process.wait(FRAME_SECONDS) != 0 or not seen:
-            log.seek(0)
-            raise DataError(_reason(log.read(LOG_BYTES).decode(errors="replace"), process.returncode))
-
-
-@contextlib.contextmanager
-def _decoder(path: Path, color: str) -> Iterator[tuple[subprocess.Popen[bytes], BinaryIO]]:
-    """A decoder process that writes one PGM or PPM picture a frame, and its log. It has limits of memory and time, and
-    opens this file alone.
-    """
-    import imageio_ffmpeg
-
-    encoder, layout = {"grey": ("pgm", "gray"), "rgb": ("ppm", "rgb24")}[color]
-    # A file may name other files or addresses to open, as playlists do: only plain files of known formats are allowed.
-    limits = f"-threads 1 -protocol_whitelist file -format_whitelist {FORMATS} -max_pixels {MAX_PIXELS}".split()
-    writing = f"-c:v {encoder} -pix_fmt {layout} -f image2pipe pipe:1".split()
-    quiet = ["-nostdin", "-hide_banner", "-loglevel", "error"]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), *quiet, *limits, "-i", str(path.absolute()), *writing]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
-        )
-        try:
-            for what, most in (
-                (resource.RLIMIT_AS, DECODER_BYTES),
-                (resource.RLIMIT_CPU, DECODER_SECONDS),
-                (resource.RLIMIT_FSIZE, LOG_BYTES),
-            ):
-                with contextlib.suppress(ProcessLookupError):  # it has ended already
-                    resource.prlimit(process.pid, what, (most, most))
-            yield process, log
-        except DataError:
-            raise
-        except (ValueError, subprocess.TimeoutExpired) as error:
-            raise DataError("the decoder's output is not that of a video") from error
-        finally:
-            process.kill()
-            process.stdout.close()  # type: ignore[union-attr]
-            process.wait()
-
-
-class _Output:
-    """What a decoder writes, waited for no longer than `FRAME_SECONDS`."""
-
-    def __init__(self, process: subprocess.Popen[bytes]):
-        self._file = process.stdout.fileno()  # type: ignore[union-attr]
-
-    def exactly(self, count: int) -> bytearray:
-        """Raises DataError when the output ends before `count` bytes."""
-        content = bytearray()
-        while len(content) < count:
-            piece = self._read(min(count - len(content), 1 << 20))
-            if not piece:
-                raise DataError("ends inside a frame")
-            content += piece
-        return content
-
-    def line(self) -> bytes:
-        """The next line without its end; empty at the end of the output."""
-        content = b""
-        while len(content) < 32 and (byte := self._read(1)) not in (b"", b"\n"):
-            content += byte
-        return content
-
-    def _read(self, most: int) -> bytes:
-        ready, _, _ = select.select([self._file], [], [], FRAME_SECONDS)
-        if not ready:
-            raise DataError(f"no frame within {FRAME_SECONDS} s")
-        return os.read(self._file, most)
-
-
-def _reason(log: str, code: int) -> str:
-    """The telling line of the decoder's long log."""
-    if code < 0:
-        return "the decoder needed too much memory or time"
-    known = (
-        "moov atom",
-        "Invalid data",
-        "does not contain any stream",
-        "End of file",
-        "Permission denied",
-        "No such file",
-        "larger than",
-        "whitelist",
-    )
-    lines = [line.split("] ")[-1].strip() for line in log.splitlines()]
-    return cut(
-        next((line for line in lines if any(words in line for words in known)), "not a video that can be decoded"), 100
-    )
+    return (resize_bilinear(frame, size) for frame in read_frames(path, channels=CHANNELS[color]))
 
 
 def resize_bilinear(frames: np.ndarray, size: int) -> np.ndarray:
@@ -304,7 +192,7 @@ def resize_bilinear(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every output position: the two input positions around its centre and the weight of the second, [size] each."""
+    """For every output position the two input positions around its centre, and the weight of the second, [size]."""
     centre = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
     low = np.floor(centre).astype(np.int64)
     return low, np.minimum(low + 1, length - 1), centre - low

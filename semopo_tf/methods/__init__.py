@@ -1,7 +1,7 @@
-"""What learns: losses, world models, imagination, actor-critic, and one module per method.
+"""The learners: losses, world models, imagination, actor-critic, and one module per method.
 
-Imports the vocabulary and `nets`; a method imports shared parts and never another method. `LEARNERS` maps each name
-under `methods` in the configuration to how that learner is built, and from which sections.
+Imports the vocabulary and `nets`; a method imports shared parts and never another method. `LEARNERS` maps each value of
+`method` in the configuration to the function that builds the learner and the sections that it needs.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from semopo_tf.types import Learner
 class Registered(NamedTuple):
     """How a learner is built."""
 
-    # Keywords: image_size, action_size, seed, compute, and one for each of `sections`. Raises ValueError for settings
-    # that do not fit together.
+    # Keyword arguments: image_size, action_size, seed, compute, and one for each of `sections`. Raises ValueError for
+    # settings that do not fit together.
     build: Callable[..., Learner]
     sections: tuple[str, ...]  # of the configuration
 

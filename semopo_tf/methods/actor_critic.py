@@ -1,4 +1,4 @@
-"""Actor, critic and slow critic (DreamerV2). Learns from `Imagined` and nothing else."""
+"""Actor, critic and slow critic (DreamerV2). Learns from `Imagined` alone."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +25,7 @@ class ActorCritic:
       lambda_: of the lambda-return.
       entropy_scale: weight of the policy's entropy in its objective.
       slow_every: updates between two copies of the critic into the slow critic.
-      precision: of the networks' matrix products; `mixed_float16` brings a loss scale.
+      precision: of the networks' matrix products; `mixed_float16` adds a loss scale.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class ActorCritic:
         self._actor = MLP(outputs={"loc": action_size, "std": action_size}, name="actor", **sizes)
         self._critic = MLP(outputs={"value": 1}, name="critic", **critic)
         self._slow_critic = MLP(outputs={"value": 1}, name="slow_critic", **critic)
-        for net in (self._actor, self._critic, self._slow_critic):
+        self.layers = {"actor": self._actor, "critic": self._critic, "slow_critic": self._slow_critic}
+        for net in self.layers.values():
             net.build((None, feat_size))
         self.actor_variables = named_variables({"actor": self._actor})
         self.critic_variables = named_variables({"critic": self._critic})
@@ -64,9 +65,9 @@ class ActorCritic:
 
     def variables(self) -> dict[str, tf.Variable]:
         """Networks, slow critic and optimiser state by stable name."""
-        state = (
-            self._actor_opt.state() | self._critic_opt.state() | (self._loss_scale.state() if self._loss_scale else {})
-        )
+        state = self._actor_opt.state() | self._critic_opt.state()
+        if self._loss_scale:
+            state |= self._loss_scale.state()
         return self.actor_variables | self.critic_variables | self._slow_variables | state
 
     def policy(self, feat: tf.Tensor) -> TruncatedNormal:
@@ -75,11 +76,11 @@ class ActorCritic:
         return TruncatedNormal(tf.tanh(raw["loc"]), 2 * tf.sigmoid(raw["std"] / 2) + self._min_std)
 
     def draw_actions(self, key: Key, horizon: int, size: int) -> tf.Tensor:
-        """Noise of imagined actions, [H, N, A]."""
+        """Noise for imagined actions, [H, N, A]."""
         return random.uniform(key, "imagined_action", [horizon, size, self.action_size])
 
     def act(self, feat: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """For each feature vector an action [N, A] and the policy's entropy [N], both differentiable in the actor."""
+        """An action [N, A] and the policy's entropy [N] for each feature vector, both differentiable in the actor."""
         policy = self.policy(feat)
         return policy.sample(noise), policy.entropy()
 
@@ -114,7 +115,7 @@ class ActorCritic:
         """One step of actor and critic.
 
         Args:
-          rollouts: imagines with the current actor; called once, under the tape.
+          rollouts: imagines with the current actor; called once, inside the gradient tape.
           step: number of updates before this one, scalar integer tensor.
         """
         metrics, gradients = self.gradients(rollouts)
@@ -125,9 +126,7 @@ class ActorCritic:
         return metrics
 
     def gradients(self, rollouts: Callable[[], Imagined]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """Losses and other metrics, and the gradient of every variable, scaled where there is a loss scale. Changes
-        nothing.
-        """
+        """Metrics and the gradient of every variable, multiplied by the loss scale if there is one. Changes nothing."""
         trained = self.actor_variables | self.critic_variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(trained.values()))
@@ -135,8 +134,8 @@ class ActorCritic:
             target = self.target(imagined)
             actor_loss, actor_metrics = self.actor_loss(imagined, target)
             critic_loss, critic_metrics = self.critic_loss(imagined, target)
-            # The actor's loss reaches no critic weight and the critic's no actor weight: the gradient of the sum is
-            # both gradients.
+            # The actor loss reaches no critic weight and vice versa, so one backward pass of the sum gives both
+            # gradients.
             loss = actor_loss + critic_loss
             scaled = loss * self._loss_scale.scale if self._loss_scale else loss
         metrics = {"actor_loss": actor_loss, "critic_loss": critic_loss, "target": tf.reduce_mean(target)}

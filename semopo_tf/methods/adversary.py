@@ -1,10 +1,8 @@
-"""Dissociated reward prediction (TIA; paper App. D.3): a reward head that reads the exogenous features as well as it
-can.
+"""Dissociated reward prediction (TIA; paper App. D.3): a reward head on the exogenous features.
 
-Before every model update the head takes some steps of its own on the features of that batch; the exogenous model is
-then trained to make the prediction bad (`SeparatedWorldModel`). The head learns from nothing else, and nothing learns
-from it but the exogenous
-encoder and RSSM.
+Before every model update the head takes some steps of its own on the features of that batch. The exogenous encoder and
+RSSM are then trained to make its prediction bad (`SeparatedWorldModel`). The head learns from nothing else, and nothing
+else learns from it.
 """
 
 from collections.abc import Callable
@@ -15,7 +13,7 @@ from semopo_tf.nets.optim import Optimizer, gradients_of
 
 
 class Adversary:
-    """The head's variables with their optimiser.
+    """The head's variables and their optimiser.
 
     Args:
       loss: (features [B, T, F], reward [B, T]) -> [B, T], the head's negative log-likelihood.
@@ -32,7 +30,7 @@ class Adversary:
         self.variables, self._loss, self._optimizer, self._updates = variables, loss, optimizer, updates
 
     def fit(self, feat: tf.Tensor, reward: tf.Tensor) -> None:
-        """Take the head's steps on features [B, T, F], through which no gradient flows back, and reward [B, T]."""
+        """Take the head's steps on features [B, T, F] (their gradient is stopped) and reward [B, T]."""
         feat = tf.stop_gradient(feat)
 
         def step(done: tf.Tensor) -> tuple[tf.Tensor]:
@@ -47,17 +45,15 @@ class Adversary:
         tf.while_loop(lambda done: done < self._updates, step, (tf.constant(0),))
 
     def state(self) -> dict[str, tf.Variable]:
-        """What a checkpoint must hold besides the head's variables."""
+        """The optimiser's variables, which a checkpoint must hold besides the head's."""
         return self._optimizer.state()
 
     def read(self) -> list[tf.Tensor]:
-        """All values as they are now, for `restore`."""
+        """Copies of all values, for `restore`."""
         return [tf.identity(variable) for variable in self._all()]
 
     def restore(self, values: list[tf.Tensor], where: tf.Tensor) -> None:
-        """Go back to earlier values where `where` (a scalar bool) is true: an update that was not taken has changed
-        nothing.
-        """
+        """Reset all variables to `values` if the scalar bool `where` is true: a skipped update changes nothing."""
         for variable, value in zip(self._all(), values, strict=True):
             variable.assign(tf.where(where, value, variable))
 

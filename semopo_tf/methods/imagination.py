@@ -1,4 +1,4 @@
-"""Roll a policy through a model. Knows neither: a model of five methods and a policy of two are handed in."""
+"""Roll a policy through a model. Both are passed in and known only by the protocols below."""
 
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from semopo_tf.types import Imagined, Latent
 
 
 class ImaginationModel(Protocol):
-    """What imagination asks of a model; in SeMOPO it is the endogenous part alone."""
+    """What imagination needs from a model; in SeMOPO the endogenous part implements it."""
 
     def draw_steps(self, key: Key, horizon: int, size: int) -> Any: ...
 
@@ -24,7 +24,7 @@ class ImaginationModel(Protocol):
 
 
 class ImaginationPolicy(Protocol):
-    """What imagination asks of a policy."""
+    """What imagination needs from a policy."""
 
     action_size: int
 
@@ -49,8 +49,8 @@ def imagine(
         reward  r_0          r_1                       r_H        r_t = penalised_reward(s_t)
         weight  1            g                         g^H
 
-    The policy sees stopped features: its gradient comes through the states, rewards and penalties that its actions
-    cause.
+    The gradient of the policy's features is stopped: it learns through the states, rewards and penalties that its
+    actions cause.
 
     Args:
       start: [N, ...] posterior states, already stopped.
@@ -58,7 +58,9 @@ def imagine(
     size = start.deter.shape[0]
     noise = (model.draw_steps(key, horizon, size), policy.draw_actions(key, horizon, size))  # leading axis H
 
-    def step(previous: tuple[Latent, tf.Tensor, tf.Tensor], now: tuple) -> tuple[Latent, tf.Tensor, tf.Tensor]:
+    def step(
+        previous: tuple[Latent, tf.Tensor, tf.Tensor], now: tuple[Any, tf.Tensor]
+    ) -> tuple[Latent, tf.Tensor, tf.Tensor]:
         latent, _, _ = previous
         step_noise, action_noise = now
         action, entropy = policy.act(tf.stop_gradient(model.features(latent)), action_noise)

@@ -1,4 +1,4 @@
-"""The losses and returns of the method as pure functions of tensors. Stop-gradients stand at the call sites."""
+"""The losses and returns of the method as pure functions of tensors. The callers stop gradients."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,13 +11,13 @@ def balanced_kl(post_side: tf.Tensor, prior_side: tf.Tensor, *, balance: float, 
 
         (1 - balance) * max(mean post_side, free) + balance * max(mean prior_side, free)
 
-    The floor acts on the mean over batch and time, so the result is a scalar: the one loss that is not [B, T].
+    The floor applies to the mean over batch and time, so the result is a scalar; every other loss is [B, T].
 
     Args:
-      post_side: [B, T] KL(post || sg prior), the side that moves the posterior.
-      prior_side: [B, T] KL(sg post || prior), the side that trains the prior.
+      post_side: [B, T] KL(post || sg prior), which trains the posterior.
+      prior_side: [B, T] KL(sg post || prior), which trains the prior.
       balance: weight of the prior's side; 0.8.
-      free: nats; below them a side gives no gradient.
+      free: nats; a side whose mean is below gives no gradient.
     """
     post_mean, prior_mean = tf.reduce_mean(post_side), tf.reduce_mean(prior_side)
     return (1 - balance) * tf.maximum(post_mean, free) + balance * tf.maximum(prior_mean, free)
@@ -31,7 +31,7 @@ def lambda_return(reward: tf.Tensor, next_value: tf.Tensor, discount: tf.Tensor,
     Args:
       reward: [N, H], r_0 .. r_{H-1}.
       next_value: [N, H], v_1 .. v_H.
-      discount: [N, H], of the step from t to t+1.
+      discount: [N, H], for the step from t to t+1.
 
     Returns:
       [N, H], G_0 .. G_{H-1}; differentiable in all three.
@@ -45,7 +45,7 @@ def lambda_return(reward: tf.Tensor, next_value: tf.Tensor, discount: tf.Tensor,
 
 
 def actor_loss(target: tf.Tensor, entropy: tf.Tensor, weight: tf.Tensor, *, entropy_scale: float) -> tf.Tensor:
-    """Pathwise policy objective, [N, H-1]. The action taken at state t is judged by the return from state t+1.
+    """Pathwise policy objective, [N, H-1]. The action taken at state t is scored by the return from state t+1.
 
         state     0    1    2   ...  H-1    H
         action       a_1  a_2   ...       a_H
@@ -54,7 +54,7 @@ def actor_loss(target: tf.Tensor, entropy: tf.Tensor, weight: tf.Tensor, *, entr
         entropy [h_0  h_1  ... h_{H-2} ]  .    .
 
     Args:
-      target: [N, H] lambda-returns G_0 .. G_{H-1}, differentiable in the actions; G_0 is left out: no action moves it.
+      target: [N, H] lambda-returns G_0 .. G_{H-1}, differentiable in the actions; no action moves G_0: it is left out.
       entropy: [N, H-1] of the policy at states 0 .. H-2, its features stopped.
       weight: [N, H+1] discount products, stopped.
     """
@@ -76,7 +76,7 @@ def critic_loss(log_prob: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
 
 
 class Penalty(NamedTuple):
-    """How the ensemble's disagreement enters the imagined reward: the section `penalty` of the configuration."""
+    """The section `penalty` of the configuration: how the ensemble's disagreement enters the imagined reward."""
 
     measure: str  # a name of `MEASURES`
     weight: float  # lambda of Equation 2
@@ -114,10 +114,9 @@ def sum_of_squares(centres: tf.Tensor) -> tf.Tensor:
 
 
 def mean_norm(centres: tf.Tensor) -> tf.Tensor:
-    """The disagreement of Offline DV2 and of the released code (`meandis`): mean over members of the distance to their
-    mean.
+    """The disagreement of Offline DV2 and the released code (`meandis`): mean distance of the members to their mean.
 
-    For categorical latents P runs over all S*C probabilities, which makes the distance the Frobenius norm.
+    For categorical latents P runs over all S*C probabilities, so the distance is the Frobenius norm.
 
     Args:
       centres: [K, ..., P] predictions of the members.
@@ -134,7 +133,7 @@ def log_prob_variance(log_probs: tf.Tensor) -> tf.Tensor:
 
 
 def log_prob_std(log_probs: tf.Tensor) -> tf.Tensor:
-    """Population standard deviation of the same (LOMPO, released code). [K, ...] -> [...]."""
+    """Population standard deviation of the same (LOMPO; released code). [K, ...] -> [...]."""
     return _safe_sqrt(log_prob_variance(log_probs))
 
 
@@ -143,17 +142,15 @@ def _squared_distances(centres: tf.Tensor) -> tf.Tensor:
 
 
 def _from_their_mean(x: tf.Tensor) -> tf.Tensor:
-    """[K, ...] less the mean over K. Measured from the first member, since the rounded mean of equal numbers need not
-    be that number.
+    """[K, ...] minus the mean over K. The first member is subtracted before: the rounded mean of equal numbers may
+    differ from them, and identical members must give exactly zero.
     """
     x = x - x[0]
     return x - tf.reduce_mean(x, 0)
 
 
 def _safe_sqrt(square: tf.Tensor) -> tf.Tensor:
-    """Square root whose gradient at exactly zero is zero: identical members would otherwise turn the actor's gradient
-    into NaN.
-    """
+    """Square root with zero gradient at exactly zero; without it identical members make the actor's gradient NaN."""
     positive = square > 0
     return tf.where(positive, tf.sqrt(tf.where(positive, square, 1.0)), 0.0)
 

@@ -1,7 +1,6 @@
-"""SeMOPO, its ablations and Offline DV2 as one learner: a world model, then a policy in its imagination; and the policy
-that acts.
+"""SeMOPO, its ablations and Offline DV2 as one learner: first a world model, then a policy in its imagination.
 
-Which world model it holds and what its losses reach is configuration. The exogenous states never leave the world model.
+The configuration selects the world model and what its losses train. The exogenous states never leave the world model.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,11 +9,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from semopo_tf.methods import costs
 from semopo_tf.methods.actor_critic import ActorCritic
 from semopo_tf.methods.adversary import Adversary
 from semopo_tf.methods.imagination import imagine
 from semopo_tf.methods.losses import Penalty
 from semopo_tf.methods.world_model import JointWorldModel, Losses, SeparatedWorldModel, WorldModel
+from semopo_tf.nets.accounting import Cost
 from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.layers import compute_type
 from semopo_tf.nets.optim import LossScale, Optimizer, gradients_of, step_if_finite
@@ -37,12 +38,12 @@ class SeMOPO(Learner):
 
     Args:
       model_opt: arguments of `Optimizer` for the world model, and for the adversary if it has one.
-      split_optimizers: one optimiser a branch instead of one for all.
+      split_optimizers: one optimiser per branch instead of one for all.
       adversary_updates: steps of the adversary before each model update.
       horizon, discount: of imagination.
       penalty: measure and weight of the disagreement in the imagined reward.
       steps: updates of the stages `model` and `policy`.
-      image_size, action_size: of the frames that the policy sees, and of its actions.
+      image_size, action_size: of the frames that the policy sees and of its actions.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class SeMOPO(Learner):
         self._model_opts = [
             Optimizer(name, group, **model_opt) for name, group in world_model.groups(split_optimizers).items()
         ]
-        self._adversary = None
+        self._adversary, self._adversary_updates = None, adversary_updates
         if world_model.adversary:
             head = world_model.adversary
             optimizer = Optimizer("exo_reward", head, **model_opt)
@@ -95,8 +96,10 @@ class SeMOPO(Learner):
         )
 
     def update_model(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
-        """One world-model update: one forward, one backward for all optimisers, one step of each (who learns from what:
-        `world_model`). An update that is not finite changes nothing, the adversary included.
+        """One world-model update: one forward and one backward pass, then a step of every optimiser.
+
+        The table in `world_model` says which part learns from which loss. An update that is not finite changes nothing,
+        the adversary included.
         """
         before = self._adversary.read() if self._adversary else []
         losses, gradients = self._model_gradients(batch, key)
@@ -106,9 +109,7 @@ class SeMOPO(Learner):
         return metrics
 
     def _model_gradients(self, batch: Batch, key: Key) -> tuple[Losses, dict[str, tf.Tensor]]:
-        """The model losses and their gradients. The adversary, if there is one, takes its steps before them, on the
-        exogenous features of this batch.
-        """
+        """The model losses and their gradients. The adversary, if any, first takes its steps on the same batch."""
         trained = self.world_model.trained
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(trained.values()))
@@ -120,7 +121,7 @@ class SeMOPO(Learner):
         return losses, gradients_of(scaled, trained, tape)
 
     def model_gradients(self, batch: Batch, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """Metrics and gradients of `update_model` by name, scaled where there is a loss scale. Changes nothing."""
+        """Metrics and gradients of `update_model` by name, multiplied by the loss scale if any. Changes nothing."""
         before = self._adversary.read() if self._adversary else []
         losses, gradients = self._model_gradients(batch, key)
         if self._adversary:
@@ -131,12 +132,12 @@ class SeMOPO(Learner):
         """One actor-critic update from the posterior states of all B*T records; the world model is frozen.
 
         Args:
-          batch: of images, or with what `evidence` made of them in place of the images.
+          batch: with images, or with the output of `evidence` in their place.
         """
         return self.actor_critic.learn(self._rollouts(batch, key), key.step)
 
     def policy_gradients(self, batch: Batch, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """Metrics and gradients of `update_policy` by name, scaled where there is a loss scale. Changes nothing."""
+        """Metrics and gradients of `update_policy` by name, multiplied by the loss scale if any. Changes nothing."""
         metrics, gradients = self.actor_critic.gradients(self._rollouts(batch, key))
         return metrics, {f"policy/{name}": gradient for name, gradient in gradients.items()}
 
@@ -161,38 +162,55 @@ class SeMOPO(Learner):
         return rollouts
 
     def evidence(self, frames: np.ndarray) -> tf.Tensor:
-        """What the policy stage needs of every frame, [N, H, W, 3] uint8 -> [N, hidden]: the frozen encoder, run once
-        over the dataset.
+        """Run the frozen encoder once over all frames, [N, H, W, 3] uint8 -> [N, hidden], for the policy stage.
 
-        Kept in the compute type; a function of the weights and the frames alone, so a resumed run makes the same again.
+        Stored in the compute type. A function of weights and frames alone, so a resumed run computes the same values.
         """
         branch, rows, blocks = self.world_model.main, min(EVIDENCE_ROWS, len(frames)), []
-        kept = compute_type(self._compute.precision)
-        encode = self._compute.compile(lambda image: tf.cast(branch.evidence(image), kept))
+        stored = compute_type(self._compute.precision)
+        encode = self._compute.compile(lambda image: tf.cast(branch.evidence(image), stored))
         for first in range(0, len(frames), rows):
-            start = min(first, len(frames) - rows)  # the last block overlaps the one before, so that all have one shape
+            start = min(first, len(frames) - rows)  # the last block overlaps the previous one: all have the same shape
             blocks.append(encode(tf.constant(frames[start : start + rows]))[first - start :])
         return tf.concat(blocks, 0)
 
     def policy(self) -> "FilterPolicy":
-        """Filters the endogenous state and takes the actor's mode."""
+        """The acting policy: filters the endogenous state and takes the actor's mode."""
         return FilterPolicy(self.world_model, self.actor_critic, **self._sizes, compute=self._compute)
+
+    def cost(self, stage: str, batch: int, length: int) -> Cost:
+        """FLOPs of one update on `batch` windows of `length` records, and bytes of its activations and gradients."""
+        if stage == "policy":
+            policy = self.actor_critic
+            variables = policy.actor_variables | policy.critic_variables
+            return costs.policy_update(
+                self.world_model, policy.layers, variables, starts=batch * length, horizon=self._horizon
+            )
+        return costs.world_model_update(
+            self.world_model,
+            frames=batch * length,
+            image_size=self._sizes["image_size"],
+            reward_gradient=self.world_model.reward_gradient,
+            remat=self._compute.remat,
+            adversary=self.world_model.adversary_head,
+            adversary_updates=self._adversary_updates,
+        )
 
     def validate(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
         """World-model metrics of a batch; changes nothing."""
         return self.world_model.losses(batch, key).metrics
 
     def pictures(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
-        """Truth, reconstructions, mask and error: `context` filtered frames, then open loop under the true actions."""
+        """Rows of the video report, as `WorldModel.reconstruct`."""
         return self.world_model.reconstruct(batch, key, context)
 
     def variables(self) -> dict[str, tf.Variable]:
         """Everything a checkpoint must hold, by stable name: `model/...`, `model_opt/...`, `policy/...`."""
-        keepers = [self._adversary, *self._model_opts, self._loss_scale]
-        states = [keeper.state() for keeper in keepers if keeper]
+        stateful = [self._adversary, *self._model_opts, self._loss_scale]
         groups = [("model", self.world_model.trained | self.world_model.adversary)]
-        groups += [*(("model_opt", state) for state in states), ("policy", self.actor_critic.variables())]
-        return {f"{group}/{name}": variable for group, found in groups for name, variable in found.items()}
+        groups += [("model_opt", part.state()) for part in stateful if part]
+        groups += [("policy", self.actor_critic.variables())]
+        return {f"{group}/{name}": variable for group, variables in groups for name, variable in variables.items()}
 
 
 def build(
@@ -217,10 +235,10 @@ def build(
     critic_opt: Mapping[str, float],
     compute: Compute,
 ) -> SeMOPO:
-    """A learner from the sections of the configuration, with all variables made and drawn from `seed`.
+    """Build a learner from the sections of the configuration and initialise its variables from `seed`.
 
     Raises:
-      ValueError: when the kernels do not fit the image, or a joint model is asked for what needs two streams.
+      ValueError: when the kernels do not fit the image, or a joint model is to use an option that needs two streams.
     """
     precision = {"precision": compute.precision}
     convolutional = precision | {"products": compute.products}
@@ -231,8 +249,8 @@ def build(
             "exo_action": model["exo_action"],
             "exo_weight": model["exo_only"] ** model["exo_only_power"],
             "exo_stoch": model["exo_stoch"],
+            "drp_scale": model["drp_scale"] if model["drp"] else 0.0,
         }
-        shared["drp_scale"] = model["drp_scale"] if model["drp"] else 0.0
     elif model["drp"]:
         raise ValueError(
             "--model.drp True: expected model.kind separated, received joint; a joint model has no exogenous stream"
@@ -272,11 +290,11 @@ def build(
 
 
 class FilterPolicy:
-    """The acting policy: filters the endogenous state from frames and takes the actor's mode. Sees no exogenous state.
+    """The acting policy: filters the endogenous state from frames and takes the actor's mode. Has no exogenous state.
 
-    Each episode is filtered by itself inside one compiled call, and its latent noise is keyed by (episode seed,
-    decision). So an episode's actions do not depend on which others are played beside it, to the bit: a batched product
-    may differ in the last bit with a row's place in the batch.
+    Each episode is filtered separately inside one compiled call, with latent noise keyed by (episode seed, decision).
+    So its actions do not depend, bit for bit, on the episodes beside it; in a batched product the last bit may depend
+    on a row's position in the batch.
     """
 
     def __init__(
@@ -311,9 +329,9 @@ class FilterPolicy:
 
         Args:
           images: [E, H, W, 3] uint8.
-          latents, actions: [E, ...] of each episode's decision before; where its step is 0 they count for nothing, and
-            `stats` of the latent nowhere.
-          seeds, steps: [E] int64, of the episode and decisions since its reset.
+          latents, actions: [E, ...] of each episode's previous decision, ignored where its step is 0; `stats` of the
+            latent are always ignored.
+          seeds, steps: [E] int64, each episode's seed and its decisions since reset.
 
         Returns:
           action [E, A] in [-1, 1], latent [E, ...].
@@ -329,4 +347,7 @@ class FilterPolicy:
             latent = tf.nest.map_structure(lambda x: x[:, 0], post)
             return self._actor.policy(branch.features(latent)).mode()[0], tf.nest.map_structure(lambda x: x[0], latent)
 
-        return tf.map_fn(one_episode, (images, latents, actions, seeds, steps), fn_output_signature=self._decision)
+        decided: tuple[tf.Tensor, Latent] = tf.map_fn(
+            one_episode, (images, latents, actions, seeds, steps), fn_output_signature=self._decision
+        )
+        return decided

@@ -1,12 +1,12 @@
-"""The world models: one branch (Offline DV2) or two (SeMOPO). The exogenous latent is born and dies in this file.
+"""The world models: one branch (Offline DV2) or two (SeMOPO). The exogenous latent exists only in this file.
 
     image --endo_encoder--> endo RSSM --> endo feat --> mask decoder --> endo mean, mask features --.
-      |                        ^ action       |                                                     |-> mask m
-      |                                       '--> reward head (gradient stopped)                   |   m * endo mean +
-      (1 - m) * exo mean
-      '----exo_encoder-->   exo RSSM  --> exo feat  --> mask decoder --> exo mean,  mask features --'   = joint mean of
-      the image
+      |                        ^ action       |                                                     |-> mask m,
+      |                                       '--> reward head (gradient stopped)                   |   joint mean
+      '----exo_encoder----> exo RSSM  --> exo feat  --> mask decoder --> exo mean,  mask features --'
                                               '--> exogenous-only decoder (w times the image likelihood)
+
+    joint mean = m * endo mean + (1 - m) * exo mean
 
 Who learns from what (`reward_gradient: False`):
 
@@ -16,8 +16,8 @@ Who learns from what (`reward_gradient: False`):
     exogenous-only decoder          exogenous-only image
     reward head                     reward
 
-With dissociated reward prediction a second reward head reads the exogenous features; it is no part of `trained` and
-learns apart (`adversary.py`), and the exogenous encoder and RSSM learn to make its prediction bad.
+With dissociated reward prediction a second reward head reads the exogenous features. It is not part of `trained` and
+learns separately (`adversary.py`); the exogenous encoder and RSSM learn to make its prediction bad.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ COLORS = 3
 
 
 class Kl(NamedTuple):
-    """How the KL terms enter: balanced with free nats, or plain (`strict_elbo`, the paper's printed objective)."""
+    """How the KL terms enter the loss: balanced with free nats, or plain (`strict_elbo`, the objective as printed)."""
 
     balance: float
     free: float
@@ -49,12 +49,12 @@ class Kl(NamedTuple):
 class Draws(NamedTuple):
     """The random numbers of one branch for windows [B, T]."""
 
-    noise: tf.Tensor  # [B, T, S] of the posterior states
+    noise: tf.Tensor  # [B, T, S] for the posterior states
     member: tf.Tensor  # [T] int64, the ensemble member of each step
 
 
 class Inferred(NamedTuple):
-    """What the recurrent models infer from one batch, and the losses that need no decoder."""
+    """Posterior states of one batch, and the losses that need no decoder."""
 
     posts: list[Latent]  # of every branch, [B, T, ...]
     feats: list[tf.Tensor]  # of every branch, [B, T, F]
@@ -63,11 +63,11 @@ class Inferred(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What one batch gives."""
+    """The model losses of one batch."""
 
-    total: tf.Tensor  # scalar
+    total: tf.Tensor  # weighted sum, scalar
     metrics: dict[str, tf.Tensor]  # scalars
-    posterior: Latent  # [B, T, ...] of the branch that the policy will see
+    posterior: Latent  # [B, T, ...] of the branch that the policy sees
 
 
 def preprocess(image: tf.Tensor) -> tf.Tensor:
@@ -76,7 +76,7 @@ def preprocess(image: tf.Tensor) -> tf.Tensor:
 
 
 def weigh(losses: Mapping[str, tf.Tensor], scales: Mapping[str, float], shape: tuple[int, int]) -> tf.Tensor:
-    """The weighted sum of mean losses: the only place where losses meet their weights.
+    """The weighted sum of mean losses; losses are weighted nowhere else.
 
     Raises:
       ValueError: when the names differ or a loss is neither [B, T] nor one of the scalar `*_kl`.
@@ -94,7 +94,7 @@ class Branch:
     def __init__(
         self, name: str, *, image_size: int, action_size: int, encoder: Mapping[str, Any], rssm: Mapping[str, Any]
     ):
-        """encoder, rssm: arguments of the layers."""
+        """encoder, rssm: keyword arguments of the layers."""
         self.name = name
         self.encoder = Encoder(name=f"{name}_encoder", **encoder)
         self.rssm = RSSM(
@@ -105,7 +105,7 @@ class Branch:
         self.layers = {f"{name}_encoder": self.encoder, f"{name}_rssm": self.rssm}
 
     def evidence(self, image: tf.Tensor) -> tf.Tensor:
-        """What the posterior takes from uint8 images [..., H, W, 3]: [..., hidden]. Only this part sees pixels."""
+        """The posterior's input [..., hidden] from uint8 images [..., H, W, 3]. Only this part sees pixels."""
         return self.rssm.evidence(self.encoder(preprocess(image)))
 
     def observe(self, evidence: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, key: Key) -> Latent:
@@ -116,7 +116,7 @@ class Branch:
         return self.rssm.features(latent)
 
     def draw(self, key: Key, shape: Sequence[int]) -> Draws:
-        """What `observe` and `kl` need for windows [B, T]."""
+        """The random numbers of `observe` and `kl` for windows [B, T]."""
         return Draws(
             self.rssm.draw(key, f"{self.name}_posterior", tuple(shape)),
             self.rssm.draw_members(key, f"{self.name}_member", shape[1]),
@@ -125,8 +125,8 @@ class Branch:
     def kl(self, post: Latent, member: tf.Tensor, settings: Kl) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """The KL loss (a scalar) and its metrics, under the ensemble member drawn for each time step, [T].
 
-        post    q_0  q_1  ...  q_{T-1}      of deter_t and image_t
-        prior   p_0  p_1  ...  p_{T-1}      of deter_t alone, member k_t
+        post    q_0  q_1  ...  q_{T-1}      given deter_t and image_t
+        prior   p_0  p_1  ...  p_{T-1}      given deter_t alone, by member k_t
         """
         dist = self.rssm.dist
         prior = self.rssm.prior(post.deter, member)
@@ -150,19 +150,18 @@ class Branch:
         return self.rssm.open_loop(start, action, member, self.rssm.draw(key, f"{self.name}_open", (batch, steps)))
 
     def disagreement(self, latent: Latent, measure: str) -> tf.Tensor:
-        """Disagreement of all members about the state that `latent.deter` predicts: [...]."""
+        """Disagreement of all members about the state predicted from `latent.deter`: [...]."""
         subject, function = MEASURES[measure]
         stats = self.rssm.prior_all(latent.deter)
         dist = self.rssm.dist
         return function(dist.centre(stats) if subject == "centre" else dist.log_prob(stats, latent.stoch))
 
     def uncertainties(self, deter: tf.Tensor, key: Key) -> dict[str, tf.Tensor]:
-        """Every measure of `MEASURES` about the states that deter [N, D] predicts, [N] each.
+        """Every measure of `MEASURES` for the states predicted from deter [N, D], [N] each.
 
-        The log-probabilities are those of a sample from the prior of one member, drawn for each row by itself. The
-        members are evaluated
-        one after the other: in one stacked product identical members may differ in the last bit, and here they give
-          exactly zero.
+        The log-probabilities are those of a sample from the prior of one member, drawn for each row separately. The
+        members are evaluated one after the other, so that identical members give exactly zero; in one stacked product
+        they may differ in the last bit.
         """
         rows, rssm = deter.shape[0], self.rssm
         each = [
@@ -180,7 +179,7 @@ class Branch:
 
 
 class WorldModel:
-    """What both world models share: the branch that the policy sees, the reward head, and imagination in them."""
+    """The part that both world models share: the branch that the policy sees, the reward head, and imagination."""
 
     def __init__(
         self,
@@ -200,13 +199,14 @@ class WorldModel:
         self.layers: dict[str, keras.layers.Layer] = {**main.layers, "reward": self.reward_head}
         self._seed = seed
         self._kl = Kl(**kl)
-        self._reward_gradient, self._image_scale = reward_gradient, image_scale
+        self.reward_gradient, self._image_scale = reward_gradient, image_scale
         self._remat, self._recurrence = compute.remat, compute.compile_part(self.recur)
         self._image_terms = {"image": image_scale}  # weight of each loss that `image_losses` returns, in its order
-        self.adversary: dict[str, tf.Variable] = {}  # of a head that `trained` does not hold
+        self.adversary_head: MLP | None = None
+        self.adversary: dict[str, tf.Variable] = {}  # variables of the adversary's head, which `trained` excludes
 
     def _finish(self, image_size: int, decoder: Mapping[str, Any]) -> None:
-        """Name and initialise all variables once the sub-class has made its layers."""
+        """Name and initialise all variables once the subclass has made its layers."""
         if deconv_sizes(decoder["kernels"])[-1] != image_size:
             raise ValueError(
                 f"decoder.kernels = {list(decoder['kernels'])}: expected an image of {image_size} pixels, "
@@ -220,7 +220,7 @@ class WorldModel:
         return named_variables({name: self.layers[name] for name in layers})
 
     def groups(self, split: bool) -> dict[str, dict[str, tf.Variable]]:
-        """Optimiser name -> the variables it steps."""
+        """Optimiser name -> the variables that it trains."""
         return {"model": self.trained}
 
     def losses(self, batch: Batch, key: Key, inferred: Inferred | None = None) -> Losses:
@@ -229,7 +229,7 @@ class WorldModel:
             images --encoders--> evidence --recurrence and heads--> states, KL, reward loss --decoders--> image losses
 
         Args:
-          inferred: of the same batch and key, where it is at hand already.
+          inferred: result of `infer` for the same batch and key; computed here by default.
         """
         shape = tuple(batch.reward.shape)
         posts, feats, losses, metrics = inferred or self.infer(batch, key)
@@ -246,7 +246,7 @@ class WorldModel:
     def infer(self, batch: Batch, key: Key) -> Inferred:
         """Posterior states of every branch, the losses that need no decoder, and metrics; pure."""
         evidence = [branch.evidence(batch.image) for branch in self.branches]
-        # Drawn out here: the names of streams are part of a compiled function, and training and validation have
+        # Drawn outside of `recur`: stream names are part of a compiled function, and training and validation use
         # different ones.
         draws = [branch.draw(key, batch.reward.shape) for branch in self.branches]
         posts, losses, metrics = self._recurrence(evidence, batch.action, batch.is_first, batch.reward, draws)
@@ -260,12 +260,12 @@ class WorldModel:
         posts: list[Latent] = []
         losses: dict[str, tf.Tensor] = {}
         metrics: dict[str, tf.Tensor] = {}
-        for branch, seen, drawn in zip(self.branches, evidence, draws, strict=True):
-            post = branch.rssm.observe(seen, self._action_for(branch, action), is_first, drawn.noise)
-            losses[f"{branch.name}_kl"], found = branch.kl(post, drawn.member, self._kl)
+        for branch, embedding, drawn in zip(self.branches, evidence, draws, strict=True):
+            post = branch.rssm.observe(embedding, self._action_for(branch, action), is_first, drawn.noise)
+            losses[f"{branch.name}_kl"], kl_metrics = branch.kl(post, drawn.member, self._kl)
             posts.append(post)
-            metrics |= found
-        metrics["reward_var"] = tf.math.reduce_variance(reward)  # what a head that knew nothing would leave unexplained
+            metrics |= kl_metrics
+        metrics["reward_var"] = tf.math.reduce_variance(reward)  # squared error of a head that predicts the mean
         return posts, losses | {"reward": self._reward_loss(self.main.features(posts[0]), reward)}, metrics
 
     def _by_frame(
@@ -279,13 +279,14 @@ class WorldModel:
             values = by_slices(self.image_losses, self._remat, *rows, outputs=[()] * len(names))
         else:
             values = self.image_losses(*rows)
-        found = dict(zip(names, values, strict=True))
-        losses = {name: tf.reshape(found[name], shape) for name in self._image_terms}
-        return losses, {name: tf.reduce_mean(found[name]) for name in self.image_metrics}
+        by_name = dict(zip(names, values, strict=True))
+        losses = {name: tf.reshape(by_name[name], shape) for name in self._image_terms}
+        return losses, {name: tf.reduce_mean(by_name[name]) for name in self.image_metrics}
 
     def image_losses(self, image: tf.Tensor, *feats: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Each frame by itself: image [n, H, W, 3] uint8 and every branch's features [n, F] -> losses, then metrics,
-        each [n].
+        """Losses, then metrics, [n] each, of frames [n, H, W, 3] uint8 and every branch's features [n, F].
+
+        Each frame counts by itself, so the frames may be passed in slices.
         """
         raise NotImplementedError
 
@@ -300,58 +301,53 @@ class WorldModel:
         return action
 
     def reconstruct(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
-        """Rows of the video report, each [B, T, H, W, 1 or 3] in 0..1: `context` filtered frames, then open loop under
-        the true actions.
+        """Truth, reconstructions, error and, if there is one, the mask: each [B, T, H, W, 1 or 3] in 0..1.
+
+        `context` frames are filtered; the rest is predicted open loop under the true actions.
         """
         raise NotImplementedError
 
     def analyse(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
-        """For analysis alone, and the only door by which exogenous features leave this file.
+        """For analysis only; the only function that passes exogenous features out of this file.
 
         Returns:
-          For every branch its filtered features `<name>` [B, T, F] and `<name>_open` [B, T - context, F], rolled out by
-          the prior under the true actions after `context` filtered frames; `reward` [B, T] as the head predicts it;
-          `mask` [B, T, H, W,
-          1] if there is one.
+          For every branch its filtered features `<name>` [B, T, F], and `<name>_open` [B, T - context, F], the prior's
+          rollout under the true actions after `context` filtered frames; the predicted `reward` [B, T]; and the `mask`
+          [B, T, H, W, 1] if there is one.
         """
-        found = {}
+        result = {}
         for branch in self.branches:
             action = self._action_for(branch, batch.action)
-            found[branch.name] = branch.features(
-                branch.observe(branch.evidence(batch.image), action, batch.is_first, key)
-            )
-            found[f"{branch.name}_open"] = branch.features(
-                _context_then_open_loop(branch, batch, action, key, context)
-            )[:, context:]
-        return found | {"reward": self.reward(found[self.main.name])}
+            post = branch.observe(branch.evidence(batch.image), action, batch.is_first, key)
+            result[branch.name] = branch.features(post)
+            ahead = _context_then_open_loop(branch, batch, action, key, context)
+            result[f"{branch.name}_open"] = branch.features(ahead)[:, context:]
+        return result | {"reward": self.reward(result[self.main.name])}
 
     def uncertainties(self, batch: Batch, key: Key, records: Sequence[int]) -> dict[str, dict[str, tf.Tensor]]:
-        """For analysis alone: every measure of every stream at `R` chosen records of windows filtered from their
-        beginnings.
+        """For analysis only: every measure of every stream at `R` chosen records of windows, filtered from their start.
 
-        All measures are about the state that the ensemble predicts for the record, from the action that led to it and
-        the filtered states before it, as in imagination: the log-probability measures judge a sample from one random
-        member's prior,
-          not the
-        posterior's, which has seen the record's image and may lie where no member expects it.
+        Like in imagination, the measures are about the state that the ensemble predicts for a record, from the filtered
+        states before it and the action that led to it. The log-probability measures therefore use a sample from one
+        random member's prior, not from the posterior, which has seen the record's image and may lie where no member
+        expects it.
 
         Returns:
-          {stream: {measure: [B, R]}}; the exogenous stream is judged by its own ensemble.
+          {stream: {measure: [B, R]}}; each stream by its own ensemble.
         """
-        found, shape = {}, [batch.reward.shape[0], len(records)]
+        result, shape = {}, [batch.reward.shape[0], len(records)]
         for branch in self.branches:
             post = branch.observe(
                 branch.evidence(batch.image), self._action_for(branch, batch.action), batch.is_first, key
             )
             deter = tf.reshape(tf.gather(post.deter, records, axis=1), [shape[0] * shape[1], branch.rssm.deter_size])
-            found[branch.name] = {
-                name: tf.reshape(value, shape) for name, value in branch.uncertainties(deter, key).items()
-            }
-        return found
+            measures = branch.uncertainties(deter, key)
+            result[branch.name] = {name: tf.reshape(value, shape) for name, value in measures.items()}
+        return result
 
     def _reward_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
-        """[B, T] negative log-likelihood; r_t is predicted from the state at t, on arrival."""
-        return -unit_normal_log_prob(self.reward(feat if self._reward_gradient else tf.stop_gradient(feat)), reward, 0)
+        """[B, T] negative log-likelihood; r_t is predicted from the state at t, where it is received."""
+        return -unit_normal_log_prob(self.reward(feat if self.reward_gradient else tf.stop_gradient(feat)), reward, 0)
 
     def posterior(self, batch: Batch, key: Key) -> Latent:
         """Filtered states [B, T, ...] of the branch that the policy sees; `batch.image` may already be its evidence."""
@@ -361,7 +357,7 @@ class WorldModel:
         return self.main.observe(evidence, batch.action, batch.is_first, key)
 
     def draw_steps(self, key: Key, horizon: int, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Ensemble member of each imagined step [H], shared by the batch, and noise of the states [H, N, S]."""
+        """Ensemble member of each imagined step [H], shared by the batch, and noise for the states [H, N, S]."""
         rssm = self.main.rssm
         return rssm.draw_members(key, "imagined_member", horizon), rssm.draw(key, "imagined_state", (horizon, size))
 
@@ -376,7 +372,7 @@ class WorldModel:
         return self.reward_head(feat)["reward"][..., 0]
 
     def disagreement(self, latent: Latent, measure: str) -> tf.Tensor:
-        """Disagreement by a measure of the branch that the policy sees: [...]."""
+        """Disagreement, by a measure, in the branch that the policy sees: [...]."""
         return self.main.disagreement(latent, measure)
 
 
@@ -414,10 +410,10 @@ class SeparatedWorldModel(WorldModel):
     """SeMOPO's world model: an endogenous branch driven by actions and an exogenous one that never sees them.
 
     Args:
-      exo_action: what the exogenous model gets as action: `absent` (no such input: the paper), `zero` (an input that is
-        always zero: the released commands) or `taken` (the true action: TIA).
+      exo_action: the exogenous model's action input: `absent` (none: the paper), `zero` (always zero: the released
+        commands) or `taken` (the true action: TIA).
       exo_weight: weight w of the exogenous-only reconstruction; 0 builds no such decoder.
-      exo_stoch: size of the exogenous stochastic state; 0 for the endogenous one's.
+      exo_stoch: size of the exogenous stochastic state; 0 means the endogenous one's.
       drp_scale: weight of dissociated reward prediction, J_Radv = -drp_scale * max_q ln q(r | exo feat) (paper App.
         D.3); 0 builds no such head.
     """
@@ -470,12 +466,13 @@ class SeparatedWorldModel(WorldModel):
             self._exo_reward_head.build((None, self.exo.rssm.feat_size))
             self.adversary = named_variables({"exo_reward": self._exo_reward_head})
             initialise(self.adversary, self._seed)
+            self.adversary_head = self._exo_reward_head
 
     def adversary_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
         return -unit_normal_log_prob(self._exo_reward_head(feat)["reward"][..., 0], reward, 0)
 
     def groups(self, split: bool) -> dict[str, dict[str, tf.Variable]]:
-        """One optimiser for all, or two as in the released code, which both step the joint decoder."""
+        """One optimiser for all, or two that both train the joint decoder, as in the released code."""
         if not split:
             return super().groups(split)
         joint = ("endo_decoder", "exo_decoder", "mask")
@@ -498,8 +495,8 @@ class SeparatedWorldModel(WorldModel):
         return tf.zeros_like(action) if branch is self.exo and self._exo_action == "zero" else action
 
     def analyse(self, batch: Batch, key: Key, context: int) -> dict[str, tf.Tensor]:
-        found = super().analyse(batch, key, context)
-        return found | {"mask": self._decode(found["endo"], found["exo"])["mask"]}
+        result = super().analyse(batch, key, context)
+        return result | {"mask": self._decode(result["endo"], result["exo"])["mask"]}
 
     def _decode(self, endo_feat: tf.Tensor, exo_feat: tf.Tensor) -> dict[str, tf.Tensor]:
         """Unmasked means of both streams, the mask, and the blend m * endo + (1 - m) * exo; all [..., H, W, .]."""
@@ -531,4 +528,5 @@ def _context_then_open_loop(branch: Branch, batch: Batch, action: tf.Tensor, key
         return post
     last = tf.nest.map_structure(lambda x: x[:, -1], post)
     ahead = branch.open_loop(last, action[:, context:], key)
-    return tf.nest.map_structure(lambda x, y: tf.concat([x, y], 1), post, ahead)
+    joined: Latent = tf.nest.map_structure(lambda x, y: tf.concat([x, y], 1), post, ahead)
+    return joined

@@ -1,29 +1,28 @@
-"""Stride-2 convolutions without padding, each in the exact form that runs fastest: the one place where that choice is
-made.
+"""Stride-2 convolutions without padding, each computed in the exact form that runs fastest.
 
-A convolution is a matrix product whose rows overlap, and libraries are good at different shapes of it. All forms below
+A convolution is a matrix product whose rows overlap, and the library is slow at some shapes of it. All forms below
 compute the same sums in another order; `docs/performance.md` has their rates, layer by layer.
 
     convolve    few output positions   cut the windows out, one matrix product
                 otherwise              the library's convolution
     transpose   one input position     nothing overlaps: one matrix product
-                few output channels    a stride-1 convolution onto the 2 x 2 phases of the output, then the phases
-                interleaved;
-                                       its gradients are the library's
+                few output channels    a stride-1 convolution onto the 2 x 2 phases of the output, which are then
+                                       interleaved; its gradients are the library's
                 otherwise              the library's transposed convolution
 
-`products=True` replaces the library's convolutions by matrix products too. XLA on a CPU needs that: a convolution
-inside one of its loops falls to a plain loop of one core, thirty times slower than the same convolution outside.
+`products=True` replaces the library's convolutions by matrix products too. XLA on a CPU needs that: inside its loops a
+convolution runs on one core, thirty times slower than outside.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 STRIDE = 2
 PHASES = STRIDE * STRIDE
-FEW_POSITIONS = 2  # output edge up to which cutting the windows out is cheaper than the library's treatment of them
-FEW_CHANNELS = 6  # an image or two: too few to fill a vector register before the phases make them four times as many
+FEW_POSITIONS = 2  # largest output edge for which cutting the windows out is faster than the library
+FEW_CHANNELS = 6  # an image or two: fills a vector register only once the phases make them four times as many
 
 
 def convolve(x: tf.Tensor, kernel: tf.Tensor, *, products: bool = False) -> tf.Tensor:
@@ -33,16 +32,14 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor, *, products: bool = False) -> tf.T
     if k % STRIDE or (size > FEW_POSITIONS and not products):
         return tf.nn.conv2d(x, kernel, STRIDE, "VALID")
     half = k // STRIDE
-    blocks = size + half - 1  # of 2 x 2 pixels, along an edge; what does not fill a block reaches no output
+    blocks = size + half - 1  # of 2 x 2 pixels along an edge; a row or column left over reaches no output
     x = tf.nn.space_to_depth(_crop(x, STRIDE * blocks), STRIDE)
     windows = tf.concat(
         [tf.slice(x, [0, row, column, 0], [-1, size, size, -1]) for row in range(half) for column in range(half)], 3
     )
     # Rows of the kernel in the order of a window: block, then pixel in the block, then channel.
-    rows = tf.reshape(_phases(kernel), [half * half, PHASES * channels, width])
-    return tf.reshape(
-        tf.reshape(windows, [-1, k * k * channels]) @ tf.reshape(rows, [-1, width]), [-1, size, size, width]
-    )
+    product = tf.reshape(windows, [-1, k * k * channels]) @ tf.reshape(_phases(kernel), [-1, width])
+    return tf.reshape(product, [-1, size, size, width])
 
 
 def transpose(x: tf.Tensor, kernel: tf.Tensor, *, products: bool = False) -> tf.Tensor:
@@ -58,7 +55,7 @@ def transpose(x: tf.Tensor, kernel: tf.Tensor, *, products: bool = False) -> tf.
         return tf.nn.conv2d_transpose(x, kernel, [_rows(x), out, out, width], STRIDE, "VALID")
 
     @tf.custom_gradient
-    def to_image(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    def to_image(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             strides = [1, STRIDE, STRIDE, 1]
             to_kernel = tf.raw_ops.Conv2DBackpropFilter(
@@ -72,23 +69,20 @@ def transpose(x: tf.Tensor, kernel: tf.Tensor, *, products: bool = False) -> tf.
 
 
 def _by_phases(x: tf.Tensor, kernel: tf.Tensor, *, products: bool) -> tf.Tensor:
-    """Output pixel (2 i + p, 2 j + q) takes kernel entries (2 a + p, 2 b + q) only: four phases (p, q), each a stride-1
-    convolution.
+    """`transpose` as four stride-1 convolutions, one for each phase (p, q) of the output.
+
+    Output pixel (2 i + p, 2 j + q) takes kernel entries (2 a + p, 2 b + q) only.
     """
     size, k, width, channels = x.shape[1], kernel.shape[0], kernel.shape[2], kernel.shape[3]
     odd = k % STRIDE
-    if odd:  # one more row and column of zeros, whose output is cut off
+    if odd:  # one more row and column of zeros, whose output is cropped
         kernel = tf.pad(kernel, [[0, 1], [0, 1], [0, 0], [0, 0]])
     half = (k + odd) // STRIDE
     phases = tf.reshape(_phases(kernel), [half, half, PHASES * width, channels])
     blocks = size + half - 1
     if products:
-        fine = _overlap(
-            tf.matmul(tf.reshape(x, [-1, channels]), tf.reshape(phases, [-1, channels]), transpose_b=True),
-            size,
-            half,
-            PHASES * width,
-        )
+        columns = tf.matmul(tf.reshape(x, [-1, channels]), tf.reshape(phases, [-1, channels]), transpose_b=True)
+        fine = _overlap(columns, size, half, PHASES * width)
     else:
         fine = tf.nn.conv2d_transpose(x, phases, [_rows(x), blocks, blocks, PHASES * width], 1, "VALID")
     return _crop(tf.nn.depth_to_space(fine, STRIDE), (size - 1) * STRIDE + k)
@@ -110,13 +104,14 @@ def _phases(kernel: tf.Tensor) -> tf.Tensor:
 
 
 def _overlap(columns: tf.Tensor, size: int, half: int, width: int) -> tf.Tensor:
-    """Add up what every input position sends to the half x half outputs it reaches: [N*size*size, ...] -> [N, size +
-    half - 1, .., width].
+    """Add up the contributions of every input position to the half x half outputs that it reaches.
+
+    [N*size*size, half*half*width] -> [N, size + half - 1, .., width].
     """
     columns = tf.reshape(columns, [-1, size, size, half * half * width])
-    placed = []
+    padded = []
     for row in range(half):
         for column in range(half):
             part = tf.slice(columns, [0, 0, 0, (row * half + column) * width], [-1, -1, -1, width])
-            placed.append(tf.pad(part, [[0, 0], [row, half - 1 - row], [column, half - 1 - column], [0, 0]]))
-    return tf.add_n(placed)
+            padded.append(tf.pad(part, [[0, 0], [row, half - 1 - row], [column, half - 1 - column], [0, 0]]))
+    return tf.add_n(padded)

@@ -1,8 +1,8 @@
-"""The few distributions used. Parameters are float32; samples are functions of noise that was drawn before (see
-`random`).
+"""Distributions of latent states, images, rewards and actions.
 
-Densities, entropies and divergences come from TensorFlow Probability, except the truncated normal: the library's
-version compiles for minutes under XLA, and its sampler draws its own noise.
+Parameters are float32. Samples are functions of noise that was drawn before (see `random`). Densities, entropies and
+divergences come from TensorFlow Probability, except those of the truncated normal: the library's version compiles for
+minutes under XLA, and its sampler draws its own noise.
 """
 
 from collections.abc import Mapping
@@ -72,12 +72,12 @@ class GaussianLatent:
         return self._dist(stats).entropy()
 
     def centre(self, stats: Stats) -> tf.Tensor:
-        """The predicted mean, [..., S]: what members of an ensemble disagree about."""
+        """The predicted mean, [..., S], about which the members of an ensemble disagree."""
         return stats["mean"]
 
 
 class CategoricalLatent:
-    """S independent one-hot categoricals of C classes with straight-through gradients, no uniform mixing."""
+    """S independent one-hot categoricals of C classes, straight-through gradients, no uniform mixing (DreamerV2)."""
 
     noise_kind = "uniform"
 
@@ -94,7 +94,7 @@ class CategoricalLatent:
     def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
         """noise [..., S] uniform -> one-hot [..., S, C]; the gradient is that of the probabilities.
 
-        Inverse distribution function: one number of noise a categorical, where Gumbel noise would need C.
+        By the inverse distribution function: one noise number per categorical, where Gumbel noise would need C.
         """
         prob = tf.nn.softmax(stats["logit"])
         below = tf.reduce_sum(tf.cast(noise[..., None] > tf.cumsum(prob, axis=-1), tf.int32), -1)
@@ -106,7 +106,7 @@ class CategoricalLatent:
         return tfd.Independent(tfd.OneHotCategorical(logits=stats["logit"]), 1)
 
     def log_prob(self, stats: Stats, sample: tf.Tensor) -> tf.Tensor:
-        """Sum over S of the log-probability of a one-hot sample, differentiable in the sample too (straight through)."""
+        """Log-probability of a one-hot sample, summed over S: [...]; differentiable in the sample too."""
         return tf.reduce_sum(sample * tf.nn.log_softmax(stats["logit"]), [-2, -1])
 
     def kl(self, first: Stats, second: Stats) -> tf.Tensor:
@@ -117,24 +117,24 @@ class CategoricalLatent:
         return self._dist(stats).entropy()
 
     def centre(self, stats: Stats) -> tf.Tensor:
-        """The class probabilities, [..., S*C]: what members of an ensemble disagree about."""
+        """The class probabilities, [..., S*C], about which the members of an ensemble disagree."""
         prob = tf.nn.softmax(stats["logit"])
         return tf.reshape(prob, [*prob.shape[:-2], self.flat_size])
 
 
 def unit_normal_log_prob(mean: tf.Tensor, value: tf.Tensor, event_dims: int) -> tf.Tensor:
-    """Log-density of independent unit-variance normals over the last `event_dims` axes, with its constant, in float32.
+    """Log-density in nats of independent unit-variance normals over the last `event_dims` axes, float32.
 
-    A 64 x 64 x 3 image has the constant -64 * 64 * 3 / 2 * ln(2 pi) = -11291.92 nats.
+    Includes the constant: -64 * 64 * 3 / 2 * ln(2 pi) = -11291.92 nats for a 64 x 64 x 3 image.
     """
     mean, value = tf.cast(mean, tf.float32), tf.cast(value, tf.float32)
     return tfd.Independent(tfd.Normal(mean, 1.0), event_dims).log_prob(value)
 
 
 class TruncatedNormal:
-    """Normal(loc, std) truncated to [-1, 1] in each of A dimensions: the distribution of the actor.
+    """Normal(loc, std) truncated to [-1, 1] in each of A dimensions: the actor's distribution (DreamerV2).
 
-    Needs loc in [-1, 1], so that the interval reaches to both sides of the mode.
+    loc must be in [-1, 1], so that it is the mode.
     """
 
     EDGE = 1 - 1e-6  # samples stay this far inside the interval
@@ -152,7 +152,7 @@ class TruncatedNormal:
     def sample(self, noise: tf.Tensor) -> tf.Tensor:
         """noise [..., A] uniform -> [..., A] by the inverse distribution function, differentiable in loc and std.
 
-        Clipped to +-EDGE with the gradient passed straight through, as in the released code.
+        Clipped to +-EDGE with a straight-through gradient, as in the released code.
         """
         cdf = tf.clip_by_value(self._cdf_low + noise * self._mass, 1e-30, 1 - 2.0**-24)
         sample = self._loc + self._std * tf.math.ndtri(cdf)
@@ -165,11 +165,9 @@ class TruncatedNormal:
 
     def entropy(self) -> tf.Tensor:
         """[...] in nats, summed over the action dimensions: ln(sqrt(2 pi e) std Z) + (a phi(a) - b phi(b)) / (2 Z)."""
-        edges = self._low * tf.exp(_normal_log_density(self._low)) - self._high * tf.exp(
-            _normal_log_density(self._high)
-        )
+        low, high = (edge * tf.exp(_normal_log_density(edge)) for edge in (self._low, self._high))
         constant = np.float32(0.5 * np.log(2 * np.pi * np.e))
-        return tf.reduce_sum(constant + tf.math.log(self._std * self._mass) + edges / (2 * self._mass), -1)
+        return tf.reduce_sum(constant + tf.math.log(self._std * self._mass) + (low - high) / (2 * self._mass), -1)
 
 
 def _normal_cdf(x: tf.Tensor) -> tf.Tensor:

@@ -1,43 +1,48 @@
-"""The networks: convolutional encoder and decoder, mask blend, dense stacks, and the layers a recurrent model is made
-of.
+"""The networks: convolutional encoder and decoder, mask blend, dense stacks, and the layers of a recurrent model.
 
-Keras layers with their sub-layers made in the constructor and all weights in `build`. Initial values are Keras'
-defaults (Glorot uniform kernels, zero biases), drawn by `initialise` from the run's seed and the variable's own name.
+Keras layers that make their sub-layers in the constructor and all weights in `build`. Initial values are Keras'
+defaults (Glorot uniform kernels, zero biases), drawn by `initialise` from the run's seed and the variable's name.
+Once built, each layer tells what `rows` rows of its input cost.
 """
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from semopo_tf.nets import convolutions
+from semopo_tf.nets.accounting import Cost, product
 from semopo_tf.nets.convolutions import STRIDE
+
+Shape = Sequence[int | None]  # as Keras gives it to `build`; None for the batch
 
 
 def named_variables(layers: Mapping[str, keras.layers.Layer]) -> dict[str, tf.Variable]:
-    """All trainable variables of built layers by a stable name, `<layer>/<sub-layer>/<weight>`."""
-    found = {}
+    """All trainable variables of built layers by a stable name, `<layer>/<sub-layer>/<weight>`.
+
+    Raises:
+      ValueError: when two variables have the same name.
+    """
+    variables: dict[str, tf.Variable] = {}
     for name, layer in layers.items():
         for weight in layer.trainable_weights:
             key = "/".join([name, *weight.path.split("/")[1:]])
-            if key in found:
+            if key in variables:
                 raise ValueError(f"{key}: two variables have this name; give the layers of {name} distinct names")
-            found[key] = weight.value
-    return found
+            variables[key] = weight.value
+    return variables
 
 
 def initialise(variables: Mapping[str, tf.Variable], seed: int) -> None:
-    """Draw the initial value of every kernel from (seed, name) alone: Glorot uniform; other variables keep what `build`
-    gave them.
-    """
+    """Draw every kernel from (seed, name) alone, Glorot uniform; other variables keep the values of `build`."""
     for name, variable in variables.items():
         if not name.endswith("kernel"):
             continue
         shape = variable.shape.as_list()
-        # Stacked ensembles [K, in, out] count one member's fans; convolutions [h, w, in, out] multiply by the window.
+        # Fans are those of one member in ensembles [K, in, out], and times the window in convolutions [h, w, in, out].
         window = int(np.prod(shape[:-2])) if len(shape) == 4 else 1
         limit = np.sqrt(6 / (window * (shape[-2] + shape[-1])))
         generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
@@ -45,10 +50,10 @@ def initialise(variables: Mapping[str, tf.Variable], seed: int) -> None:
 
 
 def conv_sizes(size: int, kernels: Sequence[int]) -> list[int]:
-    """Edge lengths after each VALID convolution of stride 2: 64 -> 31, 14, 6, 2 for four kernels of 4.
+    """Edge lengths in pixels after each VALID convolution of stride 2: 64 -> 31, 14, 6, 2 for four kernels of 4.
 
     Raises:
-      ValueError: when a kernel is larger than what is left of the image.
+      ValueError: when a kernel is larger than the image that it meets.
     """
     sizes = []
     for kernel in kernels:
@@ -63,14 +68,20 @@ def conv_sizes(size: int, kernels: Sequence[int]) -> list[int]:
 
 
 def deconv_sizes(kernels: Sequence[int]) -> list[int]:
-    """Edge lengths after each VALID transposed convolution of stride 2 from 1 x 1: 5, 13, 30, 64 for kernels 5, 5, 6,
-    6.
-    """
+    """Edge lengths after each VALID transposed convolution of stride 2 from 1 x 1: 5, 5, 6, 6 -> 5, 13, 30, 64."""
     sizes, size = [], 1
     for kernel in kernels:
         size = (size - 1) * STRIDE + kernel
         sizes.append(size)
     return sizes
+
+
+class Dense(keras.layers.Dense):
+    """Keras' layer, with its cost."""
+
+    def cost(self, rows: int) -> Cost:
+        inputs, outputs = self.kernel.shape
+        return product(rows, inputs, outputs, _size(self))
 
 
 class Convolution(keras.layers.Conv2D):
@@ -81,11 +92,13 @@ class Convolution(keras.layers.Conv2D):
         self._products = products
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return self.activation(
-            tf.nn.bias_add(
-                convolutions.convolve(inputs, _value(self.kernel), products=self._products), _value(self.bias)
-            )
-        )
+        x = convolutions.convolve(inputs, _value(self.kernel), products=self._products)
+        return self.activation(tf.nn.bias_add(x, _value(self.bias)))
+
+    def cost(self, rows: int, edge: int) -> Cost:
+        """Of `rows` images of `edge` pixels a side."""
+        k, _, channels, width = self.kernel.shape
+        return product(rows * conv_sizes(edge, [k])[0] ** 2, k * k * channels, width, _size(self))
 
 
 class TransposedConvolution(keras.layers.Conv2DTranspose):
@@ -96,16 +109,25 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
         self._products = products
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return self.activation(
-            tf.nn.bias_add(
-                convolutions.transpose(inputs, _value(self.kernel), products=self._products), _value(self.bias)
-            )
-        )
+        x = convolutions.transpose(inputs, _value(self.kernel), products=self._products)
+        return self.activation(tf.nn.bias_add(x, _value(self.bias)))
+
+    def cost(self, rows: int, edge: int) -> Cost:
+        """Of `rows` images of `edge` pixels a side; every weight meets every input pixel."""
+        k, _, width, channels = self.kernel.shape
+        out, flops = (edge - 1) * STRIDE + k, 2 * rows * edge**2 * k**2 * channels * width
+        return Cost(flops, 2 * _size(self) * rows * out**2 * width, flops)
 
 
 class Encoder(keras.layers.Layer):
-    """Image [..., H, W, C] in -0.5..0.5 -> embedding [..., E] in the compute type. Channels double at each layer from
-    `depth`.
+    """Image [..., H, W, C] in -0.5..0.5 -> embedding [..., E] in the compute type.
+
+    The layout is TIA's, as in the paper (App. D.1).
+
+    Args:
+      depth: channels of the first layer; each further layer has twice as many.
+      kernels: edge of each layer's kernel, pixels.
+      products: see `convolutions`.
     """
 
     def __init__(
@@ -125,11 +147,14 @@ class Encoder(keras.layers.Layer):
 
     def embed_size(self, image_size: int) -> int:
         """Features of the embedding for square images of `image_size` pixels."""
-        return conv_sizes(image_size, self._kernels)[-1] ** 2 * self._depth * 2 ** (len(self._kernels) - 1)
+        channels = self._depth << len(self._kernels) - 1
+        return conv_sizes(image_size, self._kernels)[-1] ** 2 * channels
 
-    def build(self, input_shape):
-        shape = (None, *input_shape[-3:])
+    def build(self, input_shape: Shape) -> None:
+        self._edges: list[int] = []
+        shape: Any = (None, *input_shape[-3:])
         for conv in self._convs:
+            self._edges.append(shape[1])
             conv.build(shape)
             shape = conv.compute_output_shape(shape)
 
@@ -139,10 +164,20 @@ class Encoder(keras.layers.Layer):
             x = conv(x)
         return tf.reshape(x, [*leading(image, 3), int(np.prod(x.shape[1:]))])
 
+    def cost(self, rows: int) -> Cost:
+        first, *rest = (conv.cost(rows, edge) for conv, edge in zip(self._convs, self._edges, strict=True))
+        return first.then(*rest)
+
 
 class Decoder(keras.layers.Layer):
-    """Features [..., F] -> image channels [..., H, W, C] float32, linear at the end; square,
-    `deconv_sizes(kernels)[-1]` pixels wide.
+    """Features [..., F] -> image channels [..., H, W, C] float32, H = W = `deconv_sizes(kernels)[-1]`.
+
+    Linear at the end. The layout is TIA's, as in the paper (App. D.1).
+
+    Args:
+      depth: channels of the layer before the last; each layer before that has twice as many.
+      kernels: edge of each layer's kernel, pixels.
+      products: see `convolutions`.
     """
 
     def __init__(
@@ -159,17 +194,19 @@ class Decoder(keras.layers.Layer):
         super().__init__(name=name)
         style: dict[str, Any] = {"dtype": precision, "products": products}
         last = len(kernels) - 1
-        self._dense = keras.layers.Dense(depth * 2 ** (last + 2), dtype=precision, name="dense")
+        self._dense = Dense(depth * 2 ** (last + 2), dtype=precision, name="dense")
         widths = [depth * 2 ** (last - 1 - i) for i in range(last)] + [channels]
         self._deconvs = [
             TransposedConvolution(width, kernel, act=act if i < last else None, name=f"deconv{i}", **style)
             for i, (width, kernel) in enumerate(zip(widths, kernels, strict=True))
         ]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self._dense.build((None, input_shape[-1]))
-        shape = (None, 1, 1, self._dense.units)
+        self._edges: list[int] = []
+        shape: Any = (None, 1, 1, self._dense.units)
         for deconv in self._deconvs:
+            self._edges.append(shape[1])
             deconv.build(shape)
             shape = deconv.compute_output_shape(shape)
 
@@ -179,38 +216,45 @@ class Decoder(keras.layers.Layer):
             x = deconv(x)
         return tf.cast(tf.reshape(x, [*leading(feat, 1), *x.shape[1:]]), tf.float32)
 
+    def cost(self, rows: int) -> Cost:
+        layers = (deconv.cost(rows, edge) for deconv, edge in zip(self._deconvs, self._edges, strict=True))
+        return self._dense.cost(rows).then(*layers)
+
 
 class MaskBlend(keras.layers.Layer):
-    """The mask of the endogenous stream from both decoders' mask features: 1 x 1 convolution, then sigmoid."""
+    """Both decoders' mask features -> the endogenous stream's mask: 1 x 1 convolution, then sigmoid (TIA)."""
 
     def __init__(self, *, name: str):
         super().__init__(name=name)
         self._conv = keras.layers.Conv2D(1, 1, name="conv")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
+        self._pixels = cast(int, input_shape[-3]) * cast(int, input_shape[-2])
         self._conv.build((None, *input_shape[-3:]))
 
     def call(self, mask_features: tf.Tensor) -> tf.Tensor:
-        """[..., H, W, 2C] (endogenous features first) -> mask [..., H, W, 1] in 0..1, the weight of the endogenous
-        mean.
-        """
+        """[..., H, W, 2C], endogenous features first -> [..., H, W, 1] in 0..1, the weight of the endogenous mean."""
         x = tf.reshape(mask_features, [-1, *mask_features.shape[-3:]])
         return tf.sigmoid(tf.reshape(self._conv(x), [*leading(mask_features, 3), *mask_features.shape[-3:-1], 1]))
 
+    def cost(self, rows: int) -> Cost:
+        return product(rows * self._pixels, *self._conv.kernel.shape[2:])
+
 
 class MLP(keras.layers.Layer):
-    """`layers` dense layers of `units`, then one linear output layer for each entry of `outputs` (name -> width),
-    float32.
+    """`layers` dense layers of `units`, then one linear output layer for each entry of `outputs`, float32.
+
+    [..., in] -> {name: [..., width]}, `outputs` being {name: width}.
     """
 
     def __init__(
         self, *, layers: int, units: int, act: str, outputs: Mapping[str, int], name: str, precision: str = "float32"
     ):
         super().__init__(name=name)
-        self._hidden = [keras.layers.Dense(units, act, dtype=precision, name=f"hidden{i}") for i in range(layers)]
-        self._outputs = {key: keras.layers.Dense(width, dtype=precision, name=key) for key, width in outputs.items()}
+        self._hidden = [Dense(units, act, dtype=precision, name=f"hidden{i}") for i in range(layers)]
+        self._outputs = {key: Dense(width, dtype=precision, name=key) for key, width in outputs.items()}
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         width = input_shape[-1]
         for dense in self._hidden:
             dense.build((None, width))
@@ -223,24 +267,29 @@ class MLP(keras.layers.Layer):
             x = dense(x)
         return {key: tf.cast(dense(x), tf.float32) for key, dense in self._outputs.items()}
 
+    def cost(self, rows: int) -> Cost:
+        outputs = sum((dense.cost(rows) for dense in self._outputs.values()), Cost())
+        first, *rest = [*(dense.cost(rows) for dense in self._hidden), outputs]
+        return first.then(*rest)
+
 
 class TwoInputDense(keras.layers.Layer):
-    """A dense layer on the concatenation of two inputs whose halves can be computed apart: x @ W_x + (y @ W_y + b).
+    """A dense layer on the concatenation of two inputs, computed in two halves: x @ W_x + (y @ W_y + b).
 
-    In a recurrence only x depends on the previous step; `project` does the other half for all steps at once. One
-    kernel, so that its initial values and its parameter count are those of the plain layer. `second` may be 0: then
-    there is no y.
+    In a recurrence only x depends on the previous step; `project` computes the half of y for all steps at once. There
+    is one kernel, so that initial values and parameter count are those of the plain layer.
+
+    Args:
+      first, second: widths of x and y; `second` may be 0, and then there is no y.
     """
 
     def __init__(self, units: int, *, first: int, second: int, name: str, precision: str = "float32"):
         super().__init__(name=name)
         self._units, self._first, self._second, self._compute = units, first, second, compute_type(precision)
 
-    def build(self, input_shape=None):
-        self.kernel = self.add_weight(
-            shape=(self._first + self._second, self._units), initializer="zeros", name="kernel"
-        )
-        self.bias = self.add_weight(shape=(self._units,), initializer="zeros", name="bias")
+    def build(self, input_shape: Shape | None = None) -> None:
+        self.kernel = self.add_weight((self._first + self._second, self._units), "zeros", name="kernel")
+        self.bias = self.add_weight((self._units,), "zeros", name="bias")
 
     def project(self, y: tf.Tensor) -> tf.Tensor:
         """y [..., second] -> [..., units], bias included."""
@@ -251,6 +300,14 @@ class TwoInputDense(keras.layers.Layer):
     def call(self, x: tf.Tensor, projected: tf.Tensor) -> tf.Tensor:
         """x [..., first], projected [..., units] -> [..., units], linear."""
         return matmul_last(x, self.kernel.value[: self._first], self._compute) + projected
+
+    def cost(self, rows: int) -> Cost:
+        """Of `call`, the half of x."""
+        return product(rows, self._first, self._units)
+
+    def projection_cost(self, rows: int) -> Cost:
+        """Of `project`, the half of y."""
+        return product(rows, self._second, self._units)
 
 
 class GRUCell(keras.layers.Layer):
@@ -263,13 +320,12 @@ class GRUCell(keras.layers.Layer):
         super().__init__(name=name)
         self._units, self._inputs, self._compute = units, inputs, compute_type(precision)
 
-    def build(self, input_shape=None):
-        self.kernel = self.add_weight(
-            shape=(self._inputs + self._units, 3 * self._units), initializer="zeros", name="kernel"
-        )
-        self.bias = self.add_weight(shape=(3 * self._units,), initializer="zeros", name="bias")
-        self.scale = self.add_weight(shape=(3 * self._units,), initializer="ones", name="scale")
-        self.offset = self.add_weight(shape=(3 * self._units,), initializer="zeros", name="offset")
+    def build(self, input_shape: Shape | None = None) -> None:
+        gates = 3 * self._units
+        self.kernel = self.add_weight((self._inputs + self._units, gates), "zeros", name="kernel")
+        self.bias = self.add_weight((gates,), "zeros", name="bias")
+        self.scale = self.add_weight((gates,), "ones", name="scale")
+        self.offset = self.add_weight((gates,), "zeros", name="offset")
 
     def call(self, x: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
         """x [B, inputs], state [B, D] -> next state [B, D].
@@ -285,9 +341,12 @@ class GRUCell(keras.layers.Layer):
         update = tf.sigmoid(update + self.UPDATE_BIAS)
         return update * candidate + (1 - update) * state
 
+    def cost(self, rows: int) -> Cost:
+        return product(rows, *self.kernel.shape)
+
 
 class EnsembleHead(keras.layers.Layer):
-    """K two-layer heads of the same shape on one input, with stacked weights [K, in, out]."""
+    """K two-layer heads on one input, with stacked weights [K, in, out]: the prior ensemble (paper, App. D.1)."""
 
     def __init__(
         self, *, members: int, inputs: int, hidden: int, outputs: int, act: str, name: str, precision: str = "float32"
@@ -297,28 +356,37 @@ class EnsembleHead(keras.layers.Layer):
         self._widths = (inputs, hidden, outputs)
         self._act = keras.activations.get(act)
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Shape | None = None) -> None:
         inputs, hidden, outputs = self._widths
-        self.kernel_1 = self.add_weight(shape=(self.members, inputs, hidden), initializer="zeros", name="hidden_kernel")
-        self.bias_1 = self.add_weight(shape=(self.members, hidden), initializer="zeros", name="hidden_bias")
-        self.kernel_2 = self.add_weight(shape=(self.members, hidden, outputs), initializer="zeros", name="out_kernel")
-        self.bias_2 = self.add_weight(shape=(self.members, outputs), initializer="zeros", name="out_bias")
+        self.kernel_1 = self.add_weight((self.members, inputs, hidden), "zeros", name="hidden_kernel")
+        self.bias_1 = self.add_weight((self.members, hidden), "zeros", name="hidden_bias")
+        self.kernel_2 = self.add_weight((self.members, hidden, outputs), "zeros", name="out_kernel")
+        self.bias_2 = self.add_weight((self.members, outputs), "zeros", name="out_bias")
 
     def drawn(self, x: tf.Tensor, member: tf.Tensor) -> tf.Tensor:
         """The output of one member for each step: x [G, N, in], member [G] int -> [G, N, out].
 
-        The members' weights are gathered, not their outputs: K times less work and the same gradients. The gather is a
-        product with a one-hot matrix, whose gradient is dense and is summed in a fixed order.
+        Gathers the members' weights rather than their outputs: K times less work and the same gradients. The gather is
+        a product with a one-hot matrix, whose gradient is dense and is summed in a fixed order.
         """
         pick = tf.one_hot(member, self.members)
-        kernel_1, bias_1, kernel_2, bias_2 = (
-            _pick(pick, stacked.value) for stacked in (self.kernel_1, self.bias_1, self.kernel_2, self.bias_2)
-        )
-        return self._two_layers(x, kernel_1, bias_1, kernel_2, bias_2)
+        return self._two_layers(x, *(_pick(pick, stacked) for stacked in self._stacked()))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """All members: x [N, in] -> [K, N, out]."""
-        return self._two_layers(x, self.kernel_1.value, self.bias_1.value, self.kernel_2.value, self.bias_2.value)
+        return self._two_layers(x, *self._stacked())
+
+    def cost(self, rows: int) -> Cost:
+        """Of `call`, all members."""
+        return self.drawn_cost(self.members * rows)
+
+    def drawn_cost(self, rows: int) -> Cost:
+        """Of `drawn`, one member a row."""
+        inputs, hidden, outputs = self._widths
+        return product(rows, inputs, hidden).then(product(rows, hidden, outputs))
+
+    def _stacked(self) -> list[tf.Tensor]:
+        return [weight.value for weight in (self.kernel_1, self.bias_1, self.kernel_2, self.bias_2)]
 
     def _two_layers(
         self, x: tf.Tensor, kernel_1: tf.Tensor, bias_1: tf.Tensor, kernel_2: tf.Tensor, bias_2: tf.Tensor
@@ -352,6 +420,11 @@ def _value(variable: keras.Variable) -> tf.Tensor:
     return tf.convert_to_tensor(variable.value)
 
 
-def leading(x: tf.Tensor, event_dims: int) -> list:
-    """The shape before the last `event_dims` axes, static where known: at most one unknown axis is given as -1."""
+def _size(layer: keras.layers.Layer) -> int:
+    """Bytes of one number of a layer's output."""
+    return cast(int, tf.as_dtype(layer.compute_dtype).size)
+
+
+def leading(x: tf.Tensor, event_dims: int) -> list[int]:
+    """The shape before the last `event_dims` axes; the axis of unknown size, one at most, is -1."""
     return [-1 if size is None else size for size in x.shape[: len(x.shape) - event_dims]]

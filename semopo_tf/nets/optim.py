@@ -1,6 +1,4 @@
-"""The optimiser of the released code: clip by global norm, decoupled weight decay, Adam. One tape may serve several of
-them.
-"""
+"""The released code's optimiser: clipping by global norm, decoupled weight decay, Adam. Several may share one tape."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,15 +8,13 @@ BETA_1, BETA_2 = 0.9, 0.999
 
 
 class Optimizer:
-    """Adam over one list of variables, with its own moments and Keras' epsilon: beside the root of the uncorrected
-    second moment.
-
-    Two optimisers may hold the same variable: each then takes its own step with its own moments and its own clipping
-    norm.
+    """Adam over one list of variables, with moments of its own.
 
         g <- g * min(1, clip / norm)        norm over the whole list
-        w <- w * (1 - weight_decay)         every variable, not multiplied by the learning rate
-        w <- w - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)
+        w <- w * (1 - weight_decay)         every variable; not multiplied by the learning rate
+        w <- w - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)         eps as in Keras: beside an uncorrected v
+
+    Two optimisers may hold the same variable: each then takes its own step, with its own moments and clipping norm.
     """
 
     def __init__(
@@ -31,7 +27,7 @@ class Optimizer:
         clip: float,
         weight_decay: float,
     ):
-        """variables: by stable name; the optimiser's own state is named after them."""
+        """variables: by stable name; the optimiser's state is named after them."""
         self.name = name
         self._variables = dict(variables)
         self._lr, self._eps, self._clip, self._weight_decay = lr, eps, clip, weight_decay
@@ -41,7 +37,7 @@ class Optimizer:
         self._second = {key: tf.Variable(zero, trainable=False) for key, zero in zeros.items()}
 
     def state(self) -> dict[str, tf.Variable]:
-        """The step counter and both moments, by stable name: what a checkpoint must hold."""
+        """The step counter and both moments by stable name, for the checkpoint."""
         state = {f"{self.name}/updates": self._updates}
         for key in self._variables:
             state[f"{self.name}/first/{key}"] = self._first[key]
@@ -53,8 +49,11 @@ class Optimizer:
         return tf.sqrt(2 * tf.add_n([half_squares[key] for key in self._variables]))
 
     def apply(self, gradients: Mapping[str, tf.Tensor], norm: tf.Tensor) -> None:
-        """Take one step on all variables. `gradients` may hold more than this optimiser's own; a missing one is an
-        error.
+        """Take one step on all variables.
+
+        Args:
+          gradients: of these variables by name; others are ignored.
+          norm: from `norm`.
         """
         scale = self._clip / tf.maximum(norm, self._clip)
         step = tf.cast(self._updates.assign_add(1), tf.float32)
@@ -62,8 +61,7 @@ class Optimizer:
         for key, variable in self._variables.items():
             if self._weight_decay:
                 variable.assign((1 - self._weight_decay) * variable)
-            # One pass over the memory for both moments and the weight; written out in TensorFlow's operations it takes
-            # twenty.
+            # One pass over the memory for both moments and the weight; as separate operations it would take twenty.
             tf.raw_ops.ResourceApplyAdam(
                 var=variable.handle,
                 m=self._first[key].handle,
@@ -78,11 +76,10 @@ class Optimizer:
 
 
 class LossScale:
-    """Dynamic loss scaling for float16 (Micikevicius et al. 2018): gradients are computed of scale * loss, so that
-    small ones do not vanish.
+    """Dynamic loss scaling for float16 (Micikevicius et al. 2018): keeps small gradients from vanishing.
 
-    A step whose scaled gradients overflow is skipped and the scale halved; after `PATIENCE` good steps in a row the
-    scale doubles.
+    Gradients are those of scale * loss. Where they overflow, the step is skipped and the scale halved; after `PATIENCE`
+    good steps in a row the scale doubles.
     """
 
     START, PATIENCE = 2.0**15, 2000
@@ -93,14 +90,14 @@ class LossScale:
         self._good = tf.Variable(0, trainable=False, dtype=tf.int64, name=f"{name}_good")
 
     def state(self) -> dict[str, tf.Variable]:
-        """What a checkpoint must hold."""
+        """Scale and count of good steps by stable name, for the checkpoint."""
         return {f"{self.name}/scale": self.scale, f"{self.name}/good": self._good}
 
     def unscale(self, gradients: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {key: gradient / self.scale for key, gradient in gradients.items()}
 
     def update(self, finite: tf.Tensor) -> None:
-        """After every step, taken (`finite`) or skipped."""
+        """Adapt the scale after a step, taken (`finite`) or skipped."""
         good = tf.where(finite, self._good + 1, 0)
         grow = good >= self.PATIENCE
         self.scale.assign(tf.where(finite, tf.where(grow, 2 * self.scale, self.scale), tf.maximum(self.scale / 2, 1.0)))
@@ -111,16 +108,15 @@ def gradients_of(loss: tf.Tensor, variables: Mapping[str, tf.Variable], tape: tf
     """Dense gradients by name.
 
     Raises:
-      ValueError: naming the first variable that the loss does not reach; a variable that nothing trains is a mistake in
-        the wiring.
+      ValueError: naming the first variable that the loss does not reach.
     """
-    found = tape.gradient(loss, list(variables.values()))
-    for key, gradient in zip(variables, found, strict=True):
+    gradients = dict(zip(variables, tape.gradient(loss, list(variables.values())), strict=True))
+    for key, gradient in gradients.items():
         if gradient is None:
             raise ValueError(
                 f"{key}: expected a gradient from the loss, received none; remove it from the optimiser's variables"
             )
-    return {key: tf.convert_to_tensor(gradient) for key, gradient in zip(variables, found, strict=True)}
+    return {key: tf.convert_to_tensor(gradient) for key, gradient in gradients.items()}
 
 
 def step_if_finite(
@@ -132,12 +128,12 @@ def step_if_finite(
     """Let every optimiser step, or none of them where a loss or a gradient norm is not finite.
 
     Args:
-      loss_scale: by which the gradients are multiplied. An overflow that a smaller scale may cure is a skipped step,
-        not a fault.
+      loss_scale: the scale of the gradients, if they are scaled. A step that overflows is then skipped, and counts as
+        finite as long as the losses are finite and the scale can still fall.
 
     Returns:
-      `<name>_grad_norm` before clipping for each optimiser, and `finite`, 1.0 or 0.0; with a loss scale `skipped` and
-      `loss_scale` too.
+      For each optimiser `<name>_grad_norm` before clipping, and `finite`, 1.0 or 0.0; with a loss scale also `skipped`
+      and `loss_scale`.
     """
     if loss_scale:
         gradients = loss_scale.unscale(gradients)
@@ -156,7 +152,7 @@ def step_if_finite(
         return metrics | {"finite": taken}
     curable = tf.reduce_all(tf.math.is_finite(tf.stack(losses))) & (loss_scale.scale > 1)
     metrics |= {"skipped": 1 - taken, "loss_scale": tf.identity(loss_scale.scale)}
-    # A metric of a skipped step must not spoil the mean of its row: its norm, which is not finite, is written as 0.
+    # The norm of a skipped step is not finite and would spoil the mean of its metrics row: it is recorded as 0.
     metrics |= {f"{name}_grad_norm": tf.where(finite, norm, tf.zeros_like(norm)) for name, norm in norms.items()}
     with tf.control_dependencies(list(metrics.values())):
         loss_scale.update(finite)

@@ -1,11 +1,11 @@
-"""A scan whose gradient does in sequence only what is sequential.
+"""A scan whose gradient runs in sequence only what is sequential.
 
     forward    s_t = step(s_{t-1}, x_t)                              a loop over t
     adjoint    a_t = dL/ds_t (direct) + (ds_{t+1}/ds_t)^T a_{t+1}     a loop backwards, with respect to the state alone
     the rest   dL/dx, dL/dweights from all a_t at once               one call of `step` on the T*B rows of all steps
 
-The gradient of `tf.scan` does the rest inside its loop, keeps every intermediate of every step, and cannot be compiled
-apart from its surroundings.
+The gradient of `tf.scan` computes the rest inside its loop, keeps every intermediate of every step, and cannot be
+compiled separately from its surroundings.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,9 @@ Nest = Any
 
 
 def scan(step: Callable[[Nest, Nest], Nest], start: Nest, inputs: Nest) -> Nest:
-    """All states of a recurrence: start [B, ...], inputs [T, B, ...] -> [T, B, ...], differentiable in start, inputs
-    and what `step` reads.
+    """All states of a recurrence: start [B, ...], inputs [T, B, ...] -> [T, B, ...].
+
+    Differentiable in start, inputs and the variables that `step` reads.
 
     Args:
       step: (state [N, ...], input [N, ...]) -> state [N, ...] for any number of rows N, each row by itself.
@@ -27,17 +28,16 @@ def scan(step: Callable[[Nest, Nest], Nest], start: Nest, inputs: Nest) -> Nest:
     previous = tf.nest.map_structure(
         lambda first, all_: tf.stop_gradient(tf.concat([first[None], all_[:-1]], 0)), start, states
     )
-    # The states once more, from the states before them: equal to `states` up to rounding, and the way by which
-    # gradients leave.
-    again = step(*tf.nest.map_structure(_merge, (previous, inputs)))
+    # The states again, each from the state before it: equal to `states` up to rounding, and the path of the gradients.
+    again = step(*tf.nest.map_structure(lambda x: tf.reshape(x, [-1, *x.shape[2:]]), (previous, inputs)))
     again = tf.nest.map_structure(lambda rows, all_: tf.reshape(rows, all_.shape), again, states)
 
     @tf.custom_gradient
-    def chain(*_: tf.Tensor) -> tuple:
+    def chain(*_: tf.Tensor) -> Nest:
         def gradient(*direct: tf.Tensor) -> list[tf.Tensor]:
             stopped = tf.nest.map_structure(tf.stop_gradient, inputs)
 
-            def back(later: tuple, now: tuple) -> tuple:
+            def back(later: Nest, now: Nest) -> Nest:
                 before, given, upstream = now
                 adjoint = tf.nest.map_structure(tf.add, upstream, later[0])
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -53,8 +53,3 @@ def scan(step: Callable[[Nest, Nest], Nest], start: Nest, inputs: Nest) -> Nest:
         return tuple(tf.nest.flatten(states)), gradient
 
     return tf.nest.pack_sequence_as(states, chain(*tf.nest.flatten(start), *tf.nest.flatten(again)))
-
-
-def _merge(x: tf.Tensor) -> tf.Tensor:
-    """[T, B, ...] -> [T*B, ...]."""
-    return tf.reshape(x, [-1, *x.shape[2:]])

@@ -1,4 +1,4 @@
-"""metrics.jsonl of the original programs: their rows, and the phase and step that each belongs to.
+"""Readers of the metrics.jsonl of the original programs: rows, with the phase and step of each.
 
     format        program                                      steps count                phases
     dreamerv2     DreamerV2, trained online                    steps of the simulator     policy
@@ -6,12 +6,10 @@
     offline_dv2   Offline DV2 of the V-D4RL repository         updates in the phase       model, then policy
     semopo        the released SeMOPO                          updates in the phase       model, then policy
 
-All of them write one JSON object a line: a `step` and numbers by name, one row for every evaluation episode, and NaN or
-  Infinity where a
-number is not finite. Offline, both phases stand in one file and the steps start again; what was evaluated in the model
-phase is logged at step 0, and gets here the step of the update before it. Online, model and policy learn together, and
-all is called the
-policy phase.
+All of them write one JSON object per line: a `step` and numbers by name, one row for every evaluation episode, and NaN
+or Infinity where a number is not finite. Offline, both phases are in one file and the steps start again; evaluations in
+the model phase are logged at step 0 and get the step of the update before them here. Online, model and policy learn
+together, and everything is called the policy phase.
 """
 
 import collections
@@ -25,11 +23,9 @@ from semopo_tf.storage.untrusted import parse_json
 FORMATS = ("dreamerv2", "tia", "offline_dv2", "semopo")
 ONLINE = ("dreamerv2", "tia")
 LARGEST = 1e308
-EVALUATED = {
-    "eval_return": "eval_length",
-    "test/return": "test/length",
-}  # return of an evaluation episode: its number of decisions
-LOSSES = {"model_loss": "model", "actor_loss": "policy"}  # offline, a row of training has one of them
+# Return of an evaluation episode -> its number of decisions.
+EVALUATED = {"eval_return": "eval_length", "test/return": "test/length"}
+LOSSES = {"model_loss": "model", "actor_loss": "policy"}  # offline, every row of training has one of them
 
 
 class Row(NamedTuple):
@@ -42,7 +38,7 @@ class Row(NamedTuple):
 
     @property
     def evaluation(self) -> str:
-        """The name of the return if the row is of an evaluation episode, else empty."""
+        """The name of the return if this is the row of an evaluation episode, else empty."""
         return next((name for name in EVALUATED if name in self.names), "")
 
 
@@ -55,24 +51,23 @@ class Placed(NamedTuple):
 
 
 def read_rows(path: Path, data: bytes) -> tuple[list[Row], list[str]]:
-    """The rows of a file that say anything, and notes on what is left out of them.
+    """The rows of a file that hold numbers, and notes on what is left out.
 
     Raises:
-      DataError: for a line that is no row.
+      DataError: for a line that is not a row.
     """
     rows, notes, dropped = [], [], collections.Counter[str]()
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
     for line, text in enumerate(lines, 1):
         try:
-            found = parse_json(text, constant=float)
+            value = parse_json(text, constant=float)
         except ValueError as error:
             if line == len(lines) and not data.endswith(b"\n"):
-                notes.append("the last line is not whole and is left out")
+                notes.append("the last line is incomplete and is left out")
                 break
-            raise DataError(
-                f"{path}: line {line}: expected a JSON object ({str(error)[:60]}); remove the line"
-            ) from error
-        row = _row(path, line, found)
+            problem = f"expected a JSON object ({str(error)[:60]})"
+            raise DataError(f"{path}: line {line}: {problem}; remove the line") from error
+        row = _row(path, line, value)
         dropped.update(row.names - set(row.values))
         if row.names:
             rows.append(row)
@@ -82,33 +77,27 @@ def read_rows(path: Path, data: bytes) -> tuple[list[Row], list[str]]:
     return rows, notes
 
 
-def _row(path: Path, line: int, found: Any) -> Row:
-    """A line's value as a row.
+def _row(path: Path, line: int, entries: Any) -> Row:
+    """The JSON value of a line as a row.
 
     Raises:
-      DataError: when it is none.
+      DataError: when it is not one.
     """
-    if not isinstance(found, dict):
-        raise DataError(
-            f"{path}: line {line}: expected a JSON object, received {type(found).__name__}; remove the line"
-        )
-    step = found.pop("step", None)
+    where = f"{path}: line {line}"
+    if not isinstance(entries, dict):
+        raise DataError(f"{where}: expected a JSON object, received {type(entries).__name__}; remove the line")
+    step = entries.pop("step", None)
     if type(step) is not int or not 0 <= step < 2**53:
-        raise DataError(
-            f"{path}: line {line}: expected a whole number as step, received {shown(step)}; remove the line"
-        )
-    for name, value in found.items():
+        raise DataError(f"{where}: expected a whole number as step, received {shown(step)}; remove the line")
+    for name, value in entries.items():
         if type(value) not in (int, float):
-            raise DataError(
-                f"{path}: line {line}: {cut(name)}: expected a number, received {shown(value)}; remove the entry"
-            )
-    return Row(
-        line, step, frozenset(found), {name: float(value) for name, value in found.items() if abs(value) <= LARGEST}
-    )
+            raise DataError(f"{where}: {cut(name)}: expected a number, received {shown(value)}; remove the entry")
+    finite = {name: float(value) for name, value in entries.items() if abs(value) <= LARGEST}
+    return Row(line, step, frozenset(entries), finite)
 
 
 def check_format(path: Path, rows: Iterable[Row], format: str) -> None:
-    """Raises DataError when the names are those of another program."""
+    """Raise a DataError when the names are those of another program."""
     names = frozenset[str]().union(*(row.names for row in rows))
     if names & {"train/return", "test/return"}:
         fitting = ["tia"]
@@ -117,22 +106,20 @@ def check_format(path: Path, rows: Iterable[Row], format: str) -> None:
     elif "model_loss" in names:
         fitting = ["semopo"] if "disen/kl" in names else ["offline_dv2"]
     else:
-        fitting = ["semopo", "offline_dv2"]  # their policy phases are alike
+        fitting = ["semopo", "offline_dv2"]  # their policy phases have the same names
     if format not in fitting:
-        raise DataError(
-            f"{path}: expected the names that {format} writes, received those of {' or '.join(fitting)}; use --format "
-            f"{fitting[0]}"
-        )
+        received = f"received those of {' or '.join(fitting)}"
+        raise DataError(f"{path}: expected the names that {format} writes, {received}; use --format {fitting[0]}")
 
 
 def place(path: Path, rows: Sequence[Row], format: str) -> list[Placed]:
     """Phase and step of every row, in the order of the file.
 
-    Offline, an evaluation belongs to the phase of the training that follows it: between the last update of the model
-    and the first of the policy, all evaluations are of the same agent.
+    Offline, an evaluation belongs to the phase of the training row that follows it: between the last update of the
+    model and the first of the policy, all evaluations are of the same agent.
 
     Raises:
-      DataError: when the steps of a phase fall back, since then the file holds more than one run.
+      DataError: when the steps of a phase decrease, since then the file holds more than one run.
     """
     if format in ONLINE:
         return [Placed("policy", row.step, row) for row in rows]
@@ -142,33 +129,29 @@ def place(path: Path, rows: Sequence[Row], format: str) -> list[Placed]:
             late = phase == "model" and newest["policy"] >= 0
             if late or row.step <= newest[phase]:
                 before = f"policy step {newest['policy']}" if late else f"step {newest[phase]}"
-                raise DataError(
-                    f"{path}: line {row.line}: {phase} step {row.step} after {before}: two runs in one file; keep the "
-                    "lines of one"
-                )
+                steps = f"{phase} step {row.step} after {before}"
+                raise DataError(f"{path}: line {row.line}: {steps}: two runs in one file; keep the lines of one")
             newest[phase] = row.step
         placed.append(Placed(phase, max(newest["model"], 0) if phase == "model" else row.step, row))
     return placed
 
 
 def _phases(path: Path, rows: Sequence[Row]) -> list[str]:
-    """The phase of each row: for an evaluation that of the next row of training, at the end of the file that of the
-    last one.
+    """The phase of each row; an evaluation has that of the next row of training, or of the last one at the end of the
+    file.
 
     Raises:
-      DataError: for a row that is of neither phase, or of both.
+      DataError: for a row of neither phase, or of both.
     """
-    found: list[str] = []
+    named: list[str] = []
     for row in rows:
         phases = [""] if row.evaluation else [phase for name, phase in LOSSES.items() if name in row.names]
         if len(phases) != 1:
-            names = cut(", ".join(sorted(row.names)), 100)
-            raise DataError(
-                f"{path}: line {row.line}: expected one of {', '.join(LOSSES)}, eval_return among its names, received "
-                f"{names}; see --format"
-            )
-        found += phases
-    phase = next((each for each in reversed(found) if each), "policy")
-    for index in reversed(range(len(found))):
-        phase = found[index] = found[index] or phase
-    return found
+            expected, names = ", ".join((*LOSSES, "eval_return")), cut(", ".join(sorted(row.names)), 100)
+            problem = f"expected one of {expected} among its names, received {names}"
+            raise DataError(f"{path}: line {row.line}: {problem}; see --format")
+        named += phases
+    phase = next((each for each in reversed(named) if each), "policy")
+    for index in reversed(range(len(named))):
+        phase = named[index] = named[index] or phase
+    return named

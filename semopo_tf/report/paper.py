@@ -1,6 +1,6 @@
-"""The numbers printed in the paper, `published.yaml`: Tables 1 to 5, and the constants that normalise a return.
+"""The numbers printed in the paper (`published.yaml`): Tables 1 to 5 and the constants that normalise a return.
 
-A dataset is called "<task> <level>", e.g. "walker_walk random", and a task may carry the prefix of its suite, e.g.
+A dataset is named "<task> <level>", e.g. "walker_walk random"; a task may have the prefix of its suite, e.g.
 `dmcdrv_walker_walk`.
 """
 
@@ -22,7 +22,7 @@ METHODS = {
     "bc": "BC",
     "infogating": "InfoGating",
 }
-SEEDS = 4  # that the means and standard deviations of Tables 1, 2 and 5 are taken over
+SEEDS = 4  # behind each mean and standard deviation of Tables 1, 2 and 5
 TABLES = {
     1: "table1_normalized_return",  # LQV-D4RL
     2: "table2_distraction_gap",  # normalised return under coloured instead of grey backgrounds
@@ -31,9 +31,8 @@ TABLES = {
     5: "table5_raw_return",  # LQV-D4RL
 }
 SUITES = ("dmcdrv", "dmc", "gym")
-# `definition`: smallest and largest return of an episode of the task's datasets (Appendix D.2). `paper_table1`: the
-# constants by which Table 1 follows from Table 5: for Car Racing the lower one is the mean of the random dataset
-# instead.
+# `definition`: smallest and largest episode return of the task's datasets (Appendix D.2). `paper_table1`: the constants
+# that give Table 1 from Table 5, where the lower one for Car Racing is the mean of the random dataset instead.
 RULES = ("definition", "paper_table1")
 
 
@@ -49,7 +48,7 @@ def table(number: int) -> dict[str, dict[str, Any]]:
       {dataset: {method: (mean, std)}}; Table 3 as {dataset: {episodes, mean, std, min, p25, median, p75, max}}.
 
     Raises:
-      KeyError: for a number that is none of `TABLES`.
+      KeyError: for a number that is not in `TABLES`.
     """
     rows: Mapping[str, Any] = _page()[TABLES[number]]
     cells = {f"{task} {level}": row for task, levels in rows.items() for level, row in levels.items()}
@@ -60,19 +59,19 @@ def table(number: int) -> dict[str, dict[str, Any]]:
 
 
 def bounds(task: str, rule: str) -> tuple[float, float] | None:
-    """The returns that count as 0 and 1, or None where the paper has none for the task.
+    """The returns that count as 0 and 1; None where the paper has none for the task.
 
     Raises:
-      ValueError: for a rule that is none of `RULES`.
+      ValueError: for a rule that is not in `RULES`.
     """
     if rule not in RULES:
         raise ValueError(f"rule: expected one of {', '.join(RULES)}, received {rule!r}")
     suite, _, name = task.partition("_")
-    found = _page()["normalisation"].get(name if suite in SUITES else task)
-    return (found[rule]["min"], found[rule]["max"]) if found else None
+    rules = _page()["normalisation"].get(name if suite in SUITES else task)
+    return (rules[rule]["min"], rules[rule]["max"]) if rules else None
 
 
 def normalised(task: str, raw: float, rule: str) -> float | None:
-    """(raw - low) / (high - low), not clipped; None where the paper has no constants for the task. Raises as `bounds`."""
-    found = bounds(task, rule)
-    return (raw - found[0]) / (found[1] - found[0]) if found else None
+    """(raw - low) / (high - low), not clipped; None where the paper has no constants for the task."""
+    limits = bounds(task, rule)
+    return (raw - limits[0]) / (limits[1] - limits[0]) if limits else None

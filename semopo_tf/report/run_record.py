@@ -1,5 +1,4 @@
-"""What the report reads: the directory of a run, or of an imported one, as a value. Nothing in it is believed before
-its type is checked.
+"""The directory of a run, or of an imported run, as one value. Every entry is type-checked before use.
 
 ours        config.yaml, dataset_manifest.json, metrics.jsonl, timing.jsonl, scores.jsonl, analysis/, videos/, DONE
 imported    origin.json, metrics.jsonl, scores.jsonl, as python -m semopo_tf.originals writes them
@@ -17,15 +16,19 @@ from typing import Any, NamedTuple
 from semopo_tf import config as configuration
 from semopo_tf.data.cards import read_run_data
 from semopo_tf.errors import ConfigError, DataError, shown
-from semopo_tf.run.checkpoints import PHASES
 from semopo_tf.storage.records import read_records
-from semopo_tf.storage.schema import read_object, unlike
+from semopo_tf.storage.schema import read_object, unfit
 
 MAX_ANALYSIS_BYTES = 1 << 24
 LEVELS = ("random", "medrep", "medium")
 STREAMS = ("endo", "exo", "joint")
 MEASURES = ("mean_norm", "log_prob_variance")
-# What the files hold at least; a key with a question mark may be absent.
+# Entry of a card's background -> setting of an environment.
+BACKGROUND = {
+    **{"source": "background", "color": "background_color", "split": "background_split"},
+    "mask_rule": "mask_rule",
+}
+# Patterns of the files (`schema.unfit`): these keys at least; one that ends with `?` may be absent.
 ORIGIN = {"format": str, "method": str, "task": str, "level": str, "seed": int, "file": str, "sha256": str}
 SETTINGS = {"method": str, "task": str, "seed": int, "offline_dir": str, "world_model": str, "model.kind": str}
 SETTINGS |= dict.fromkeys(("steps.model", "steps.policy", "video.episodes", "video.context"), int)
@@ -58,25 +61,30 @@ ANALYSES: dict[str, dict[str, Any]] = {
 
 
 class RunRecord(NamedTuple):
-    """What a run's directory says."""
+    """What the directory of a run says."""
 
     logdir: Path
     method: str
     task: str
     level: str  # of the dataset: random, medrep, medium, or a word of its card
     seed: int
-    origin: str  # the format it was imported from; empty for a run of ours
+    origin: str  # format of the original program it was imported from; empty for a run of this package
     finished: bool
-    settings: dict[str, Any]  # by dotted key, none of an imported run
-    manifest: dict[str, Any]  # dataset_manifest.json, or nothing
-    metrics: list[dict[str, Any]]
-    minutes: dict[str, float]  # of each phase, training alone
-    scores: list[dict[str, Any]]  # of the last evaluated step, one row an episode and environment
+    settings: dict[str, Any]  # by dotted key; empty for an imported run
+    manifest: dict[str, Any]  # dataset_manifest.json; empty for an imported run
+    metrics: list[dict[str, Any]]  # in chronological order
+    minutes: dict[str, float]  # training time of each stage
+    scores: list[dict[str, Any]]  # at the last evaluated step, one row per episode and environment
     analyses: dict[str, dict[str, Any]]  # analysis/<name>.json by name
 
     @property
+    def stages(self) -> list[str]:
+        """Stages of learning in the order of the run."""
+        return list(dict.fromkeys(row["phase"] for row in self.metrics))
+
+    @property
     def card(self) -> dict[str, Any]:
-        """The dataset's card; nothing where there is none."""
+        """The card of the dataset; empty where there is none."""
         return self.manifest.get("card") or {}
 
     @property
@@ -86,99 +94,74 @@ class RunRecord(NamedTuple):
 
     @property
     def dataset_hash(self) -> str:
-        """Of the names and contents of the dataset's episodes; empty where the run does not say."""
-        files = self.manifest.get("files", [])
-        return (
-            hashlib.sha256(json.dumps([[file["name"], file["sha256"]] for file in files]).encode()).hexdigest()
-            if files
-            else ""
-        )
+        """Hash of the names and contents of the episodes; empty where the run does not record them."""
+        files = [[file["name"], file["sha256"]] for file in self.manifest.get("files", [])]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest() if files else ""
 
     def condition(self, row: Mapping[str, Any]) -> str:
-        """In which settings the environment of a score row differs from that of the dataset, in words; empty if in
-        none.
-        """
+        """How the environment of a score row differs from that of the dataset, in words; empty if it does not."""
         usual, environment = self._usual(), row.get("environment", {})
-        changed = (
-            f"{key} {environment[key]}"
-            for key in sorted(environment)
-            if key in usual and environment[key] != usual[key]
-        )
-        return ", ".join(changed)
+        changed = (key for key in sorted(environment) if key in usual and environment[key] != usual[key])
+        return ", ".join(f"{key} {environment[key]}" for key in changed)
 
     def returns(self, condition: str = "") -> list[float]:
-        """Returns of the episodes at the last evaluated step in environments of this condition."""
+        """Returns of the episodes at the last evaluated step, in environments of this condition."""
         return [row["return"] for row in self.scores if self.condition(row) == condition]
 
     def _usual(self) -> dict[str, Any]:
-        """The environment of the dataset's card; without one, that of the evaluation that ended training."""
-        card, background = self.card, self.card.get("background", {})
+        """The environment of the dataset's card; without one, that of the final evaluation."""
+        environment, background = self.card.get("environment", {}), self.card.get("background", {})
         if background.get("source", "none") != "none":
-            names = {
-                "source": "background",
-                "color": "background_color",
-                "split": "background_split",
-                "mask_rule": "mask_rule",
-            }
-            return card.get("environment", {}) | {
-                new: background[old] for old, new in names.items() if old in background
-            }
-        trained = (
-            row["environment"] for row in reversed(self.scores) if row["source"] == "train" and "environment" in row
-        )
-        return next(trained, card.get("environment", {}))
+            return environment | {new: background[old] for old, new in BACKGROUND.items() if old in background}
+        evaluated = (row for row in reversed(self.scores) if row["source"] == "train" and "environment" in row)
+        return next((row["environment"] for row in evaluated), environment)
 
 
 def read_run(logdir: Path) -> RunRecord:
-    """Everything that the report needs of a run of ours or an imported one.
+    """Read everything that the report needs from the directory of a run or an imported run.
 
     Raises:
-      ConfigError: when the directory is no run, or one without metrics.
-      DataError: naming a file that is not what a run writes.
+      ConfigError: when the directory is not that of a run, or of one without metrics.
+      DataError: naming a file that differs from what a run writes.
     """
-    imported = (logdir / "origin.json").is_file()
-    if not imported and not (logdir / "config.yaml").is_file():
+    imported, ours = ((logdir / name).is_file() for name in ("origin.json", "config.yaml"))
+    metrics = _records(logdir / "metrics.jsonl", METRIC) if imported or ours else []
+    if not imported and not metrics:
         raise ConfigError(f"{logdir}: expected the logdir of a run with metrics, found none")
-    metrics, scores = _records(logdir / "metrics.jsonl", METRIC), _newest(_records(logdir / "scores.jsonl", SCORE))
+    stages = list(dict.fromkeys(row["phase"] for row in metrics))
+    scores = _newest(_records(logdir / "scores.jsonl", SCORE, stages), stages)
     if imported:
         origin = _object(logdir / "origin.json", ORIGIN, "import the run again with python -m semopo_tf.originals")
         about = (origin["method"], origin["task"], origin["level"], origin["seed"], origin["format"], True)
         return RunRecord(logdir, *about, {}, {}, metrics, {}, scores, {})
-    if not metrics:
-        raise ConfigError(f"{logdir}: expected the logdir of a run with metrics, found none")
     settings, manifest = _settings(logdir / "config.yaml"), read_run_data(logdir)
     level = _level(manifest["card"] or {}, Path(settings["offline_dir"]).name)
     about = (settings["method"], settings["task"], level, settings["seed"], "", (logdir / "DONE").exists())
-    return RunRecord(
-        logdir, *about, settings, manifest, metrics, phase_minutes(logdir), scores, _analyses(logdir / "analysis")
-    )
+    minutes, analyses = phase_minutes(logdir), _analyses(logdir / "analysis")
+    return RunRecord(logdir, *about, settings, manifest, metrics, minutes, scores, analyses)
 
 
 def phase_minutes(logdir: Path) -> dict[str, float]:
-    """Wall-clock minutes of each phase, compilation and evaluations included; the time between a stop and the next
-    start is left out.
+    """Wall-clock minutes of each stage, compilation and evaluations included; the time between a stop and the next
+    start does not count.
     """
-    found: dict[str, float] = {}
+    minutes: dict[str, float] = {}
     before = 0.0
     for row in _records(logdir / "timing.jsonl", TIMING):
-        found[row["phase"]] = found.get(row["phase"], 0.0) + (0.0 if row.get("start") else (row["time"] - before) / 60)
-        before = row["time"]
-    return found
+        passed = 0.0 if row.get("start") else (row["time"] - before) / 60
+        minutes[row["phase"]], before = minutes.get(row["phase"], 0.0) + passed, row["time"]
+    return minutes
 
 
 def points(run: RunRecord, phase: str, metric: str) -> dict[int, float]:
-    """{step: value} of a metric, where it is a number."""
-    rows = (row for row in run.metrics if row["phase"] == phase)
-    return {row["step"]: float(row[metric]) for row in rows if _is_number(row.get(metric))}
+    """{step: value} of a metric, where it is a finite number."""
+    rows = (row for row in run.metrics if row["phase"] == phase and type(row.get(metric)) in (int, float))
+    return {row["step"]: float(row[metric]) for row in rows if math.isfinite(row[metric])}
 
 
 def reached(run: RunRecord, phase: str) -> int:
-    """Updates of a phase so far."""
+    """Updates of a stage so far."""
     return max((row["step"] for row in run.metrics if row["phase"] == phase), default=0)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _level(card: Mapping[str, Any], directory: str) -> str:
@@ -193,59 +176,41 @@ def usual_settings() -> Mapping[str, Any]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """By dotted key; a setting that the writer's version did not have is that of the defaults."""
-    found = dict(usual_settings()) | configuration.flatten(configuration.read_yaml(path))
-    for key, kind in SETTINGS.items():
-        if wrong := unlike(found[key], kind, key):
-            raise ConfigError(f"{path}: {wrong}; restore the file")
-    return found
+    """By dotted key; a setting that the writer's version did not have gets its default."""
+    settings = dict(usual_settings()) | configuration.flatten(configuration.read_yaml(path))
+    if wrong := next((wrong for key, kind in SETTINGS.items() if (wrong := unfit(settings[key], kind, key))), ""):
+        raise ConfigError(f"{path}: {wrong}; restore the file")
+    return settings
 
 
 def _analyses(directory: Path) -> dict[str, dict[str, Any]]:
-    remedy = "remove it and analyse the run again"
-    return {
-        name: _object(path, pattern, remedy)
-        for name, pattern in ANALYSES.items()
-        if (path := directory / f"{name}.json").exists()
-    }
+    remedy, paths = "remove it and analyse the run again", {name: directory / f"{name}.json" for name in ANALYSES}
+    return {name: _object(path, ANALYSES[name], remedy) for name, path in paths.items() if path.exists()}
 
 
-def _records(path: Path, pattern: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _records(path: Path, pattern: Mapping[str, Any], stages: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; their phase is one of `stages` where these are given."""
     rows = read_records(path)
-    for place, row in enumerate(rows, 1):
-        wrong = _unfit(row, pattern)
-        if not wrong and row["phase"] not in PHASES:
-            wrong = f"expected phase as one of {', '.join(PHASES)}, received {shown(row['phase'])}"
+    for number, row in enumerate(rows, 1):
+        wrong = unfit(row, pattern)
+        if not wrong and stages and row["phase"] not in stages:
+            wrong = f"expected phase as one of {', '.join(stages)}, received {shown(row['phase'])}"
         if wrong:
-            raise DataError(f"{path}: record {place}: {wrong}; remove the line")
+            raise DataError(f"{path}: record {number}: {wrong}; remove the line")
     return rows
 
 
-def _newest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the last evaluated step, the newest row of every episode and environment, in the order of their first ones."""
-    last = max(((PHASES.index(row["phase"]), row["step"]) for row in rows), default=None)
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if (PHASES.index(row["phase"]), row["step"]) == last:
-            found[json.dumps([row["episode_seed"], row.get("environment", {})], sort_keys=True)] = row
-    return list(found.values())
+def _newest(rows: Sequence[dict[str, Any]], stages: Sequence[str]) -> list[dict[str, Any]]:
+    """At the last evaluated step, the newest row of every episode and environment, in the order of their first rows."""
+    order = list(stages) or list(dict.fromkeys(row["phase"] for row in rows))
+    steps = [(order.index(row["phase"]), row["step"]) for row in rows]
+    newest: dict[str, dict[str, Any]] = {}
+    for row, step in zip(rows, steps, strict=True):
+        if step == max(steps):
+            newest[json.dumps([row["episode_seed"], row.get("environment", {})], sort_keys=True)] = row
+    return list(newest.values())
 
 
 def _object(path: Path, pattern: Mapping[str, Any], remedy: str) -> dict[str, Any]:
-    """A JSON object with all the entries of a pattern at least."""
-    return read_object(path, lambda found: _unfit(found, pattern), remedy, MAX_ANALYSIS_BYTES)
-
-
-def _unfit(value: Any, pattern: Any, where: str = "") -> str:
-    """Where a JSON value is not as a pattern says or lacks an entry, in words; empty if it fits."""
-    if not isinstance(pattern, Mapping):
-        return unlike(value, pattern, where)
-    if wrong := unlike(value, dict, where):
-        return wrong
-    for key, part in pattern.items():
-        name = key.removesuffix("?")
-        if name not in value and name == key:
-            return f"missing {f'{where}.{name}'.removeprefix('.')}"
-        if name in value and (wrong := _unfit(value[name], part, f"{where}.{name}")):
-            return wrong
-    return ""
+    """A JSON object that fits a pattern."""
+    return read_object(path, lambda value: unfit(value, pattern), remedy, MAX_ANALYSIS_BYTES)

@@ -1,5 +1,5 @@
-"""Panels as SVG: lines with bands, bars with whiskers, intervals. Each is small enough to be read on a telephone; equal
-data give equal bytes.
+"""Panels as SVG: lines with bands, bars with whiskers, intervals, dots. Each is legible on a phone, and equal data give
+equal bytes.
 """
 
 import functools
@@ -16,36 +16,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (4.6, 2.9)  # inches
-COLORS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#000000",
-    "#8c564b",
-)  # told apart by the colour-blind too
+SMALL = 8.5  # points of the smallest letters: nine pixels where a panel is 351 pixels wide
+# Distinguishable for colour-blind readers.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 DASHES = ("-", "--", "-.", ":")
 SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "path",
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "lines.linewidth": 1.6,
+    **{"svg.fonttype": "path", "text.parse_math": False, "font.size": 9, "axes.titlesize": 9.5},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25},
+    **{"legend.frameon": False, "legend.fontsize": SMALL, "lines.linewidth": 1.6},
 }
-AXIS_LETTERS, SIDE_LETTERS = 50, 18  # of all names below an axis; of a line beside one
-LEGEND_LETTERS, LEGEND_ROW = 58, 0.18  # of a line of the legend; inches
+AXIS_LETTERS, SIDE_LETTERS = 47, 18  # of all names below an axis; of a line beside one
+LEGEND_LETTERS, LEGEND_ROW = 55, 0.19  # of a line of the legend; inches
+GREY = "#8a94a0"
 
 
 class Line(NamedTuple):
-    """A curve [points] with a band around it, or none."""
+    """A curve [points], with or without a band around it."""
 
     label: str
     x: ArrayLike
@@ -62,25 +48,36 @@ class Bar(NamedTuple):
     std: float
 
 
+class Dots(NamedTuple):
+    """A row of values with their mean and, in grey, a range."""
+
+    label: str
+    values: Sequence[float]
+    mean: float
+    range: tuple[float, float] | None = None
+
+
 class Style:
-    """The colour and dashes of a label, the same in all figures of a page."""
+    """The colour and dashes of each label, the same in all figures of a page."""
 
     def __init__(self, labels: Sequence[str]):
-        self._place = {label: place for place, label in enumerate(dict.fromkeys(labels))}
+        self._numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
 
     def color(self, label: str) -> str:
         return COLORS[self._number(label) % len(COLORS)]
 
     def dashes(self, label: str) -> str:
-        place = self._number(label)
-        return DASHES[(place + place // len(COLORS)) % len(DASHES)]
+        number = self._number(label)
+        return DASHES[(number + number // len(COLORS)) % len(DASHES)]
 
     def _number(self, label: str) -> int:
-        return self._place.setdefault(label, len(self._place))
+        return self._numbers.setdefault(label, len(self._numbers))
 
 
 def _drawn(draw: Callable[..., "Figure"]) -> Callable[..., bytes]:
-    """What a function draws, as the bytes of an SVG whose marks are named after the title, its first argument."""
+    """Make a function that draws a figure return the bytes of its SVG. The title, its first argument, salts the
+    identifiers, so that equal data give equal bytes.
+    """
 
     @functools.wraps(draw)
     def drawn(title: str, *arguments: Any, **settings: Any) -> bytes:
@@ -95,21 +92,19 @@ def _drawn(draw: Callable[..., "Figure"]) -> Callable[..., bytes]:
 
 
 @_drawn
-def lines(title: str, found: Sequence[Line], style: Style, *, x: str, y: str = "", log: bool = False) -> "Figure":
+def lines(title: str, curves: Sequence[Line], style: Style, *, x: str, y: str = "", log: bool = False) -> "Figure":
     figure, axes = _panel(title)
-    for line in found:
+    for line in curves:
         color, dashes = style.color(line.faint_of or line.label), ":" if line.faint_of else style.dashes(line.label)
-        marker = "o" if np.size(line.x) < 12 else ""
-        axes.plot(
-            line.x,
-            line.y,
-            color=color,
-            linestyle=dashes,
-            marker=marker,
-            markersize=3,
-            label=line.label,
-            linewidth=0.9 if line.faint_of else 1.6,
-        )
+        marker, width = "o" if np.size(line.x) < 12 else "", 0.9 if line.faint_of else 1.6
+        drawn: dict[str, Any] = {
+            "color": color,
+            "linestyle": dashes,
+            "linewidth": width,
+            "marker": marker,
+            "markersize": 3,
+        }
+        axes.plot(line.x, line.y, label=line.label, **drawn)
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, linewidth=0)
     axes.set(xlabel=x, ylabel=y)
@@ -120,57 +115,76 @@ def lines(title: str, found: Sequence[Line], style: Style, *, x: str, y: str = "
 
 
 @_drawn
-def bars(title: str, found: Mapping[str, Mapping[str, Bar]], style: Style, *, y: str) -> "Figure":
-    """found: series -> place on the x axis -> bar; a place that a series does not have stays free. No value is
-    negative; whiskers end at 0.
+def bars(title: str, series: Mapping[str, Mapping[str, Bar]], style: Style, *, y: str) -> "Figure":
+    """Grouped bars.
+
+    Args:
+      series: label -> position on the x axis -> bar; a missing position stays empty. No value is negative, so whiskers
+        end at 0.
     """
     figure, axes = _panel(title)
-    places = list(dict.fromkeys(place for series in found.values() for place in series))
-    width = 0.8 / len(found)
-    for number, (label, series) in enumerate(found.items()):
-        x = [places.index(place) + (number - (len(found) - 1) / 2) * width for place in series]
-        heights, stds = [bar.value for bar in series.values()], [bar.std for bar in series.values()]
-        whiskers = [[min(pair) for pair in zip(heights, stds, strict=True)], stds]
-        axes.bar(
-            x,
-            heights,
-            width * 0.92,
-            yerr=whiskers,
-            color=style.color(label),
-            label=label,
-            capsize=2,
-            error_kw={"linewidth": 0.9},
-        )
-    names = [place.replace(" ", "\n", 1) for place in places]
-    turned = len(places) * max(len(line) for name in names for line in name.split("\n")) > AXIS_LETTERS
-    axes.set_xticks(
-        range(len(places)), names, rotation=25 if turned else 0, ha="right" if turned else "center", fontsize=8
-    )
-    axes.set(ylabel=y)
-    axes.set_xlim(-0.7, len(places) - 0.3)
+    positions = list(dict.fromkeys(position for each in series.values() for position in each))
+    width = 0.8 / len(series)
+    for number, (label, each) in enumerate(series.items()):
+        x = [positions.index(position) + (number - (len(series) - 1) / 2) * width for position in each]
+        heights, stds = [bar.value for bar in each.values()], [bar.std for bar in each.values()]
+        whiskers: dict[str, Any] = {
+            "yerr": [np.minimum(heights, stds), stds],
+            "capsize": 2,
+            "error_kw": {"linewidth": 0.9},
+        }
+        axes.bar(x, heights, width * 0.92, color=style.color(label), label=label, **whiskers)
+    names = [position.replace(" ", "\n", 1) for position in positions]
+    turned = len(positions) * max(len(line) for name in names for line in name.split("\n")) > AXIS_LETTERS
+    rotation, alignment = (25, "right") if turned else (0, "center")
+    axes.set_xticks(range(len(positions)), names, rotation=rotation, ha=alignment, fontsize=SMALL)
+    axes.set(ylabel=y, xlim=(-0.7, len(positions) - 0.3))
     axes.grid(visible=False, axis="x")
     _legend(figure, axes)
     return figure
 
 
 @_drawn
-def pairs(title: str, found: Sequence[tuple[str, str, float, float, float]]) -> "Figure":
-    """Bars from the lower to the upper limit with a mark at the estimate; X on the left, Y on the right. (X, Y,
-    estimate, low, high) each.
+def pairs(title: str, compared: Sequence[tuple[str, str, float, float, float]]) -> "Figure":
+    """Intervals with a mark at the estimate; X on the left, Y on the right.
+
+    Args:
+      compared: (X, Y, estimate, low, high) each.
     """
-    names = [[textwrap.fill(name, SIDE_LETTERS) for name in each[:2]] for each in found]
+    names = [[textwrap.fill(name, SIDE_LETTERS) for name in each[:2]] for each in compared]
     tallest = max(name.count("\n") for both in names for name in both)
-    figure, axes = _panel(title, height=1.1 + (0.38 + 0.13 * tallest) * len(found))
-    places = np.arange(len(found))[::-1]
-    for place, (_, _, estimate, low, high) in zip(places, found, strict=True):
-        axes.barh(place, high - low, 0.55, left=low, color=COLORS[0], alpha=0.4)
-        axes.plot([estimate] * 2, [place - 0.36, place + 0.36], color="black", linewidth=1.6)
+    figure, axes = _panel(title, height=1.1 + (0.38 + 0.13 * tallest) * len(compared))
+    rows = np.arange(len(compared))[::-1]
+    for row, (_, _, estimate, low, high) in zip(rows, compared, strict=True):
+        axes.barh(row, high - low, 0.55, left=low, color=COLORS[0], alpha=0.4)
+        axes.plot([estimate] * 2, [row - 0.36, row + 0.36], color="black", linewidth=1.6)
     axes.axvline(0.5, color="black", linestyle="--", linewidth=0.9)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(found) - 0.4), xlabel="P(X > Y)", ylabel="X")
-    axes.set_yticks(places, [x for x, _ in names], fontsize=8)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(compared) - 0.4), xlabel="P(X > Y)", ylabel="X")
+    axes.set_yticks(rows, [x for x, _ in names], fontsize=SMALL)
     right = axes.secondary_yaxis("right")
-    right.set_yticks(places, [y for _, y in names], fontsize=8)
+    right.set_yticks(rows, [y for _, y in names], fontsize=SMALL)
     right.set_ylabel("Y")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+@_drawn
+def dots(title: str, rows: Sequence[Dots], style: Style, *, x: str, marks: Sequence[float]) -> "Figure":
+    """A row of dots for each label, from top to bottom, and dashed lines across all rows at `marks`."""
+    names = [textwrap.fill(row.label, SIDE_LETTERS + 6) for row in rows]
+    tallest = max(name.count("\n") for name in names)
+    figure, axes = _panel(title, height=0.9 + (0.26 + 0.14 * tallest) * len(rows))
+    axes.use_sticky_edges = False  # a margin on both sides of the grey bar
+    for y, row in zip(range(len(rows))[::-1], rows, strict=True):
+        color = GREY if row.range else style.color(row.label)
+        if row.range:
+            axes.barh(y, row.range[1] - row.range[0], 0.5, left=row.range[0], color=GREY, alpha=0.35)
+        axes.plot([row.mean] * 2, [y - 0.36, y + 0.36], color=color, linewidth=2.2)
+        axes.plot(row.values, [y] * len(row.values), "o", color=color, markersize=5, alpha=0.75, markeredgewidth=0)
+    for mark in marks:
+        axes.axvline(mark, color="black", linestyle="--", linewidth=0.9)
+    axes.set(xlabel=x, ylim=(-0.6, len(rows) - 0.4))
+    axes.set_yticks(range(len(rows))[::-1], names, fontsize=SMALL)
     axes.grid(visible=False, axis="y")
     return figure
 
@@ -185,7 +199,7 @@ def _panel(title: str, height: float = SIZE[1]) -> tuple["Figure", "Axes"]:
 
 
 def _logarithmic(axes: "Axes") -> None:
-    """With plain numbers, the powers of ten as such."""
+    """A logarithmic y axis, labelled with plain numbers."""
     from matplotlib.ticker import LogFormatter
 
     axes.set_yscale("log")
@@ -194,7 +208,7 @@ def _logarithmic(axes: "Axes") -> None:
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
-    """Below the axes, which keep their size."""
+    """Put the legend below the axes, which keep their size."""
     handles, names = axes.get_legend_handles_labels()
     if not handles:
         return

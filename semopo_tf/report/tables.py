@@ -1,4 +1,4 @@
-"""A table as HTML, CSV and LaTeX. What stands behind a line's end in a cell is small print below the figure."""
+"""A table as HTML, CSV and LaTeX. Text after a newline in a cell is set small."""
 
 import csv
 import html
@@ -18,12 +18,12 @@ TEX = {
     "…": r"\ldots{}",
 }
 TEX |= {letter: "\\" + letter for letter in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-PAPER = "paper"  # second cell of a row that quotes the paper
+PAPER = "paper"  # second cell of the rows that quote the paper
 NOTHING = "-"
 
 
 class Table(NamedTuple):
-    """Cells are plain text. `records`, where given, are the rows of the CSV file, the first one its heading."""
+    """Cells are plain text. `records`, where given, are the rows of the CSV file, its heading first."""
 
     name: str  # of the files
     header: Sequence[str]
@@ -31,7 +31,7 @@ class Table(NamedTuple):
     records: Sequence[Sequence[object]] = ()
 
     def html(self) -> str:
-        """In a box of its own that scrolls sideways."""
+        """The table in a box that scrolls sideways."""
         head = "".join(f"<th scope=col>{_lines(cell)}</th>" for cell in self.header)
         body = "".join(
             f"<tr{_kind(row)}>{''.join(f'<td>{_lines(cell)}</td>' for cell in row)}</tr>" for row in self.rows

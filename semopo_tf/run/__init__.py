@@ -1,3 +1,1 @@
-"""One run: its directory, the trainer, checkpoints, evaluation, and what happens when it is stopped. Imports everything
-but the commands.
-"""
+"""One run: its directory, trainer, checkpoints, evaluation, and how it stops. Imports every folder but the commands."""

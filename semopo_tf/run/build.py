@@ -1,4 +1,4 @@
-"""From a configuration to the parts: the learner with its variables, the environment's settings, the evaluation seeds."""
+"""Builds the parts of a run from its configuration: learner, sampler, environment settings, evaluation seeds."""
 
 import zlib
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ CARD_KEYS = ("background", "background_color", "background_split", "mask_rule")
 
 
 def make_compute(config: Config, jit: Jit) -> Compute:
-    """How a run computes: the one place where the engine's choices become a `Compute`."""
+    """Turn the engine's choices into a `Compute`; nothing else makes one."""
     part = partial(compiled, jit=True) if jit.parts else as_it_is
     return Compute(config.precision, jit.products, config.remat, partial(compiled, jit=jit.pixels), part)
 
@@ -33,7 +33,7 @@ def make_learner(config: Config, *, image_size: int, action_size: int, jit: Jit 
     """The learner that `method` names, freshly initialised from its seed.
 
     Raises:
-      ConfigError: when there is no such method, or its sizes do not fit the image.
+      ConfigError: when there is no such method, or when its layers do not fit the image.
     """
     if config.method not in LEARNERS:
         raise ConfigError(
@@ -53,7 +53,7 @@ def make_sampler(config: Config, dataset: Dataset, *, sampling: str = "", images
     """The sampler of a run on its dataset.
 
     Args:
-      sampling: `conservative` or `uniform` in place of the configured rule.
+      sampling: `conservative` or `uniform`; the configured rule by default.
 
     Raises:
       DataError: when no episode is left to train on.
@@ -70,8 +70,9 @@ def make_sampler(config: Config, dataset: Dataset, *, sampling: str = "", images
 
 
 def restore(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: Path) -> None:
-    """Put a checkpoint's tensors into variables: exactly these names, exactly these shapes, checked before anything is
-    assigned.
+    """Assign a checkpoint's tensors to variables.
+
+    Names, shapes and types must be exactly equal; all are checked before anything is assigned.
 
     Raises:
       CheckpointError: naming the first variable that differs.
@@ -94,8 +95,7 @@ def restore(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], whe
 
 
 def restore_world_model(learner: Learner, tensors: Mapping[str, np.ndarray], where: Path) -> None:
-    """Put only the world model of another run's checkpoint, `model/...`, into the learner. Optimisers and policy stay
-    fresh.
+    """Assign only the world model, `model/...`, of another run's checkpoint. Optimisers and policy stay fresh.
 
     Raises:
       CheckpointError: when that world model has other variables.
@@ -107,9 +107,9 @@ def restore_world_model(learner: Learner, tensors: Mapping[str, np.ndarray], whe
 def environment_settings(
     config: Config, card: Mapping[str, Any] | None, overrides: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Keywords of `tasks.make` for the evaluation of a run.
+    """Keyword arguments of `tasks.make` for the evaluation of a run.
 
-    Each of background, colour, split and mask rule comes from the first that names it: `overrides` (flags),
+    Background, colour, split and mask rule each come from the first source that names them: `overrides` (flags),
     `config.env`, the dataset card, `config.without_card`. A user's task has a background only if a flag or the card
     names one.
 
@@ -117,15 +117,16 @@ def environment_settings(
       card: the dataset card, or None.
 
     Returns:
-      Without the four where no background is shown; with `background` alone where that of a moving task is taken away.
+      The settings. The four background keys are left out where no background is shown; a moving task whose background
+      is switched off has `background` alone.
 
     Raises:
-      ConfigError: when the data were collected with another image size, action repeat or camera, or when a task that
-        shows no background is to.
+      ConfigError: when the data were collected with another image size, action repeat or camera, or when a flag asks
+        for a background that the task cannot show.
     """
     settings = {key: config.env[key] for key in ("size", "action_repeat", "camera")}
-    described = tasks.settings_of(card) if card and "environment" in card else {}  # a converted dataset does not say
-    options = {key: described[key] for key in ("options",) if key in described}
+    described = tasks.settings_of(card) if card and "environment" in card else {}  # converted data may not say
+    options = {"options": described["options"]} if "options" in described else {}
     for key, value in settings.items():
         if key in described and described[key] != value:
             raise ConfigError(
@@ -136,7 +137,7 @@ def environment_settings(
 
 
 def _background(config: Config, described: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
-    """The part of `environment_settings` that says what is behind the agent."""
+    """The part of `environment_settings` about the background."""
     moving = config.task.startswith(tasks.MOVING)
     if tasks.shows_no_background(config.task):
         for key, value in overrides.items():
@@ -144,27 +145,25 @@ def _background(config: Config, described: Mapping[str, Any], overrides: Mapping
                 f"--{key}: expected no such flag, as {config.task} shows no background, received {value!r}; remove it"
             )
         return {}
-    asked = {key: value for key in CARD_KEYS if (value := overrides.get(key) or config.env[key]) != "card"}
-    if "background" in asked:
-        asked["background"] = absolute_source(asked["background"])
-    usual = {**config.without_card, "background": config.without_card.background if moving else "none"}
+    explicit = {key: value for key in CARD_KEYS if (value := overrides.get(key) or config.env[key]) != "card"}
+    if "background" in explicit:
+        explicit["background"] = absolute_source(explicit["background"])
+    fallback = {**config.without_card, "background": config.without_card.background if moving else "none"}
     carded = {key: described[key] for key in CARD_KEYS if described.get("background", "none") != "none"}
-    shown = usual | carded | asked
+    shown = fallback | carded | explicit
     if shown["background"] == "none":
         return {"background": "none"} if moving else {}
-    # The clips of the data come in the data's order; another source has an order of its own.
+    # Show the data's clips in the data's order; another source has an order of its own.
     return shown | {"background_seed": described["background_seed"] if carded else 0}
 
 
 def episode_seeds(seed: int, count: int) -> list[int]:
-    """The fixed list of evaluation episodes, the same for every method, run and step. A longer list begins with the
-    shorter one.
-    """
+    """Seeds of the evaluation episodes, equal for every method, run and step. A longer list extends a shorter one."""
     return [zlib.crc32(f"evaluation/{seed}/{index}".encode()) for index in range(count)]
 
 
 def replayed(discarded: int) -> str:
-    """What to add to a mean of returns, so that nobody takes it for one over the episodes that were asked for."""
+    """Suffix for a mean of returns that says how many of its episodes replace failed ones; empty if none."""
     return f"; {discarded} attempts failed and were played again with another seed" if discarded else ""
 
 
@@ -181,9 +180,9 @@ def score_row(
     """One line of scores.jsonl.
 
     Args:
-      settings: of the environment that was played in.
+      settings: the environment's.
       checkpoint: name of the directory that holds the policy; None where none was saved.
-      source: `train` for the final evaluation of a run, `evaluate` for evaluate.py.
+      source: `train` for a run's final evaluation, `evaluate` for evaluate.py.
     """
     return {
         "method": config.method,

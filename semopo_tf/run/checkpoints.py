@@ -1,13 +1,12 @@
-"""Checkpoints: one directory each, written whole, verified before it is believed. Needs no TensorFlow.
+"""Checkpoints: one directory each, written atomically, verified on every load. Needs no TensorFlow.
 
     ckpt-<phase>-<step>/   tensors.npz     stable name -> array, uncompressed
                            state.json      phase, step, metrics position, running sums
                            MANIFEST.json   format, size and SHA-256 of the other two, written last
 
-A directory is written under a temporary name, forced to the disk and renamed; it loses its name before anything in it
-is removed. The newest one that verifies is used; the order is (phase, step), never a clock. A reader changes nothing: a
-damaged
-directory keeps its name.
+A directory is written under a temporary name, synced to the disk and renamed. It is renamed again before deletion. The
+newest one that verifies is used; the order is (phase, step), never a clock. Readers change nothing: a damaged directory
+keeps its name.
 """
 
 import contextlib
@@ -31,14 +30,10 @@ FORMAT = 1
 PATTERN = re.compile(r"ckpt-([a-z]+)-([0-9]{9})")
 MEMBERS = ("tensors.npz", "state.json")
 MANIFEST = "MANIFEST.json"
-STATE = {
-    "metrics_size": int,
-    "timing_size": int,
-    "sums": list,
-    "count": int,
-}  # what a state has at least, besides phase and step
-TEXT_BYTES = 1 << 24  # most that a manifest or a state may have
-RELISTINGS = 20  # by a reader beside a writer that removes what the reader has just found
+# Required fields of a state, besides phase and step.
+STATE = {"metrics_size": int, "timing_size": int, "sums": list, "count": int}
+TEXT_BYTES = 1 << 24  # largest manifest or state
+RELISTINGS = 20  # attempts of a reader while a writer removes what it has just listed
 PICKLES = (".pkl", ".pickle")
 
 
@@ -65,11 +60,11 @@ def save(
     state: Mapping[str, Any],
     files: Files = FILES,
 ) -> Path:
-    """Write `ckpt-<phase>-<step>`. A good one of that name stays as it is; a damaged one is replaced.
+    """Write `ckpt-<phase>-<step>`. A good one of that name is kept; a damaged one is replaced.
 
     Raises:
       CheckpointError: when a tensor is not finite; the last good checkpoint stays the newest.
-      StorageError: when the disk refuses; nothing of the attempt is left behind.
+      StorageError: when the disk refuses; the attempt is cleaned up.
     """
     if names := npz.not_finite(tensors):
         raise CheckpointError(
@@ -89,14 +84,14 @@ def save(
             files.remove_tree(left)
         raise StorageError(
             f"{target}: the checkpoint cannot be written ({error.strerror}); it needs "
-            f"{_megabytes(sum(map(len, content.values())))}, "
-            f"{_free(logdir, files)} are free; free some space and run again, the previous checkpoint is good"
+            f"{_megabytes(sum(map(len, content.values())))}, {_free(logdir, files)} are free; free some space and run "
+            "again, the previous checkpoint is good"
         ) from error
     return target
 
 
 def _write(target: Path, content: Mapping[str, bytes | memoryview], files: Files) -> None:
-    """The protocol. The name appears when all is on the disk."""
+    """Write a checkpoint directory, which gets its name once everything is on the disk."""
     entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
     temporary = write_aside(target, {**content, MANIFEST: _json({"format": FORMAT, "files": entries})}, files)
     damaged = _set_aside(target, files) if os.path.lexists(target) else None
@@ -111,27 +106,27 @@ def _aside(path: Path) -> Path:
 
 
 def _set_aside(path: Path, files: Files) -> Path:
-    """Take a checkpoint's name away. Returns the hidden name it has then."""
+    """Rename a checkpoint to a hidden name, and return that."""
     files.remove_tree(_aside(path))
     files.rename(path, _aside(path))
     return _aside(path)
 
 
 def prune(logdir: Path, phases: Sequence[str], *, keep: int, files: Files = FILES) -> list[str]:
-    """Remove all but the newest `keep` checkpoints and the last of each phase, and leftovers of killed writers.
+    """Remove all but the newest `keep` checkpoints and the last of each phase, and what killed writers left behind.
 
     Returns:
-      Warning lines: nothing is removed unless the newest checkpoint reads back whole.
+      Warning lines. No checkpoint is removed unless the newest one reads back whole.
     """
     for leftover in logdir.glob(".tmp-*-ckpt-*"):
         files.remove_tree(leftover)
-    found = listed(logdir, phases)
-    last_of_phase = {path.name.split("-")[1]: path for path in found}
-    surplus = [path for path in found[:-keep] if path not in last_of_phase.values()]
+    paths = listed(logdir, phases)
+    last_of_phase = {path.name.split("-")[1]: path for path in paths}
+    surplus = [path for path in paths[:-keep] if path not in last_of_phase.values()]
     if not surplus:
         return []
     try:
-        load(found[-1])
+        load(paths[-1])
         aside = [_set_aside(path, files) for path in surplus]
         files.sync_directory(logdir)
     except (CheckpointError, OSError) as error:
@@ -142,11 +137,11 @@ def prune(logdir: Path, phases: Sequence[str], *, keep: int, files: Files = FILE
 
 
 def space_warning(logdir: Path, size: int, *, keep: int, files: Files = FILES) -> str | None:
-    """A warning line where the disk has less room than a run's checkpoints will take, else None.
+    """A warning line if the disk has less room than the run's checkpoints will need, else None.
 
     Args:
       size: bytes of one checkpoint.
-      keep: as for `prune`; the last one of an earlier phase and the one being written come on top.
+      keep: as for `prune`; the last one of an earlier phase and the one being written are extra.
     """
     needed = size * (keep + 2) - sum(map(stored_bytes, logdir.glob("ckpt-*")))
     if needed <= files.free_bytes(logdir):
@@ -158,10 +153,10 @@ def space_warning(logdir: Path, size: int, *, keep: int, files: Files = FILES) -
 
 
 def stored_bytes(path: Path) -> int:
-    """Size of a checkpoint's files, those that are there."""
+    """Total size of a checkpoint's files."""
     total = 0
     for file in path.glob("*"):
-        with contextlib.suppress(OSError):  # a writer beside us may just have removed it
+        with contextlib.suppress(OSError):  # a concurrent writer may just have removed it
             total += file.stat(follow_symlinks=False).st_size
     return total
 
@@ -173,27 +168,27 @@ def load_newest(logdir: Path, phases: Sequence[str]) -> tuple[Checkpoint | None,
       phases: in the order of the run.
 
     Raises:
-      CheckpointError: when there are checkpoints but none verifies. A run never silently starts afresh.
+      CheckpointError: when there are checkpoints but none verifies. A run never starts afresh silently.
     """
     for _ in range(RELISTINGS):
-        found = listed(logdir, phases)
-        if not found:
+        paths = listed(logdir, phases)
+        if not paths:
             _refuse_pickle(logdir)
             return None, []
-        checkpoint, faults = _first_good(found)
+        checkpoint, faults = _newest_good(paths)
         if checkpoint:
             return checkpoint, faults
-        if all(os.path.lexists(path) for path in found):
+        if all(os.path.lexists(path) for path in paths):
             break
     raise CheckpointError(
-        f"{logdir}: none of {len(found)} checkpoints can be used: {' | '.join(faults)}; move the folder away to start "
+        f"{logdir}: none of {len(paths)} checkpoints can be used: {' | '.join(faults)}; move the folder away to start "
         "afresh"
     )
 
 
-def _first_good(found: Sequence[Path]) -> tuple[Checkpoint | None, list[str]]:
+def _newest_good(paths: Sequence[Path]) -> tuple[Checkpoint | None, list[str]]:
     faults: list[str] = []
-    for path in reversed(found):
+    for path in reversed(paths):
         try:
             return load(path), faults
         except CheckpointError as error:
@@ -202,20 +197,17 @@ def _first_good(found: Sequence[Path]) -> tuple[Checkpoint | None, list[str]]:
 
 
 def listed(logdir: Path, phases: Sequence[str]) -> list[Path]:
-    """What has the name of a checkpoint, oldest first by (phase, step): whole ones, damaged ones, and what only looks
-    like one.
-    """
-    found = []
+    """Every path with the name of a checkpoint, good or not, oldest first by (phase, step)."""
+    order = []
     for path in logdir.glob("ckpt-*"):
         match = PATTERN.fullmatch(path.name)
         if match and match[1] in phases:
-            found.append(((phases.index(match[1]), int(match[2])), path))
-    return [path for _, path in sorted(found)]
+            order.append(((phases.index(match[1]), int(match[2])), path))
+    return [path for _, path in sorted(order)]
 
 
 def load(path: Path) -> Checkpoint:
-    """Read one checkpoint: every byte is compared with the manifest, and every size with what is there before memory is
-    taken for it.
+    """Read one checkpoint and verify every byte against its manifest. Sizes are checked before memory is allocated.
 
     Raises:
       CheckpointError: naming the file and what is wrong with it.
@@ -238,7 +230,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """The entries of a manifest that says exactly what `save` writes, to the byte: it has no digest of its own."""
+    """The entries of a manifest. It has no digest of its own, so it must equal, byte for byte, what `save` writes."""
     try:
         data = _read(path / MANIFEST, TEXT_BYTES)
         manifest = parse_json(data)
@@ -267,7 +259,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _writer(path: Path) -> str:
-    """The version of this package that wrote a checkpoint of another format, if it says so where this one does."""
+    """The version that wrote a checkpoint of another format, if its state.json names it."""
     try:
         return _short(parse_json(_read(path / "state.json", TEXT_BYTES))["version"])
     except npz.MALFORMED:
@@ -275,7 +267,7 @@ def _writer(path: Path) -> str:
 
 
 def _member(path: Path, entry: Mapping[str, Any]) -> bytes:
-    """The bytes of a file that its manifest describes."""
+    """Read a file and verify it against its manifest entry."""
     try:
         data = _read(path, entry["size"])
     except npz.MALFORMED as error:
@@ -286,7 +278,7 @@ def _member(path: Path, entry: Mapping[str, Any]) -> bytes:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    """All of a regular file that has at most `limit` bytes and fits into memory."""
+    """Read a regular file of at most `limit` bytes, if it fits into memory."""
     size, free = path.stat(follow_symlinks=False).st_size, free_memory()
     if free and free < size <= limit:
         raise MemoryError(f"{_megabytes(size)}, but {_megabytes(free)} of memory are free")
@@ -294,7 +286,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _state(path: Path, data: bytes) -> tuple[str, int, dict[str, Any]]:
-    """Phase, step and all of the state, which must be those of the directory's name."""
+    """Phase, step and state from state.json; phase and step must match the directory's name."""
     try:
         state = parse_json(data)
         phase, step = state["phase"], state["step"]
@@ -305,12 +297,12 @@ def _state(path: Path, data: bytes) -> tuple[str, int, dict[str, Any]]:
         ) from error
     if wrong or not all(type(value) is float for value in state["sums"]):
         raise CheckpointError(
-            f"{path / 'state.json'}: expected a list of numbers as sums and sizes of at least 0, received others"
+            f"{path / 'state.json'}: expected sums to be a list of numbers and sizes to be at least 0, received others"
         )
     match = PATTERN.fullmatch(path.name)
     if type(phase) is not str or type(step) is not int or (match and (phase, step) != (match[1], int(match[2]))):
         raise CheckpointError(
-            f"{path}: expected its state to be of that phase and step, received {_short(phase)} {_short(step)}"
+            f"{path}: expected a state of the same phase and step, received {_short(phase)} {_short(step)}"
         )
     return phase, step, state
 
@@ -326,7 +318,7 @@ def _refuse_file(path: Path) -> NoReturn:
 
 
 def _refuse_pickle(logdir: Path) -> None:
-    """The original code's checkpoint is a pickle: one in a run directory without checkpoints was meant to be loaded."""
+    """Refuse a pickle, the checkpoint of the original code, in a run directory without checkpoints."""
     for path in [logdir, *logdir.glob("variables.p*")]:
         if path.suffix in PICKLES and not path.is_dir():
             _refuse_file(path)
@@ -359,6 +351,6 @@ def _free(logdir: Path, files: Files) -> str:
 
 
 def _short(value: Any) -> str:
-    """What a foreign file says, fit for a message."""
+    """Untrusted text, shortened and made printable for an error message."""
     text = " ".join(str(value).split())[:80]
     return "".join(letter if letter.isprintable() else "?" for letter in text)

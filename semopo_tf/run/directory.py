@@ -1,6 +1,6 @@
-"""The run directory: claiming it, and what a run does when its disk or its reader fails.
+"""The run directory: locking it, and surviving a full disk or a closed output.
 
-`metrics.jsonl` is deterministic: one JSON object a line with `phase` and `step`, no clock. Wall-clock figures go to
+`metrics.jsonl` is deterministic: one JSON object per line with `phase` and `step`, no wall-clock time. Times go to
 `timing.jsonl`.
 """
 
@@ -23,10 +23,10 @@ LEFTOVERS = (".tmp-*", "videos/.tmp-*")
 
 @contextlib.contextmanager
 def open_run(logdir: Path, files: Files = FILES) -> Iterator[None]:
-    """Make and lock a run directory for the time of the run, and clear it of what killed writers have left.
+    """Create a run directory, lock it for the duration of the run, and remove what killed writers left in it.
 
     Raises:
-      StorageError: when it cannot be written, before anything else is done.
+      StorageError: when it cannot be written; checked first.
       LockedError: when another process trains in it.
     """
     probe = temporary_sibling(logdir / "writable")
@@ -41,7 +41,7 @@ def open_run(logdir: Path, files: Files = FILES) -> Iterator[None]:
     with locked(logdir / ".lock", wait=False, what=f"the run directory {logdir}") as killed:
         for pattern in LEFTOVERS:
             for leftover in logdir.glob(pattern):
-                if "-evaluation-" not in leftover.name:  # evaluate.py may be writing videos beside us
+                if "-evaluation-" not in leftover.name:  # evaluate.py may be writing videos right now
                     files.remove_tree(leftover)
         if killed:
             print(
@@ -53,9 +53,8 @@ def open_run(logdir: Path, files: Files = FILES) -> Iterator[None]:
 
 @contextlib.contextmanager
 def steady_output() -> Iterator[None]:
-    """Let a run outlive the reader of its output: what can no longer be printed is dropped."""
-    # Files opened later must not get the numbers of closed standard streams: TensorFlow writes its warnings to number
-    # 2.
+    """Let a run survive a closed output: what can no longer be printed is dropped."""
+    # Files opened later must not take the numbers of closed standard streams: TensorFlow writes its warnings to 2.
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(spare)
@@ -68,7 +67,7 @@ def steady_output() -> Iterator[None]:
 
 
 class SteadyStream:
-    """A text stream that turns to /dev/null at the first error of its own."""
+    """A text stream that redirects itself to /dev/null at its first error."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -91,17 +90,18 @@ class SteadyStream:
 
 
 def phases_of(logdir: Path) -> list[str]:
-    """Names of a run's stages in the order of training, without its learner: as its records follow each other, then the
-    stages of checkpoints without a record.
+    """Names of a run's stages in the order of training, without building its learner.
+
+    First the order of its records, then the stages of checkpoints without a record.
     """
-    found = []
+    recorded = []
     with contextlib.suppress(DataError):  # the checkpoints are listed all the same
-        found = [str(row.get("phase")) for row in read_records(logdir / "metrics.jsonl")]
-    return list(dict.fromkeys([*found, *sorted(path.name.split("-")[1] for path in logdir.glob("ckpt-*-*"))]))
+        recorded = [str(row.get("phase")) for row in read_records(logdir / "metrics.jsonl")]
+    return list(dict.fromkeys([*recorded, *sorted(path.name.split("-")[1] for path in logdir.glob("ckpt-*-*"))]))
 
 
 class Patience:
-    """Inside `with`, a `StorageError` is one warning a minute and no end: for what a run can do without until its next
+    """Inside `with`, downgrades `StorageError` to one warning per minute: for writes that can wait for the next
     checkpoint.
     """
 

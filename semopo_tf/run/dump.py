@@ -1,9 +1,10 @@
-"""What a run leaves when a loss, gradient or weight is not finite: enough to do the update again, and the names of what
-is wrong.
+"""The dump that a run writes when a loss, gradient or weight is not finite: enough to repeat the update.
 
-dump-<phase>-<step>/   dump.json     phase, step (updates taken before), seed, sizes, what is not finite, the last good
-checkpoint
-                       config.yaml   of the run
+Layout:
+
+dump-<phase>-<step>/   dump.json     phase, step (updates before it), seed, sizes, names of what is not finite,
+                                     the last good checkpoint
+                       config.yaml   the run's configuration
                        batch.npz     the batch of the update
                        state.npz     every variable before the update, by its name in a checkpoint
 """
@@ -41,7 +42,7 @@ FIELDS = {
 
 
 class Dump(NamedTuple):
-    """A dump directory, read."""
+    """The content of a dump directory."""
 
     facts: dict[str, Any]
     batch: Batch
@@ -55,33 +56,32 @@ def shown(names: Sequence[str]) -> str:
 
 
 def examine(learner: Learner, stage: Stage, batch: Batch, key: Key, *, jit: bool) -> list[str]:
-    """Do one update and name all that is not finite, causes before effects: batch, weights, losses, gradients, the
-    weights after it.
+    """Take one update and name everything that is not finite, causes before effects: batch, weights, losses,
+    gradients, updated weights.
 
-    The update is done: the caller keeps a copy of the weights.
+    The update changes the weights: the caller keeps a copy.
     """
-    found = [f"batch/{name}" for name in not_finite(batch._asdict())] + not_finite(learner.variables())
+    names = [f"batch/{name}" for name in not_finite(batch._asdict())] + not_finite(learner.variables())
     if gradients_of := stage.gradients:
         metrics, gradients = compiled(lambda batch, step: gradients_of(batch, key._replace(step=step)), jit=jit)(
             batch, key.step
         )
-        found += [f"metric/{name}" for name in not_finite(metrics)]
-        found += [f"gradient/{name}" for name in not_finite(gradients)]
-    if not found:
-        taken = compiled(lambda batch, step: dict(stage.update(batch, key._replace(step=step))), jit=jit)(
-            batch, key.step
-        )
-        found = [f"metric/{name}" for name in not_finite(taken)] + [
-            f"updated/{name}" for name in not_finite(learner.variables())
-        ]
-    return found
+        names += [f"metric/{name}" for name in not_finite(metrics)]
+        names += [f"gradient/{name}" for name in not_finite(gradients)]
+    if not names:
+        update = compiled(lambda batch, step: dict(stage.update(batch, key._replace(step=step))), jit=jit)
+        names = [f"metric/{name}" for name in not_finite(update(batch, key.step))]
+        names += [f"updated/{name}" for name in not_finite(learner.variables())]
+    return names
 
 
 def first_bad_update(
     loop: StageLoop, learner: Learner, first: int, last: int
 ) -> tuple[int, dict[str, np.ndarray]] | None:
-    """Do the updates from `first` to `last` one at a time. The first after which a weight is not finite, and the
-    weights before it.
+    """Repeat the updates from `first` to `last` one at a time.
+
+    Returns:
+      The first update after which a weight is not finite, and the weights before it; None if there is none.
     """
     for step in range(first, last):
         before = {name: variable.numpy() for name, variable in learner.variables().items()}
@@ -98,7 +98,7 @@ def write(
     state: Mapping[str, np.ndarray],
     files: Files = FILES,
 ) -> Path:
-    """Write a dump directory, whole or not at all.
+    """Write a dump directory atomically.
 
     Raises:
       StorageError: when the disk refuses.
@@ -125,7 +125,7 @@ def read(path: Path) -> Dump:
     """Read a dump directory.
 
     Raises:
-      DataError: when it is none, or damaged.
+      DataError: when it is not a dump, or damaged.
     """
     try:
         facts = parse_json(read_whole(path / "dump.json", MAX_FACTS)[0])

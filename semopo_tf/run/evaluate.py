@@ -1,6 +1,4 @@
-"""Evaluation: the one way in which a policy is played on a list of episode seeds, by training, by evaluate.py and in
-notebooks.
-"""
+"""Evaluation of a policy on a list of episode seeds. Training, evaluate.py and notebooks all go through `evaluate`."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +14,11 @@ from semopo_tf.types import Environment, Episode, Policy
 class Played(NamedTuple):
     """One evaluation episode."""
 
-    seed: int  # of the list that was asked for; `rollout.retry_seed` has the one that was played
+    seed: int  # from the evaluation list; after failed attempts `rollout.retry_seed` gives the one that was played
     episode: Episode
-    discarded: int  # attempts before it that its environment spoiled
-    clips: list[str]  # background clips that the environment shows, in order
-    clip: str | None  # the one on show at the first record
+    discarded: int  # earlier attempts that the environment failed
+    clips: list[str]  # background clips of the environment, in order
+    clip: str | None  # the clip at the first record
 
     @property
     def score(self) -> float:
@@ -29,8 +27,8 @@ class Played(NamedTuple):
 
 
 def make_environment(task: str, settings: Mapping[str, Any]) -> Environment:
-    """`tasks.make`, which here gives a moving task without its background as the plain task: the same physics in front
-    of the simulator's own sky.
+    """`tasks.make`, but a moving task without its background becomes the plain task: the same physics, the simulator's
+    own sky.
     """
     plain = task.startswith(tasks.MOVING) and settings.get("background") == "none"
     return tasks.make(tasks.PLAIN + task.removeprefix(tasks.MOVING) if plain else task, **settings)
@@ -42,8 +40,8 @@ def evaluate(
     """Play one episode per seed and yield them in the order of `seeds`.
 
     Args:
-      settings: keywords of `tasks.make`.
-      environments: played side by side, with one call of the policy for all of them; changes no episode.
+      settings: keyword arguments of `tasks.make`.
+      environments: number played side by side, in one call of the policy; changes no episode.
 
     Raises:
       ConfigError, DataError, NumericalError, SimulatorError: as `tasks.make` and `rollout.play`.
@@ -59,6 +57,6 @@ def evaluate(
         background = tasks.background_of(made[0])
         clips = background.clips if background else []
         for seed, episode in zip(seeds, play(made, policy, seeds, discarded), strict=True):
-            again = sum(entry.seed == seed for entry in discarded)
-            clip = background.clip(background.first_frame(retry_seed(seed, again))) if background else None
-            yield Played(seed, episode, again, clips, clip)
+            attempts = sum(entry.seed == seed for entry in discarded)
+            clip = background.clip(background.first_frame(retry_seed(seed, attempts))) if background else None
+            yield Played(seed, episode, attempts, clips, clip)

@@ -1,14 +1,14 @@
-"""Signals that end a run, or save it. Needs no TensorFlow.
+"""Signals that stop a run or make it save. Needs no TensorFlow.
 
-A Python handler runs between two steps of the interpreter, so never inside a compiled call that takes seconds. The
-interpreter's own handler, in C, also writes the signal's number into a socket, and a thread that waits there hears it
-at once.
+A Python signal handler runs between two steps of the interpreter, so never inside a compiled call that takes seconds.
+The interpreter's own handler, in C, also writes the signal's number into a socket, and a thread that waits there reads
+it at once.
 
-    SIGINT, SIGTERM, SIGHUP    nothing unsaved: the process ends there and then, as by SIGKILL, but with a line and 128
-    + the number
-                               else: the trainer finishes its call, saves and leaves; another one, later than a second,
-                                 ends the process
-    SIGUSR1                    the trainer saves and goes on
+    SIGINT, SIGTERM, SIGHUP    nothing unsaved: the process ends at once, like under SIGKILL, but with a message and
+                               exit code 128 + number
+                               otherwise: the trainer finishes its call, saves and exits; a second signal, more than a
+                               second later, ends the process
+    SIGUSR1                    the trainer saves and continues
 """
 
 import contextlib
@@ -27,35 +27,37 @@ from semopo_tf.types import Policy
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAVING = signal.SIGUSR1
-# One request may arrive as several signals: `timeout` and a terminal signal the whole group, and a parent its child
-# once more.
+# One request may arrive as several signals: `timeout` and a terminal signal the whole group, then a parent its child.
 ONE_REQUEST_SECONDS = 1.0
 
 
 class Stop:
-    """What signals have asked for so far. `listening` fills it; one that nothing fills never stops a run."""
+    """The requests that arrived as signals. `listening` fills it; one that nothing fills never stops a run."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._unsaved = False
         self._save = False
-        self._asked = 0.0
+        self._first_heard = 0.0
         self._signal: signal.Signals | None = None
 
     @property
     def signal(self) -> signal.Signals | None:
-        """The one that asked for the end."""
+        """The signal that asked the run to stop, if one did."""
         return self._signal
 
     def unsaved(self) -> None:
-        """From now on there is something to save first."""
+        """From now on a signal must wait until the trainer has saved."""
         self._unsaved = True
 
     def settled(self, where: str) -> None:
-        """Nothing is unsaved: from now on a signal ends the process there and then.
+        """Everything is saved: from now on a signal ends the process at once.
+
+        Args:
+          where: how far the run is, for the message.
 
         Raises:
-          Stopped: when one asked before; `where` the run is goes into its line.
+          Stopped: when a signal has asked the run to stop.
         """
         with self._lock:
             self._unsaved = False
@@ -71,7 +73,7 @@ class Stop:
         return save
 
     def hear(self, number: int) -> None:
-        """Act on a signal, in whichever thread; returns unless it ends the process."""
+        """Act on a signal, in any thread; returns unless it ends the process."""
         if number == SAVING:
             self._save = True
         if number not in ENDING:
@@ -79,14 +81,14 @@ class Stop:
         with self._lock:
             now = time.monotonic()
             if self._unsaved and self._signal is None:
-                self._signal, self._asked = signal.Signals(number), now
-            if self._signal and now - self._asked <= ONE_REQUEST_SECONDS:
+                self._signal, self._first_heard = signal.Signals(number), now
+            if self._signal and now - self._first_heard <= ONE_REQUEST_SECONDS:
                 return
         end(signal.Signals(number))
 
 
 def end(number: signal.Signals) -> NoReturn:
-    """End the process without any cleaning up: all that it wrote appears by rename or is cut by the next start."""
+    """End the process without cleanup: files appear by rename, and the next start truncates the records."""
     with contextlib.suppress(OSError):
         os.write(2, f"semopo_tf: ended by {number.name}; the same command goes on from what is saved\n".encode())
     os._exit(128 + number)
@@ -94,9 +96,9 @@ def end(number: signal.Signals) -> NoReturn:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """A `Stop` that hears this process's signals. Those that the caller ignores (nohup) stay ignored.
+    """A `Stop` that receives this process's signals. Signals that the caller ignores (nohup) stay ignored.
 
-    Outside of the main thread, which alone may set handlers, it hears nothing.
+    Only the main thread may set handlers; in any other thread it receives nothing.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -129,11 +131,11 @@ def _listen(pipe: socket.socket, stop: Stop) -> None:
 
 
 class Interrupted(Exception):
-    """An evaluation that is given up, to be played again from its beginning."""
+    """An evaluation was abandoned; it will be played again from its beginning."""
 
 
 class Interruptible:
-    """A policy that gives up in place of its next action once the end was asked for."""
+    """A policy that raises `Interrupted` instead of acting once the run was asked to stop."""
 
     def __init__(self, policy: Policy, stop: Stop):
         self._policy, self._stop = policy, stop

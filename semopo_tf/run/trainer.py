@@ -1,6 +1,4 @@
-"""One run: makes the parts, continues from the newest checkpoint, runs the stages, evaluates. Wiring only; no method is
-named here.
-"""
+"""One run: makes the parts, resumes from the newest checkpoint, runs the stages, evaluates. Knows no method by name."""
 
 import contextlib
 import json
@@ -18,7 +16,7 @@ from semopo_tf.data.cards import read_card, read_run_data
 from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
-from semopo_tf.errors import CheckpointError, DataError, DeviceError, NumericalError
+from semopo_tf.errors import CheckpointError, DataError, NumericalError
 from semopo_tf.random import Key
 from semopo_tf.run import alarms, build, checkpoints, dump
 from semopo_tf.run.checkpoints import Checkpoint
@@ -32,28 +30,28 @@ from semopo_tf.storage.records import Records, read_records
 from semopo_tf.storage.video import video_grid, write_video
 from semopo_tf.types import Batch, Learner, Stage
 
-HOST_STACK_BYTES = 1 << 28  # of the images handed to one compiled call, where the host holds them
+HOST_STACK_BYTES = 1 << 28  # of images passed to one compiled call when the frames are in host memory
 REPORTED = ("image_loss", "endo_kl", "exo_kl", "joint_kl", "actor_loss", "imagined_reward", "penalty")
 
 
-class Place(NamedTuple):
-    """Where a run goes on."""
+class Position(NamedTuple):
+    """Where a run resumes."""
 
     phase: str
     step: int = 0
-    sums: Sequence[float] = ()  # of the metrics since their last row
+    sums: Sequence[float] = ()  # of the metrics since the last row
     summed: int = 0  # updates in the sums
-    pending: Sequence[str] = ()  # what was due at this step and is still to be done
+    pending: Sequence[str] = ()  # actions that were due at this step and are not yet done
 
 
 class Trainer:
     """The parts of one run and the loop over its stages.
 
-    Making it opens and checks dataset and simulator; `run` does all that is left of the run and leaves `DONE`.
+    The constructor opens and checks dataset and simulator; `run` does the rest of the run and writes `DONE`.
 
     Args:
-      stop: what signals ask for; by default nothing stops the run.
-      make_learner: (config, image_size, action_size, jit) -> what learns.
+      stop: requests that arrive as signals; by default nothing stops the run.
+      make_learner: (config, image_size, action_size, jit) -> Learner.
     """
 
     def __init__(
@@ -65,7 +63,8 @@ class Trainer:
         make_learner: Callable[..., Learner] = build.make_learner,
     ):
         self._config, self._logdir = config, logdir
-        self._stop, self._saved = stop or Stop(), ""  # name of the newest checkpoint
+        self._stop = stop or Stop()
+        self._saved = ""  # name of the newest checkpoint
         self._make_learner = make_learner
         self._device, self._device_name = devices.choose_device(config.device)
         self._jit = compiling.choose_jit(config.jit, self._device)
@@ -87,7 +86,7 @@ class Trainer:
             self._make_parts()
 
     def _claim_dataset(self) -> None:
-        """Store what the run was started on, or check that it is still the same.
+        """Record the run's dataset in dataset_manifest.json, or check that it has not changed.
 
         Raises:
           DataError: naming the first file that differs.
@@ -99,6 +98,9 @@ class Trainer:
                 f"{dataset.directory}: expected square images, received {height} x {width}; resize them with data "
                 "convert"
             )
+        if path.exists():
+            dataset.require_files(read_run_data(self._logdir)["files"])
+            return
         columns = zip(
             dataset.manifest["files"],
             dataset.length.tolist(),
@@ -109,20 +111,17 @@ class Trainer:
         files = [
             file | {"length": length, "return": own, "native_return": native} for file, length, own, native in columns
         ]
-        if not path.exists():
-            facts = {"image_size": height, "action_size": dataset.action.shape[1], "card": self._card, "files": files}
-            write_whole(path, json.dumps(facts, indent=1).encode())
-            return
-        dataset.require_files(read_run_data(self._logdir)["files"])
+        facts = {"image_size": height, "action_size": dataset.action.shape[1], "card": self._card, "files": files}
+        write_whole(path, json.dumps(facts, indent=1).encode())
 
     def _check_environment(self) -> None:
-        """Fail now rather than at the first evaluation, hours from here."""
+        """Fail now rather than at the first evaluation, hours later."""
         environment = make_environment(self._config.task, self._settings)
         environment.close()
-        seen, shown = self._dataset.frames.shape[1:], tuple(environment.image_shape)
-        if seen != shown:
+        stored, rendered = self._dataset.frames.shape[1:], tuple(environment.image_shape)
+        if stored != rendered:
             raise DataError(
-                f"{self._dataset.directory}: images of {list(seen)}, but {self._config.task} shows {list(shown)}; "
+                f"{self._dataset.directory}: images of {list(stored)}, but {self._config.task} shows {list(rendered)}; "
                 "correct --env.size"
             )
         expected, received = self._dataset.action.shape[1], environment.action_size
@@ -137,52 +136,42 @@ class Trainer:
         config, dataset = self._config, self._dataset
         image_size, action_size = dataset.frames.shape[1], dataset.action.shape[1]
         self._sizes = {"image_size": image_size, "action_size": action_size}
-        self._on_device = self._place_replay(image_size, action_size)
-        self._sampler = build.make_sampler(config, dataset, images_on_device=self._on_device)
+        available = devices.device_memory(self._device)  # before the learner's variables take their share
         self._learner = self._make_learner(config, **self._sizes, jit=self._jit)
+        self._on_device = self._place_replay(available)
+        self._sampler = build.make_sampler(config, dataset, images_on_device=self._on_device)
         self._phases = [stage.name for stage in self._learner.stages]
         self._policy = Interruptible(self._learner.policy(), self._stop)
         self._validation = compiling.compiled(self._learner.validate, jit=self._jit.pixels)
 
-    def _place_replay(self, image_size: int, action_size: int) -> bool:
-        """Whether the frames go to the device: as `replay` says, or if the estimate says that they fit. Prints the
-        estimate.
+    def _place_replay(self, available: int) -> bool:
+        """Whether the frames go to the device, as `replay` says or the estimate allows. Prints the estimate.
+
+        Args:
+          available: bytes of the device before the learner was made; 0 where unknown.
 
         Raises:
-          DeviceError: when the model phase needs more than there is, with what would lower it.
+          DeviceError: when a stage needs more than there is, with what would lower it.
         """
         config, dataset = self._config, self._dataset
-        sizes = {"image_size": image_size, "action_size": action_size, "records": len(dataset.frames)}
-        half = config.precision != "float32"
-        available = devices.device_memory(self._device)
-        fits = {}
-        for place in ("device", "host"):
-            needed = cost.memory(
-                config, **sizes, half=half, remat_rows=config.remat, replay_on_device=place == "device"
-            )
-            fits[place] = not available or needed.model_phase <= available
-            if config.replay == place or (config.replay == "auto" and (fits[place] or place == "host")):
-                break
+        needed = cost.estimate(
+            self._learner, batch=config.batch.size, length=config.batch.length, frames=dataset.frames.nbytes
+        )
+        needed = cost.place_frames(needed, config.replay, available)
+        place = "device" if needed.frames else "host"
         print(f"data: {len(dataset.names)} episodes, {len(dataset.frames)} records, frames on the {place}")
-        print(f"{cost.describe(needed)}; available {available / 2**30:.1f} GB")
-        if not fits[place]:
-            raise DeviceError(
-                f"device memory: expected at most {available / 2**30:.1f} GB, the estimate is "
-                f"{needed.model_phase / 2**30:.1f} GB; "
-                "lower --batch.size, or set --remat 400, --precision mixed_bfloat16 or --replay host"
-            )
+        print(f"{needed.describe()}; available {available / 2**30:.1f} GB")
+        cost.require_memory(needed, available)
         return place == "device"
 
     def _sample_now(self, view: str, key: Key, *, batch: int, length: int) -> Batch:
-        """A batch outside the compiled chunks, from wherever the images are."""
+        """A batch outside the compiled chunks, wherever the images are stored."""
         sizes = {"batch": batch, "length": length}
         image = None if self._on_device else tf.constant(self._sampler.host_images(view, key, **sizes))
         return self._sampler.sample(view, key, **sizes, image=image)
 
     def _make_loop(self, stage: Stage) -> StageLoop:
-        """The compiled loop of a stage. One without pixels gets the encoder's evidence of every frame, computed here,
-        once.
-        """
+        """The compiled loop of a stage. What the stage prepares from the frames is computed here, once."""
         config, sampler, sizes = self._config, self._sampler, dict(self._config.batch)
         names = {"batch": sizes["size"], "length": sizes["length"]}
         table, host_images = None, None
@@ -196,8 +185,8 @@ class Trainer:
             table = tf.zeros([len(self._dataset.frames), 0])
         elif not self._on_device:
             shape = (*names.values(), *self._dataset.frames.shape[1:])
-            most = config.updates_per_call or config.pool.grow_every
-            capacity = max(1, min(most, HOST_STACK_BYTES // int(np.prod(shape))))
+            longest = config.updates_per_call or config.pool.grow_every
+            capacity = max(1, min(longest, HOST_STACK_BYTES // int(np.prod(shape))))
 
             def gather(step: int) -> np.ndarray:
                 return sampler.host_images(
@@ -209,50 +198,49 @@ class Trainer:
         def sample(view: str, key: Key, image: tf.Tensor | None = None) -> Batch:
             return sampler.sample(view, key, **names, image=image, table=table)
 
-        jit = self._jit.of(stage)
-        return StageLoop(stage, sample, seed=config.seed, jit=jit, host_images=host_images)
+        return StageLoop(stage, sample, seed=config.seed, jit=self._jit.of(stage), host_images=host_images)
 
     def run(self) -> None:
-        """All that is left to do: from the newest checkpoint to `DONE`.
+        """Do the rest of the run, from the newest checkpoint to `DONE`.
 
         Raises:
-          Stopped: when a signal asked for the end and everything is saved.
+          Stopped: when a signal asked the run to stop and everything is saved.
         """
         with devices.using(self._device):
-            place = self._restore()
+            position = self._restore()
             self._check_space()
             with contextlib.closing(
-                TensorBoard(self._logdir, self._axis(place.phase, place.step))
+                TensorBoard(self._logdir, self._axis(position.phase, position.step))
             ) as self._tensorboard:
-                for stage in self._learner.stages[self._phases.index(place.phase) :]:
-                    self._run_stage(stage, place if stage.name == place.phase else Place(stage.name))
+                for stage in self._learner.stages[self._phases.index(position.phase) :]:
+                    self._run_stage(stage, position if stage.name == position.phase else Position(stage.name))
                 self._finish()
 
-    def _restore(self) -> Place:
-        """Where to go on, with all variables and records as they were there."""
-        found, faults = checkpoints.load_newest(self._logdir, self._phases)
+    def _restore(self) -> Position:
+        """Restore variables and records from the newest checkpoint; where the run resumes."""
+        checkpoint, faults = checkpoints.load_newest(self._logdir, self._phases)
         for fault in faults:
             print(f"warning: {fault}")
         self._scores.drop_half_line()
-        self._versions = self._trace(found)
-        if found:
-            state = found.state
-            build.restore(self._learner.variables(), found.tensors, found.path)
+        self._versions = self._trace(checkpoint)
+        if checkpoint:
+            state = checkpoint.state
+            build.restore(self._learner.variables(), checkpoint.tensors, checkpoint.path)
             self._metrics.cut(state["metrics_size"])
             self._timing.cut(state["timing_size"])
-            print(f"continuing from {found.path.name}")
-            self._saved = found.path.name
-            return Place(found.phase, found.step, state["sums"], state["count"], state.get("pending", []))
+            self._saved = checkpoint.path.name
+            print(f"continuing from {self._saved}")
+            return Position(checkpoint.phase, checkpoint.step, state["sums"], state["count"], state.get("pending", []))
         self._metrics.cut(0)
         self._timing.cut(0)
         if not self._config.world_model:
-            return Place(self._phases[0])
+            return Position(self._phases[0])
         donor = self._take_world_model(self._learner)
         print(f"world model from {donor}; the {self._phases[0]} phase is skipped")
-        return Place(self._phases[1])
+        return Position(self._phases[1])
 
     def _take_world_model(self, learner: Learner) -> Path:
-        """Put the world model of the run that `world_model` names into the learner; its checkpoint."""
+        """Load the world model of the run that `world_model` names into the learner; returns the checkpoint used."""
         other = Path(self._config.world_model).expanduser()
         donor, _ = checkpoints.load_newest(other, self._phases)
         if donor is None:
@@ -260,16 +248,16 @@ class Trainer:
         build.restore_world_model(learner, donor.tensors, donor.path)
         return donor.path
 
-    def _trace(self, found: checkpoints.Checkpoint | None) -> list[dict[str, Any]]:
-        """The versions and devices that computed the run, each from where on; warns when this start adds one."""
+    def _trace(self, checkpoint: Checkpoint | None) -> list[dict[str, Any]]:
+        """The versions and devices that computed the run, each with its first step; warns when this start adds one."""
         now = {
             "semopo_tf": semopo_tf.__version__,
             "tensorflow": tf.__version__,
             "numpy": np.__version__,
             "device": self._device_name,
         }
-        trace = list(found.state.get("versions", [])) if found else []
-        if found and trace:
+        trace = list(checkpoint.state.get("versions", [])) if checkpoint else []
+        if checkpoint and trace:
             last = trace[-1]["versions"]
             different = [
                 f"{name} {last.get(name, 'none')} (now {now[name]})" for name in now if last.get(name) != now[name]
@@ -277,14 +265,14 @@ class Trainer:
             if not different:
                 return trace
             print(
-                f"warning: {found.path.name} was computed with {', '.join(different)}: the run goes on, but no longer "
-                "to the same bytes"
+                f"warning: {checkpoint.path.name} was computed with {', '.join(different)}: the run goes on, but no "
+                "longer to the same bytes"
             )
-        place = {"phase": found.phase, "step": found.step} if found else {"phase": self._phases[0], "step": 0}
-        return [*trace, place | {"versions": now}]
+        phase, step = (checkpoint.phase, checkpoint.step) if checkpoint else (self._phases[0], 0)
+        return [*trace, {"phase": phase, "step": step, "versions": now}]
 
     def _check_space(self) -> None:
-        """Warn now where the disk will be full before the run is done."""
+        """Warn now if the disk will fill up before the run is done."""
         size = sum(
             int(np.prod(variable.shape)) * variable.dtype.size for variable in self._learner.variables().values()
         )
@@ -292,26 +280,22 @@ class Trainer:
             print(f"warning: {warning}")
 
     def _axis(self, phase: str, step: int) -> int:
-        """TensorBoard's single axis: updates of all stages, one after the other."""
+        """Step on TensorBoard's single axis, which counts the updates of all stages."""
         return step + sum(stage.steps for stage in self._learner.stages[: self._phases.index(phase)])
 
-    def _run_stage(self, stage: Stage, place: Place) -> None:
-        """Run one stage from `place` to its end. Logs, reports, evaluates and saves on the clock, between compiled
-        calls.
-        """
-        step = place.step
-        if step >= stage.steps and not place.pending:
+    def _run_stage(self, stage: Stage, position: Position) -> None:
+        """Run a stage from `position` to its end. Logs, films, evaluates and saves between compiled calls."""
+        step = position.step
+        if step >= stage.steps and not position.pending:
             return
         self._time(stage.name, step, start=True)
-        pace, progress = (
-            Pace(self._config.updates_per_call, self._config.pool.grow_every),
-            Progress(stage.name, step, stage.steps),
-        )
+        pace = Pace(self._config.updates_per_call, self._config.pool.grow_every)
+        progress = Progress(stage.name, step, stage.steps)
         clock = self._clock(stage)
         with contextlib.closing(self._make_loop(stage)) as loop, contextlib.closing(progress):
-            if place.sums:
-                loop.sums, loop.count = np.array(place.sums, np.float32), place.summed
-            self._attend(stage.name, step, loop, [name for name in clock if name in place.pending])
+            if position.sums:
+                loop.sums, loop.count = np.array(position.sums, np.float32), position.summed
+            self._attend(stage.name, step, loop, [name for name in clock if name in position.pending])
             while step < stage.steps:
                 left = min(due(step, every, stage.steps) for every in clock.values())
                 started = time.monotonic()
@@ -322,53 +306,47 @@ class Trainer:
                     raise self._not_finite(loop, step)
                 self._stop.unsaved()
                 pace.took(chunk.done, seconds)
-                progress.update(
-                    step, ", ".join(f"{name} {chunk.last[name]:.4g}" for name in REPORTED if name in chunk.last)
-                )
-                self._attend(
-                    stage.name,
-                    step,
-                    loop,
-                    [name for name, every in clock.items() if due(step - 1, every, stage.steps) == 1],
-                )
+                figures = [f"{name} {chunk.last[name]:.4g}" for name in REPORTED if name in chunk.last]
+                progress.update(step, ", ".join(figures))
+                pending = [name for name, every in clock.items() if due(step - 1, every, stage.steps) == 1]
+                self._attend(stage.name, step, loop, pending)
         self._stop.settled(f"the end of the {stage.name} phase")
 
     def _not_finite(self, loop: StageLoop, step: int) -> NumericalError:
-        """What to raise for a loss or gradient of the update after `step`, or a weight, that is not finite; leaves a
-        dump.
+        """Write a dump of the update after `step`, whose loss, gradient or weights are not finite; what to raise.
 
-        A weight that is wrong already was made so by an earlier update, or by none: the updates since the last
-        checkpoint tell.
+        Where a weight is not finite before the update, the updates since the last checkpoint are repeated to find the
+        one that caused it.
         """
         stage, learner = loop.stage, self._learner
         state = {name: variable.numpy() for name, variable in learner.variables().items()}
         good, _ = checkpoints.load_newest(self._logdir, self._phases)
         if npz.not_finite(state):
-            print(f"{stage.name} {step}: a weight is not finite; looking for the update that made it so", flush=True)
+            print(f"{stage.name} {step}: a weight is not finite; looking for the update that caused it", flush=True)
             first = self._rewind(good, stage)
             step, state = dump.first_bad_update(loop, learner, first, step + 1) or (step, state)
             for name, variable in learner.variables().items():
                 variable.assign(state[name])
         batch, key = loop.batch(step)
-        found = dump.examine(learner, stage, batch, key, jit=self._jit.of(stage))
+        names = dump.examine(learner, stage, batch, key, jit=self._jit.of(stage))
         last = good.path.name if good else "none"
         facts = {
             "phase": stage.name,
             "step": step,
             "seed": self._config.seed,
-            "not_finite": found,
+            "not_finite": names,
             "checkpoint": last,
             "device": self._device,
         }
-        place = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, batch, state)
+        directory = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, batch, state)
         return NumericalError(
-            f"{stage.name} update {step + 1}: expected finite numbers, received {dump.shown(found)}; last good "
+            f"{stage.name} update {step + 1}: expected finite numbers, received {dump.shown(names)}; last good "
             f"checkpoint: {last}; "
-            f"lower the learning rate, or look closer with python -m semopo_tf.replay_dump {place}"
+            f"lower the learning rate, or look closer with python -m semopo_tf.replay_dump {directory}"
         )
 
     def _rewind(self, good: Checkpoint | None, stage: Stage) -> int:
-        """Back to the last checkpoint, or to the first weights; the updates of the stage taken there."""
+        """Go back to the last checkpoint, or to the initial weights; returns the stage's updates taken by then."""
         if good:
             build.restore(self._learner.variables(), good.tensors, good.path)
             return good.step if good.phase == stage.name else 0
@@ -380,8 +358,8 @@ class Trainer:
         return 0
 
     def _clock(self, stage: Stage) -> dict[str, int]:
-        """What is done every how many updates, in this order where several are due; all at the stage's end too. Saving
-        is the last.
+        """Action -> updates between two of it. Actions due at the same update run in this order, saving last; all run
+        at the end of the stage.
         """
         config = self._config
         video = config.video.every if stage.pictured else 0
@@ -390,17 +368,17 @@ class Trainer:
         return {name: every for name, every in clock.items() if every}
 
     def _attend(self, phase: str, step: int, loop: StageLoop, pending: list[str]) -> None:
-        """Do what is pending at a step. A signal's save comes first, and knows what is still pending then.
+        """Do the pending actions of a step. A save that a signal requests comes first and stores the rest as pending.
 
         Raises:
-          Stopped: when a signal asked for the end; all is saved.
+          Stopped: when a signal asked the run to stop; everything is saved.
         """
-        acts = {"log": self._log, "video": self._report_video, "evaluate": self._evaluate, "save": self._save}
+        actions = {"log": self._log, "video": self._report_video, "evaluate": self._evaluate, "save": self._save}
         with contextlib.suppress(Interrupted):
             while pending and not self._stop.signal:
                 if self._stop.take_save():
                     self._save(phase, step, loop, pending)
-                acts[pending[0]](phase, step, loop)
+                actions[pending[0]](phase, step, loop)
                 pending.pop(0)
         if self._stop.take_save() or self._stop.signal:
             self._save(phase, step, loop, pending)
@@ -408,7 +386,7 @@ class Trainer:
             self._stop.settled(f"{phase} update {step}")
 
     def _log(self, phase: str, step: int, loop: StageLoop) -> None:
-        """One metrics row: means since the last row, and held-out metrics if there is held-out data."""
+        """Write one metrics row: means since the last row, and held-out metrics if there are held-out episodes."""
         row = loop.take_means()
         stage = loop.stage
         if stage.validated and self._config.valid_fraction:
@@ -439,12 +417,12 @@ class Trainer:
             )
 
     def _validate(self, step: int) -> dict[str, tf.Tensor]:
-        """World-model metrics of one held-out batch."""
+        """The learner's metrics of one held-out batch."""
         key, batch = Key(self._config.seed, "valid", tf.constant(step, tf.int64)), self._config.batch
         return self._validation(self._sample_now("valid", key, batch=batch.size, length=batch.length), key)
 
     def _report_video(self, phase: str, step: int, loop: StageLoop) -> None:
-        """Truth, reconstructions, mask and error of fixed training windows: MP4 in `videos/`, a GIF for TensorBoard."""
+        """The learner's pictures of fixed training windows: an MP4 in `videos/` and a GIF for TensorBoard."""
         video = self._config.video
         length = min(video.length, int(self._dataset.length.min()))
         key = Key(self._config.seed, "report", tf.constant(0, tf.int64))
@@ -457,8 +435,8 @@ class Trainer:
             self._tensorboard.gif(self._axis(phase, step), "reconstruction", video_grid(rows, scale=1))
 
     def _evaluate(self, phase: str, step: int, loop: StageLoop) -> None:
-        """Returns of the current policy in the simulator, as a metrics row; the last step is left to the final
-        evaluation.
+        """Play the current policy and write its returns as a metrics row. Skips the last step if a final evaluation
+        follows.
         """
         if loop.stage is self._learner.stages[-1] and step == loop.stage.steps and self._config.eval.final_episodes:
             return
@@ -480,9 +458,7 @@ class Trainer:
         return evaluate(self._policy, self._config.task, self._settings, seeds, self._config.eval.environments)
 
     def _save(self, phase: str, step: int, loop: StageLoop, pending: Sequence[str] = ()) -> None:
-        """Save this step, unless it is saved already: what was pending then is done again by a run that goes on from
-        there.
-        """
+        """Save this step, unless it is saved already: a resumed run then repeats the actions stored as pending."""
         if self._saved == checkpoints.name_of(phase, step):
             return
         tensors = {name: variable.numpy() for name, variable in self._learner.variables().items()}
@@ -501,9 +477,7 @@ class Trainer:
         self._saved = path.name
 
     def _finish(self) -> None:
-        """Final evaluation: a row per episode in scores.jsonl and their mean in metrics.jsonl; then the mark that the
-        run is complete.
-        """
+        """Final evaluation: a row per episode in scores.jsonl, their mean in metrics.jsonl. Then mark the run DONE."""
         config, last = self._config, self._learner.stages[-1]
         if config.eval.final_episodes:
             seeds = build.episode_seeds(config.eval.seed, config.eval.final_episodes)

@@ -27,16 +27,16 @@ PROGRESS_LINE = re.compile(r"^\w+ \d+/\d+, \S+ updates/s, \S+ min left", re.MULT
 
 
 class TensorBoard:
-    """Scalars and GIFs for TensorBoard, on one axis over both phases. A view: nothing reads it back.
+    """Scalars and GIFs for TensorBoard, on one axis over all stages.
 
-    A start mark at `first_step` makes TensorBoard forget what an interrupted run wrote beyond its checkpoint.
-    Every method raises `StorageError` when the disk refuses; what it refused is kept and written before the next.
+    A start mark at `first_step` makes TensorBoard drop what an interrupted run wrote beyond its checkpoint. Every
+    method raises `StorageError` when the disk refuses; the refused data are kept and written before the next.
     """
 
     def __init__(self, logdir: Path, first_step: int, files: Files = FILES):
         self._file = Growing(event_file(logdir), files)
         self._add(0, file_version="brain.Event:2")
-        with contextlib.suppress(StorageError):  # what finds no room is kept
+        with contextlib.suppress(StorageError):  # the refused data are kept
             self._add(first_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -51,7 +51,7 @@ class TensorBoard:
         self._add(step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def close(self) -> None:
-        """Write what was kept, if the disk takes it now."""
+        """Write refused data, if the disk accepts them now."""
         with contextlib.suppress(StorageError):
             self._file.settle()
 
@@ -62,8 +62,8 @@ class TensorBoard:
 
 
 def event_file(logdir: Path) -> Path:
-    """A new name after all that are there: TensorBoard reads them in the order of the seconds in their names, whatever
-    the clock did since.
+    """A file name that sorts after all existing ones, even if the clock went back: TensorBoard reads the files in the
+    order of the seconds in their names.
     """
     stamps = [int(path.name.split(".")[3]) for path in logdir.glob("events.out.tfevents.[0-9]*.*")]
     stamp = max([int(time.time()), *(last + 1 for last in stamps)])
@@ -71,7 +71,7 @@ def event_file(logdir: Path) -> Path:
 
 
 class Progress:
-    """A bar with the time left on a terminal; a plain line now and then when the output goes to a file."""
+    """A progress bar on a terminal; a plain line every `PRINT_SECONDS` when the output goes to a file."""
 
     def __init__(self, name: str, step: int, total: int):
         self._name, self._first, self._total = name, step, total
@@ -81,7 +81,7 @@ class Progress:
         self._start = self._printed = time.monotonic()
 
     def update(self, step: int, note: str) -> None:
-        """step: updates done; note: a few figures."""
+        """Show `step` updates as done, with a `note` of a few figures."""
         if not self._bar.disable:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -98,13 +98,11 @@ class Progress:
 
 
 def last_progress(log: Path) -> str:
-    """From the newest of the plain lines in a run's output where it is, how fast, and the time left; empty where there
-    is none.
-    """
+    """Position, speed and time left from the newest plain progress line in a run's output; empty if there is none."""
     if not log.exists():
         return ""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
         tail = file.read().decode(errors="replace")
-    found = PROGRESS_LINE.findall(tail)
-    return found[-1] if found else ""
+    lines = PROGRESS_LINE.findall(tail)
+    return lines[-1] if lines else ""

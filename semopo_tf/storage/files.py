@@ -1,8 +1,7 @@
-"""The project's file layer: whole files and directories appear at once or not at all, and a file that grows loses no
-row.
+"""The file layer: whole files and directories appear at once or not at all, and a file that grows loses no row.
 
-Everything that a run must not lose is written through the small steps of a `Files` object, so that a test can record
-them, make any of them fail, or stop between two of them.
+Everything that a run must not lose is written in the small steps of a `Files` object, so that a test can record them,
+make any of them fail, or stop between two of them.
 """
 
 import contextlib
@@ -24,12 +23,10 @@ NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what a file system says tha
 
 
 class Files:
-    """The steps that durable writing is made of: the first group is one call of the operating system each, the others
-    are made of them.
-    """
+    """The steps of durable writing: first those that are one call of the operating system, then those made of them."""
 
     def create(self, path: Path) -> int:
-        """Open an empty file for writing; a link in its place is refused. Returns the descriptor."""
+        """Open an empty file for writing; a link is refused. Returns the descriptor."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, FILE_MODE)
 
     def open_end(self, path: Path) -> int:
@@ -37,7 +34,7 @@ class Files:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
 
     def put(self, descriptor: int, data: memoryview) -> int:
-        """Write some of `data`. Returns how many bytes; a call that a signal interrupts is taken up again by Python."""
+        """Write some of `data`. Returns how many bytes; Python repeats a call that a signal interrupts."""
         return os.write(descriptor, data)
 
     def truncate(self, descriptor: int, size: int) -> None:
@@ -93,7 +90,7 @@ class Files:
             rest = rest[self.put(descriptor, rest) :]
 
     def make_directory(self, path: Path) -> None:
-        """Make a directory and its parents; one that is there is left alone."""
+        """Make a directory and its parents, if missing."""
         if path.is_dir():
             return
         self.make_directory(path.parent)
@@ -104,7 +101,7 @@ class Files:
                 raise
 
     def sync_tree(self, path: Path) -> None:
-        """Force a directory with all in it to the disk, whoever wrote it."""
+        """Force a directory and everything in it to the disk, whoever wrote it."""
         for entry in sorted(path.iterdir()):
             if entry.is_dir():
                 self.sync_tree(entry)
@@ -117,7 +114,7 @@ class Files:
         self.sync_directory(path)
 
     def remove_tree(self, path: Path) -> None:
-        """Remove a file, a link or a directory with all in it, as far as that is possible; no link is followed."""
+        """Remove a file, a link or a directory with its content, as far as possible; no link is followed."""
         with contextlib.suppress(OSError):
             if path.is_dir() and not path.is_symlink():
                 for entry in sorted(path.iterdir()):
@@ -154,8 +151,8 @@ def write_whole(path: Path, data: bytes, files: Files = FILES) -> None:
 
 
 def write_aside(target: Path, content: Mapping[str, bytes | memoryview], files: Files = FILES) -> Path:
-    """Write a directory's files, in their order, under a hidden name beside `target` and force all to the disk; a
-    rename publishes it.
+    """Write a directory's files in order under a hidden name beside `target` and force them to the disk; the caller
+    renames it.
 
     Raises:
       OSError: when the disk refuses.
@@ -170,9 +167,7 @@ def write_aside(target: Path, content: Mapping[str, bytes | memoryview], files: 
 
 
 class Growing:
-    """A file that only grows. Bytes that the disk refuses wait in memory and go out, in their order, before the next
-    ones.
-    """
+    """A file that only grows. Bytes that the disk refuses wait in memory and are written before the next ones."""
 
     def __init__(self, path: Path, files: Files = FILES):
         self.path, self._files = path, files
@@ -189,7 +184,7 @@ class Growing:
         self.settle()
 
     def settle(self) -> None:
-        """Write what waits. Raises StorageError when the disk still refuses."""
+        """Write the waiting bytes. Raises StorageError when the disk still refuses."""
         if not self._waiting:
             return
         try:
@@ -224,7 +219,7 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool, what: str) -> Iterator[str]:
-    """Hold the kernel's lock on `path` (created if missing). A killed owner leaves no lock behind, only its name.
+    """Hold the kernel's lock on `path`, created if missing. A killed owner leaves its name behind, but no lock.
 
     Args:
       wait: block until the lock is free instead of failing.
@@ -252,7 +247,7 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[str]:
 
 
 def _take(descriptor: int, path: Path, wait: bool, what: str) -> str:
-    """Lock, and write who we are. Returns the name that a killed owner has left."""
+    """Lock, and write our name. Returns the name that a killed owner has left."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         previous = _owner(descriptor)
@@ -271,14 +266,14 @@ def _take(descriptor: int, path: Path, wait: bool, what: str) -> str:
 
 
 def _owner(descriptor: int) -> str:
-    """What stands in a lock file, fit to be printed."""
+    """The printable content of a lock file."""
     return "".join(
         letter for letter in os.pread(descriptor, OWNER_BYTES, 0).decode(errors="replace") if letter.isprintable()
     )
 
 
 def _named_owner(descriptor: int) -> str:
-    """Who holds the lock now. It writes its name a moment after it got the lock, over that of a killed one."""
+    """Who holds the lock: an owner writes its name a moment after it got the lock, over that of a killed one."""
     deadline, owner = time.monotonic() + OWNER_SECONDS, ""
     while not owner and time.monotonic() < deadline:
         time.sleep(OWNER_POLL_SECONDS)
@@ -287,9 +282,7 @@ def _named_owner(descriptor: int) -> str:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that new work may use, caches that the system would give up included; 0 where the system
-    does not say.
-    """
+    """Bytes of main memory available to new work, including reclaimable caches; 0 where the system does not say."""
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)

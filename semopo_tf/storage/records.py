@@ -17,7 +17,7 @@ class Records:
         self.path, self._file = path, Growing(path, files)
 
     def drop_half_line(self) -> None:
-        """Cut a last line that a killed writer or a power loss left without its end or its content."""
+        """Cut a last line that a killed writer or a power loss left incomplete."""
         if self.path.exists():
             data = self.path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
@@ -70,8 +70,8 @@ class Records:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, none if there is no file. A bad last line (a reader beside a running writer, a
-    power loss) is left out.
+    """The rows of a JSON-lines file, none without a file. A bad last line (of a running writer, or after a power loss)
+    is left out.
 
     Raises:
       DataError: naming a bad line before the last.

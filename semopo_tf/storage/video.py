@@ -1,26 +1,34 @@
-"""Writing videos: MP4 files, GIFs for TensorBoard, and the grid that a report shows."""
+"""Videos: MP4 files and GIFs are written, and videos from anywhere are read, frame by frame and with limits."""
 
+import contextlib
 import io
 import os
+import resource
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import imageio.v3 as imageio
-import imageio_ffmpeg
 import numpy as np
 
-from semopo_tf.errors import StorageError
+from semopo_tf.errors import DataError, StorageError, cut
+from semopo_tf.storage.child import Child
 from semopo_tf.storage.files import FILES, write_whole
 
 VIDEO_FPS = 15
-
-
-def encode_gif(frames: np.ndarray) -> bytes:
-    """frames [T, H, W, 3] uint8 -> GIF bytes."""
-    buffer = io.BytesIO()
-    imageio.imwrite(buffer, frames, extension=".gif", duration=1000 / VIDEO_FPS, loop=0)
-    return buffer.getvalue()
+MAX_PIXELS = 1 << 25  # of one frame that is read; 7680 x 4320
+MAX_VIDEO_BYTES = 1 << 30  # of the frames of a video that is read as a whole
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,m4v,gif"
+ENCODERS = {1: ("pgm", "gray", b"P5"), 3: ("ppm", "rgb24", b"P6")}  # channels -> codec, pixels, first line of a picture
+FRAME_SECONDS = 30
+LINE_BYTES = 32
+PIECE = 1 << 20
+DECODER_BYTES = 1 << 31
+DECODER_SECONDS = 600  # of processor time for one video
+DECODER_LOG_BYTES = 1 << 20
+TELLING = (  # what a line of the decoder's log contains that names the fault
+    *("moov atom", "Invalid data", "does not contain any stream", "End of file", "Permission denied", "No such file"),
+    *("larger than", "whitelist"),
+)
 
 
 def write_video(path: Path, frames: np.ndarray) -> None:
@@ -48,18 +56,14 @@ def encode_mp4(frames: np.ndarray) -> bytes:
     Raises:
       StorageError: when it fails.
     """
+    import imageio_ffmpeg
+
     size = f"{frames.shape[2]}x{frames.shape[1]}"
     source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", size, "-framerate", str(VIDEO_FPS), "-i", "-")
     target = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "12", "-f", "mp4", "-y")
     with os.fdopen(os.memfd_create("video"), "rb") as file:
-        command = (
-            imageio_ffmpeg.get_ffmpeg_exe(),
-            "-v",
-            "error",
-            *source,
-            *target,
-            f"file:/proc/self/fd/{file.fileno()}",
-        )
+        output = f"file:/proc/self/fd/{file.fileno()}"
+        command = (imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, *target, output)
         done = subprocess.run(command, input=frames.tobytes(), capture_output=True, pass_fds=(file.fileno(),))
         if done.returncode:
             raise StorageError(
@@ -67,6 +71,15 @@ def encode_mp4(frames: np.ndarray) -> bytes:
                 f"({done.stderr.decode(errors='replace').strip()[-100:]})"
             )
         return file.read()
+
+
+def encode_gif(frames: np.ndarray) -> bytes:
+    """frames [T, H, W, 3] uint8 -> GIF bytes."""
+    import imageio.v3 as imageio
+
+    buffer = io.BytesIO()
+    imageio.imwrite(buffer, frames, extension=".gif", duration=1000 / VIDEO_FPS, loop=0)
+    return buffer.getvalue()
 
 
 def video_grid(rows: Mapping[str, np.ndarray], scale: int = 2) -> np.ndarray:
@@ -85,3 +98,97 @@ def video_grid(rows: Mapping[str, np.ndarray], scale: int = 2) -> np.ndarray:
         stacked.append(np.concatenate(list(color), axis=2))  # [T, H, B*W, 3]
     grid = np.clip(np.concatenate(stacked, axis=1) * 255 + 0.5, 0, 255).astype(np.uint8)
     return grid.repeat(scale, 1).repeat(scale, 2)
+
+
+def read_video(path: Path) -> np.ndarray:
+    """All frames of a small video, [T, H, W, 3] uint8.
+
+    Raises:
+      DataError: with the reason alone when the file holds no video that can be decoded, or too long a one.
+    """
+    frames: list[np.ndarray] = []
+    for frame in read_frames(path):
+        frames.append(frame)
+        if frame.shape != frames[0].shape:
+            raise DataError("its frames differ in size")
+        if len(frames) * frame.nbytes > MAX_VIDEO_BYTES:
+            raise DataError(f"more than {MAX_VIDEO_BYTES >> 20} MB of frames")
+    return np.stack(frames)
+
+
+def read_frames(path: Path, channels: int = 3) -> Iterator[np.ndarray]:
+    """The frames of a video one by one, [H, W, C] uint8.
+
+    Args:
+      channels: 3 for RGB, 1 for the video's luma.
+
+    Raises:
+      DataError: with the reason alone when the file holds no video that can be decoded.
+    """
+    count, magic = 0, ENCODERS[channels][2]
+    with contextlib.closing(_decoder(path, channels)) as child:
+        try:
+            while header := _line(child):
+                width, height = map(int, _line(child).split())
+                if header != magic or _line(child) != b"255" or not 0 < width * height <= MAX_PIXELS:
+                    raise DataError(f"frames of {width} x {height} pixels")
+                pixels = _exactly(child, height * width * channels)
+                yield np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
+                count += 1
+            if child.process.wait(FRAME_SECONDS) != 0 or not count:
+                raise DataError(_reason(child.log(), child.process.returncode))
+        except DataError:
+            raise
+        except TimeoutError as error:
+            raise DataError(f"no frame within {FRAME_SECONDS} s") from error
+        except (ValueError, subprocess.TimeoutExpired) as error:
+            raise DataError("the decoder's output is not that of a video") from error
+
+
+def _decoder(path: Path, channels: int) -> Child:
+    """A decoder that writes one PGM or PPM picture a frame, with limits on memory and time. It opens this file alone:
+    one may name other files or addresses, as playlists do, so only plain files of known formats are allowed.
+    """
+    import imageio_ffmpeg
+
+    encoder, layout, _ = ENCODERS[channels]
+    restricted = f"-threads 1 -protocol_whitelist file -format_whitelist {FORMATS} -max_pixels {MAX_PIXELS}".split()
+    writing = f"-c:v {encoder} -pix_fmt {layout} -f image2pipe pipe:1".split()
+    quiet = ["-nostdin", "-hide_banner", "-loglevel", "error"]
+    return Child(
+        [imageio_ffmpeg.get_ffmpeg_exe(), *quiet, *restricted, "-i", str(path.absolute()), *writing],
+        output=True,
+        limits={
+            resource.RLIMIT_AS: DECODER_BYTES,
+            resource.RLIMIT_CPU: DECODER_SECONDS,
+            resource.RLIMIT_FSIZE: DECODER_LOG_BYTES,
+        },
+    )
+
+
+def _line(child: Child) -> bytes:
+    """The next line of the output without its end; empty at the end of the output."""
+    content = b""
+    while len(content) < LINE_BYTES and (byte := child.read(1, FRAME_SECONDS)) not in (b"", b"\n"):
+        content += byte
+    return content
+
+
+def _exactly(child: Child, count: int) -> bytearray:
+    """Raises DataError when the output ends before `count` bytes."""
+    content = bytearray()
+    while len(content) < count:
+        piece = child.read(min(count - len(content), PIECE), FRAME_SECONDS)
+        if not piece:
+            raise DataError("ends inside a frame")
+        content += piece
+    return content
+
+
+def _reason(log: str, code: int) -> str:
+    """The telling line of the decoder's long log."""
+    if code < 0:
+        return "the decoder needed too much memory or time"
+    lines = [line.split("] ")[-1].strip() for line in log.splitlines()]
+    telling = (line for line in lines if any(words in line for words in TELLING))
+    return cut(next(telling, "not a video that can be decoded"), 100)

@@ -145,7 +145,7 @@ def test_what_is_wrong_is_said_in_a_line(runs, data, tmp_path):
     other = synthetic.dataset(tmp_path / "other", episodes=4, size=SIZE)
     with pytest.raises(DataError, match=r"000004.*: removed since this run began"):
         analysis.main([*logdir, "--offline_dir", str(other)])
-    with pytest.raises(NumericalError, match="uncertainty: expected finite figures"):
+    with pytest.raises(NumericalError, match="uncertainty: expected finite numbers"):
         analysis.write(tmp_path, "uncertainty", {"mean": float("inf")}, None)
     assert not (tmp_path / "uncertainty.json").exists()
     config = configuration.load(synthetic.train_flags(data, tmp_path, "--steps.model", "0"))

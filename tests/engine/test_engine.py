@@ -39,15 +39,15 @@ class Case:
     """One agent and the traced loops of its stages; every run starts from the same weights."""
 
     def __init__(self, overlays, *, jit="off", stages=("model", "policy"), rates=RATES):
-        self.agent = tiny.agent(*overlays, jit=jit, **rates)
-        tiny.randomise(self.agent.world_model.trained, np.random.default_rng(1))
+        self.learner = tiny.learner(*overlays, jit=jit, **rates)
+        tiny.randomise(self.learner.world_model.trained, np.random.default_rng(1))
         chosen = compiling.choose_jit(jit, "/CPU:0")
         self.loops = {
-            stage.name: StageLoop(stage, sample, seed=3, jit=chosen.pixels if stage.pixels else chosen.vectors)
-            for stage in self.agent.stages
+            stage.name: StageLoop(stage, sample, seed=3, jit=chosen.of(stage))
+            for stage in self.learner.stages
             if stage.name in stages
         }
-        self.variables = self.agent.variables()
+        self.variables = self.learner.variables()
         self.start = tiny.snapshot(self.variables)
 
     def run(self, stage, first, *chunks):
@@ -85,7 +85,7 @@ def test_a_chunk_is_a_python_loop_of_updates(case):
     rows = []
     for step in range(5, 8):
         key = tiny.key(step, "policy", seed=3)
-        rows.append(tiny.arrays(case.agent.update_policy(sample("policy", key), key)))
+        rows.append(tiny.arrays(case.learner.update_policy(sample("policy", key), key)))
     for name, value in weights.items():
         tiny.close(case.variables[name], value)
     for name, mean in means.items():
@@ -300,7 +300,7 @@ def test_a_chunk_on_images_from_the_host_is_the_chunk_on_images_of_the_device(ca
     host = HostImages(gather, (B, T, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), capacity=4)
     weights, means, _ = case.run("model", 0, 4, 2)
     tiny.assign(case.variables, case.start)
-    loop = StageLoop(case.agent.stages[0], with_image, seed=3, jit=False, host_images=host)
+    loop = StageLoop(case.learner.stages[0], with_image, seed=3, jit=False, host_images=host)
     assert loop.capacity == 4
     for step, size in ((0, 3), (3, 3)):
         loop.run(step, size)

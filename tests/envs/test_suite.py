@@ -22,7 +22,7 @@ FAKE = '''
 import os, time
 import numpy as np
 from semopo_tf.errors import ConfigError, SimulatorError
-from semopo_tf.simulation import Facts, View
+from semopo_tf.envs.suite import Facts, View
 
 
 class Fake:
@@ -63,10 +63,12 @@ class Fake:
     def hang(self):
         time.sleep(60)
 '''
-SERVE = (
-    "import sys, fake_simulation; from semopo_tf import simulation; suite.Simulation = fake_simulation.Fake; "
-    "suite.serve(int(sys.argv[1]))"
-)
+SERVER = [
+    sys.executable,
+    "-c",
+    "import sys, fake_simulation; from semopo_tf.envs import suite; suite.Simulation = fake_simulation.Fake; "
+    "suite.serve(int(sys.argv[1]))",
+]
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def start(tmp_path, monkeypatch):
     """Makes simulators served by the stand-in."""
     (tmp_path / "fake_simulation.py").write_text(FAKE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(suite, "SERVE", SERVE)
+    monkeypatch.setattr(suite, "SERVER", SERVER)
     monkeypatch.setattr(suite, "choose_backend", lambda: "none")
     made = []
 
@@ -111,7 +113,7 @@ def test_the_child_gives_what_the_simulation_gives(start):
 
 def test_several_children_work_at_the_same_time(start):
     simulators = [start() for _ in range(2)]
-    assert len({simulator._process.pid for simulator in simulators}) == 2
+    assert len({simulator._child.process.pid for simulator in simulators}) == 2
     for seed, simulator in enumerate(simulators):
         simulator.send("reset", seed)
     assert [simulator.receive().image[0, 0, 0] for simulator in simulators] == [0, 1]
@@ -144,8 +146,8 @@ def test_R19_a_child_that_dies_is_reported_with_the_task_and_its_status(start):
 def test_R19_a_child_killed_between_two_steps_is_reported_and_replaced_at_the_next_reset(start):
     simulator = start()
     ask(simulator, "reset", 0)
-    os.kill(simulator._process.pid, signal.SIGKILL)
-    simulator._process.wait()
+    os.kill(simulator._child.process.pid, signal.SIGKILL)
+    simulator._child.process.wait()
     started = time.monotonic()
     with pytest.raises(SimulatorError, match=r"^fake_task: the simulator's process ended with status -9"):
         ask(simulator, "step", [0.0, 0.0])
@@ -224,12 +226,12 @@ def test_R19_a_simulator_that_does_not_answer_is_given_up(start, monkeypatch):
         SimulatorError, match=r"^fake_task: no answer from the simulator within 0 s; run the command again$"
     ):
         ask(simulator, "step", [4.0, 0.0])
-    assert simulator._process.wait(timeout=5) == -signal.SIGKILL
+    assert simulator._child.process.wait(timeout=5) == -signal.SIGKILL
 
 
 def test_closing_twice_is_closing_once_and_nothing_works_after_it(start):
     simulator = start()
-    process = simulator._process
+    process = simulator._child.process
     simulator.close()
     assert process.poll() == 0
     simulator.close()
@@ -243,10 +245,10 @@ def test_the_child_ends_with_its_parent(tmp_path):
     """A killed run leaves no simulators behind."""
     (tmp_path / "fake_simulation.py").write_text(FAKE)
     script = (
-        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom semopo_tf import simulation\n"
-        f"simulation.SERVE, suite.choose_backend = {SERVE!r}, lambda: 'none'\n"
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom semopo_tf.envs import suite\n"
+        f"suite.SERVER, suite.choose_backend = {SERVER!r}, lambda: 'none'\n"
         "simulator = suite.Simulator('fake_task', size=4, action_repeat=1, camera=0, sky=False)\n"
-        "print(simulator._process.pid, flush=True)\nsys.stdin.readline()"
+        "print(simulator._child.process.pid, flush=True)\nsys.stdin.readline()"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -17,7 +17,7 @@ ACTIONS = np.random.default_rng(0).uniform(-1, 1, (6, 6))
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """A folder with one grey clip: frame t is filled with 10 * t + 5, never a colour of the simulator's next to itself."""
+    """A folder with one grey clip: frame t is filled with 10 * t + 5."""
     folder = tmp_path_factory.mktemp("videos")
     write_grey(folder / "clip.mkv", [10 * t + 5 for t in range(25)])
     return folder
@@ -219,7 +219,7 @@ def test_registered_environment_takes_the_settings():
 def test_simulator_that_dies_is_reported():
     environment = tasks.make("dmc_walker_walk", size=8)
     environment.reset(0)
-    os.kill(environment._simulator._process.pid, signal.SIGKILL)
+    os.kill(environment._simulator._child.process.pid, signal.SIGKILL)
     with pytest.raises(SimulatorError, match="the simulator's process ended with status -9"):
         environment.step(np.zeros(6))
     environment.close()

@@ -23,6 +23,8 @@ from semopo_tf.envs.videos import (
     resize_bilinear,
 )
 from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.storage import video
+from semopo_tf.storage.video import read_video
 
 RNG_SEED = 0
 
@@ -224,7 +226,7 @@ def test_V02_playlists_and_pictures_open_no_other_file(tmp_path):
 
 def test_V02_a_decoder_without_end_or_with_too_much_memory_is_stopped(tmp_path, monkeypatch):
     write_grey(tmp_path / "a.mkv", [1, 2])
-    monkeypatch.setattr(videos, "DECODER_BYTES", 1 << 24)
+    monkeypatch.setattr(video, "DECODER_BYTES", 1 << 24)
     with pytest.raises(DataError, match="none of 1 videos can be decoded"):
         load(tmp_path)
     monkeypatch.undo()
@@ -232,7 +234,7 @@ def test_V02_a_decoder_without_end_or_with_too_much_memory_is_stopped(tmp_path, 
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(slow))
-    monkeypatch.setattr(videos, "FRAME_SECONDS", 0.2)
+    monkeypatch.setattr(video, "FRAME_SECONDS", 0.2)
     with pytest.raises(DataError, match=r"no frame within 0\.2 s"):
         load(tmp_path)
 
@@ -273,7 +275,7 @@ def test_V03_a_large_video_is_decoded_one_frame_at_a_time(tmp_path, count):
 
 def test_V03_frames_beyond_the_limit_are_refused(tmp_path, monkeypatch):
     write_grey(tmp_path / "a.mkv", [1, 2])
-    monkeypatch.setattr(videos, "MAX_PIXELS", 100)
+    monkeypatch.setattr(video, "MAX_PIXELS", 100)
     with pytest.raises(DataError, match="none of 1 videos can be decoded"):
         load(tmp_path)
 
@@ -375,3 +377,12 @@ def test_released_background_rule():
 def test_colour_background_keeps_its_channels():
     result = composite(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), (1, 2, 3), np.uint8), np.eye(2, dtype=bool))
     assert result.tolist() == [[[1, 2, 3], [0, 0, 0]], [[0, 0, 0], [1, 2, 3]]]
+
+
+def test_a_whole_video_is_read_in_colour(tmp_path, monkeypatch):
+    frames = np.random.default_rng(RNG_SEED).integers(0, 256, (3, 6, 10, 3), np.uint8)
+    write_video(tmp_path / "a.mkv", frames)
+    np.testing.assert_array_equal(read_video(tmp_path / "a.mkv"), frames)
+    monkeypatch.setattr(video, "MAX_VIDEO_BYTES", 2 * frames[0].nbytes)
+    with pytest.raises(DataError, match="more than 0 MB of frames"):
+        read_video(tmp_path / "a.mkv")

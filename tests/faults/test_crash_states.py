@@ -3,8 +3,8 @@ what was to come.
 
 The writer runs once with a file layer that notes each step. A model of a disk then replays every prefix of the steps,
 and for each all that the disk may have made of what was not yet forced to it: content missing, cut anywhere, or of
-zeros, each file for
-itself; changes of a directory lost in any combination. Every distinct state is put on a real file system and read.
+zeros, each file for itself; changes of a directory lost in any combination. Every distinct state is put on a real file
+system and read.
 """
 
 import itertools

@@ -2,8 +2,8 @@
 
 Two kinds. Classed inputs come from families that break one thing at a time; mutated ones from seeded damage of a good
 file: flipped bits, cuts, copied, inserted and deleted pieces. `make test` runs a tenth of both. What no check covers: a
-change of a card or
-a configuration into another valid one (people edit them), and changed pictures in a video, which carries no checksum.
+change of a card or a configuration into another valid one (people edit them), and changed pictures in a video, which
+carries no checksum.
 """
 
 import contextlib
@@ -684,7 +684,7 @@ def test_G7_G9_D04_mutated_inputs_are_refused_in_one_line_or_read_as_they_were(
 
 @SHARE
 def test_G7_V02_mutated_videos_give_frames_or_a_reason(tmp_path, capsys, share):
-    """Decoded in a process of its own with limits of memory and time. Frames may differ: a video carries no checksum."""
+    """Decoded in a process of its own with limits. Frames may differ: a video carries no checksum."""
     goods = []
     for name, codec, layout in (
         ("a.mkv", "ffv1", "gray"),

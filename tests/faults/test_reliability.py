@@ -1,5 +1,5 @@
-"""Every row of the fault matrix has a test whose name carries its identifier, or a line in docs/reliability.md that
-says why not.
+"""Every fault that docs/reliability.md lists has a test whose name carries the row's identifier, or a line that says
+why not; and every identifier in the name of a test is explained on the page.
 """
 
 import ast
@@ -11,7 +11,7 @@ TESTS = Path(__file__).parents[1]
 PAGE = (TESTS.parent / "docs" / "reliability.md").read_text()
 SIZES = {"R": 20, "C": 14, "F": 14, "D": 25, "H": 9, "K": 10, "N": 9, "E": 6, "V": 4, "L": 4}
 ROWS = [f"{letter}{number:02d}" for letter, size in SIZES.items() for number in range(1, size + 1)]
-IDENTIFIER = re.compile(rf"(?<=_)([{''.join(SIZES)}]\d{{2}})(?=_)")
+IDENTIFIER = re.compile(rf"(?<=_)([{''.join(SIZES)}]\d{{2}}|G\d{{1,2}})(?=_)")
 
 
 @functools.cache
@@ -26,14 +26,26 @@ def rows_with_tests() -> dict[str, list[str]]:
     return found
 
 
+def table(heading: str) -> dict[str, list[str]]:
+    """Row -> the other cells, from the table under a heading of the page."""
+    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if re.match(r"\| [A-Z]\d{1,2}\b", line)]
+    pairs = [(row, cells[1:]) for cells in lines for row in re.findall(r"[A-Z]\d{1,2}", cells[0])]
+    assert len(dict(pairs)) == len(pairs), "a row is listed twice"
+    return dict(pairs)
+
+
+def explained() -> dict[str, list[str]]:
+    """Row -> fault and guarantee."""
+    return table("The faults, one by one")
+
+
 def excused() -> dict[str, str]:
-    """Row -> reason, from that table of the page."""
-    section = PAGE.split("## Rows without a test of their own\n")[1].split("\n## ")[0]
-    lines = [line.strip("| ").split("|") for line in section.splitlines() if re.match(r"\| [A-Z]\d{2}\b", line)]
-    return {row: line[1].strip() for line in lines for row in re.findall(r"[A-Z]\d{2}", line[0])}
+    """Row -> why it has no test."""
+    return {row: cells[0] for row, cells in table("Rows without a test of their own").items()}
 
 
-def test_the_matrix_has_115_rows():
+def test_there_are_115_rows():
     assert len(ROWS) == len(set(ROWS)) == 115
 
 
@@ -48,8 +60,14 @@ def test_no_row_has_a_reason_and_a_test_and_no_reason_is_empty():
     assert [row for row, reason in excused().items() if len(reason) < 10] == []
 
 
-def test_names_carry_no_row_that_does_not_exist():
-    assert sorted({*rows_with_tests(), *excused()} - set(ROWS)) == []
+def test_every_row_and_every_row_in_the_name_of_a_test_is_explained():
+    assert sorted({*ROWS, *rows_with_tests()} - set(explained())) == []
+    assert [row for row, cells in explained().items() if len(cells) != 2 or min(map(len, cells)) < 5] == []
+
+
+def test_no_row_is_explained_that_neither_a_test_nor_the_list_has():
+    assert sorted(set(explained()) - {*ROWS, *rows_with_tests()}) == []
+    assert sorted({*excused(), *table("Rows that are met in another way")} - set(explained())) == []
 
 
 def test_the_page_quotes_the_count():

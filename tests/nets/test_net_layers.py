@@ -235,10 +235,10 @@ def test_a_member_that_was_not_drawn_has_no_gradient_and_no_influence(rng):
 
 
 def dense_pair(names):
-    layers = {name: keras.layers.Dense(300, name="dense") for name in names}
-    for layer in layers.values():
+    pair = {name: keras.layers.Dense(300, name="dense") for name in names}
+    for layer in pair.values():
         layer.build((None, 200))
-    return layers.named_variables(layers)
+    return layers.named_variables(pair)
 
 
 def test_initial_values_depend_on_seed_and_name_alone():

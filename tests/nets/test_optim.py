@@ -1,4 +1,4 @@
-"""The optimiser against NumPy and against Keras' Adam, shared variables, and the refusal of steps that are not finite."""
+"""The optimiser against NumPy and Keras' Adam, shared variables, and the refusal of steps that are not finite."""
 
 import keras
 import numpy as np

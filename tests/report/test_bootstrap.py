@@ -1,6 +1,4 @@
-"""Aggregates, comparisons and their intervals, against values worked out by hand and against slow versions of the
-definitions.
-"""
+"""Aggregates, comparisons and their intervals, against values computed by hand and by slow reference versions."""
 
 import itertools
 
@@ -8,7 +6,6 @@ import numpy as np
 import pytest
 import reference_statistics as slow
 
-from semopo_tf.errors import DataError
 from semopo_tf.report import bootstrap
 from semopo_tf.report import bootstrap as statistics
 
@@ -167,9 +164,10 @@ def test_matrices_columns_and_replicates_have_draws_of_their_own():
 
 
 def test_stratified_columns_are_narrower_than_whole_runs_drawn_together():
-    """With N runs of M independent tasks, the mean of columns drawn apart has the variance of the data over N M; drawn
-    together it would
-    have that of the rows' means over N. Rows of equal scores tell the two apart by the factor M."""
+    """With N runs of M tasks, the mean of independently drawn columns has the variance of the data divided by N M.
+    Drawn together, it would have that of the means of the rows divided by N. With rows of equal scores the two differ
+    by the factor M.
+    """
     rows = np.repeat(np.linspace(0, 1, 20)[:, None], 9, 1)
     values = np.take_along_axis(rows[None], bootstrap.indices(rows.shape, 4000, 5), 1).mean((-2, -1))
     assert values.std() == pytest.approx(rows.std() / np.sqrt(rows.size), rel=0.05)
@@ -189,52 +187,3 @@ def test_matrices_that_do_not_fit_are_refused():
                 replicates=10,
                 seed=1,
             )
-
-
-# --- matrices from rows -----------------------------------------------------------------------------------------------
-
-
-def row(method: str, task: str, run_seed: int, score: float) -> dict:
-    return {"method": method, "task": task, "run_seed": run_seed, "score": score, "length": 500}
-
-
-ROWS = [
-    row(m, t, seed, 10 * seed + episode)
-    for m in ("semopo", "bc")
-    for t in ("b", "a")
-    for seed in (1, 2)
-    for episode in (0, 1, 5)
-]
-
-
-def test_units_are_episodes_or_the_means_of_a_seed():
-    tasks, episodes = bootstrap.score_matrices(ROWS, "episode")
-    assert tasks == ["a", "b"] and list(episodes) == ["semopo", "bc"]
-    np.testing.assert_array_equal(episodes["bc"], np.repeat([[10], [11], [15], [20], [21], [25]], 2, 1))
-    tasks, seeds = bootstrap.score_matrices(ROWS, "seed")
-    np.testing.assert_array_equal(seeds["semopo"], [[12, 12], [22, 22]])
-    assert seeds["semopo"].dtype == np.float64
-
-
-def test_methods_may_have_different_numbers_of_runs():
-    _, found = bootstrap.score_matrices([*ROWS, row("lompo", "a", 1, 0.5), row("lompo", "b", 9, 0.25)], "seed")
-    assert {method: matrix.shape for method, matrix in found.items()} == {
-        "semopo": (2, 2),
-        "bc": (2, 2),
-        "lompo": (1, 2),
-    }
-
-
-def test_columns_of_different_lengths_are_refused_and_never_cut():
-    with pytest.raises(
-        DataError, match="bc: expected as many episodes on every task, received 5 on a, 6 on b; give the missing runs"
-    ):
-        bootstrap.score_matrices(ROWS[:-4] + ROWS[-3:], "episode")  # one episode of method bc fewer
-    assert bootstrap.score_matrices(ROWS[:-4] + ROWS[-3:], "seed")[1]["bc"].shape == (2, 2)
-    with pytest.raises(DataError, match="bc: expected as many seeds on every task, received 2 on a, 2 on b, 0 on c"):
-        bootstrap.score_matrices([*ROWS, row("semopo", "c", 1, 0.0), row("semopo", "c", 2, 0.0)], "seed")
-
-
-def test_a_unit_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="unit: expected one of seed, episode, received 'run'"):
-        bootstrap.score_matrices(ROWS, "run")

@@ -1,4 +1,4 @@
-"""The printed numbers agree with each other, which also finds a slip of the pen in `paper.yaml`."""
+"""The printed numbers agree with each other, which also reveals typing errors in `published.yaml`."""
 
 import pytest
 

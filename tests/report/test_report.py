@@ -21,7 +21,7 @@ from semopo_tf import collect, probe, training
 from semopo_tf.data.cards import read_card
 from semopo_tf.errors import ConfigError, DataError, StorageError
 from semopo_tf.report import __main__ as report
-from semopo_tf.report import bootstrap, comparisons, groups, paper, pictures, run_record
+from semopo_tf.report import bootstrap, comparisons, groups, paper, pictures, result, run_record, scores
 from semopo_tf.report.tables import TIMES, Table
 from semopo_tf.storage.records import read_records
 
@@ -125,7 +125,8 @@ def test_unfinished_runs_are_named_and_stand_in_no_table(study):
 
 
 def test_statistics_are_those_of_the_matrices_for_both_units(study):
-    found = comparisons.compared(groups.grouped([run_record.read_run(logdir) for logdir in study[2]])[0], "definition")
+    table = scores.score_table(groups.grouped([run_record.read_run(logdir) for logdir in study[2]])[0], "definition")
+    found = comparisons.compared(table)
     assert [dataset.label for dataset in found.datasets] == ["walker_walk random", "exbmdp_point random"]
     assert list(found.scores["seed"]) == ["semopo", "se_rs", "offline_dv2"] and "semopo (imported)" in found.left_out[0]
     low, high = paper.bounds(WALKER, "definition")
@@ -140,12 +141,74 @@ def test_statistics_are_those_of_the_matrices_for_both_units(study):
     assert better["semopo, offline_dv2", "episode"].startswith(f"{(1 + (1 / 2 + 1 / 2 * (1 / 4 + 1 / 4))) / 2:.2f} [")
 
 
+def test_the_page_begins_with_the_result_and_ends_with_what_is_missing(study):
+    folder, page, _ = study
+    said = re.search(r"</h1><p class=result>([^<]+)</p>", page)[1]
+    assert said == (
+        "On walker_walk random, semopo has the highest mean return of 4 methods: 30.0 over 2 seeds of 2 episodes, "
+        "against 11.0 over the 3 episodes of its data; on exbmdp_point random, semopo has the highest mean return of 3 "
+        "methods: 20.0 over 2 seeds of 2 episodes, against 11.0 over the 3 episodes of its data; with one seed of "
+        "semopo (imported) the order may be chance."
+    )
+    order = ["result", "what_the_models_see", "curves", "uncertainty", "tables", "all_tasks_together"]
+    assert re.findall(r"<h2 id=(\w+)>", page) == [*order, "runs_and_settings", "what_is_missing"]
+    assert "walker_walk random, mean return: the data 11.0; semopo 30.0; semopo (imported) 20.0; se_rs 12.5" in page
+    drawn = (folder / "figures" / "return_walker_walk_random.svg").read_bytes()
+    assert page.index(base64.b64encode(drawn).decode()) < page.index("<nav>") < page.index("<dl class=missing>")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "methods", "seeds", "expected"),
+    [
+        (
+            (POINT,),
+            ("semopo",),
+            1,
+            "semopo, the only method, averages 15.0 over 1 seed of 2 episodes, against 11.0 over",
+        ),
+        ((POINT,), ("semopo",), 1, "; one seed says little."),
+        ((POINT,), ("semopo", "se_rs"), 1, "; with one seed per method the order may be chance."),
+        ((POINT,), ("semopo", "se_rs"), 2, " of 2 methods: 15.0 over 2 seeds of 2 episodes, against 11.0 over the 3 "),
+        (
+            (*records.TASKS,),
+            ("semopo", "se_rs"),
+            2,
+            "semopo has the highest mean return on 4 of 4 datasets, with 2 seeds of 2 episodes; on 4 of the 4 datasets "
+            "with a card it is above the mean return of the data.",
+        ),
+    ],
+)
+def test_the_sentence_counts_and_hedges(tmp_path, tasks, methods, seeds, expected):
+    runs = []
+    for task in tasks:
+        for method in methods:
+            for seed in range(seeds):
+                logdir, returns = (
+                    tmp_path / task / method / f"{seed}",
+                    (10.0, 20.0) if method == "semopo" else (1.0, 2.0),
+                )
+                runs.append(run_record.read_run(records.write_run(logdir, method, task, seed, returns=returns)))
+    found = result.sentence(scores.score_table(groups.grouped(runs)[0], "definition"))
+    assert expected in found and found.endswith(".") and found.count(". ") == 0
+
+
+def test_without_scores_there_is_no_result_and_stages_may_have_other_names(tmp_path):
+    logdir = records.write_run(tmp_path / "run", returns=[])
+    rows = [row | {"phase": "only"} for row in read_records(logdir / "metrics.jsonl") if row["phase"] == "policy"]
+    records.write_rows(logdir / "metrics.jsonl", rows)
+    page = make(tmp_path / "page", logdir)
+    assert "No finished run has been evaluated yet" in page and "<dt id=return>" in page
+    assert "<th scope=col>only updates</th>" in page and "model updates</th>" not in page
+    records.write_rows(logdir / "scores.jsonl", [records.score(WALKER, 0, 5.0) | {"phase": "only"}])
+    assert run_record.read_run(logdir).returns() == [5.0]
+
+
 def test_every_figure_is_there_with_a_caption_that_counts(study):
     page = study[1]
     assert [name for name in re.findall(r"<h3 id=(\w+)>", page) if name.startswith("figure")] == [
-        *("figure_4", "figure_10", "figure_2", "figure_3", "figure_5", "figure_6", "figure_7", "figure_8", "figure_9")
+        *("figure_5", "figure_3", "figure_9", "figure_6", "figure_2", "figure_7", "figure_8", "figure_4", "figure_10")
     ]
-    assert re.findall(r"<a href='#(\w+)'>[^<]+</a></td><td><span class=no>", page) == ["table_4", "probes", "strips"]
+    assert re.findall(r"<dt id=(\w+)>", page) == ["strips", "table_4", "probes"]
     assert (
         f"Finished seeds: semopo 2 {TIMES} 1000 states; se_rs 2 {TIMES} 1000 states; offline_dv2 2 {TIMES} 1000 states."
         in page
@@ -174,9 +237,8 @@ def test_the_page_is_whole_by_itself(study):
 def test_equal_files_make_equal_bytes(tmp_path):
     logdir = records.write_run(tmp_path / "run")
     records.write_analyses(logdir)
-    (logdir / "metrics.jsonl").write_text(
-        (logdir / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
-    )  # no curves: fewer panels
+    rows = {row["phase"]: row for row in read_records(logdir / "metrics.jsonl")}
+    records.write_rows(logdir / "metrics.jsonl", list(rows.values()))  # one row a stage, no curves: fewer panels
     for name in ("a", "b"):
         make(tmp_path / name, logdir)
     written = {
@@ -188,10 +250,7 @@ def test_equal_files_make_equal_bytes(tmp_path):
 
 def test_what_the_runs_cannot_support_is_named_with_its_command_and_not_drawn(tmp_path):
     page = make(tmp_path / "page", records.write_run(tmp_path / "run", "semopo", POINT))
-    missing = {
-        name: html.unescape(why)
-        for name, why in re.findall(r"<h3 id=(\w+)>[^<]*</h3>\n<div class=missing>Missing: (.*?)</div>", page)
-    }
+    missing = {name: html.unescape(why) for name, why in re.findall(r"<dt id=(\w+)>[^<]*</dt><dd>(.*?)</dd>", page)}
     assert set(missing) == {
         "table_1",
         "table_2",
@@ -205,9 +264,9 @@ def test_what_the_runs_cannot_support_is_named_with_its_command_and_not_drawn(tm
     for name in ("figure_2", "figure_3", "figure_5", "figure_6", "figure_7", "figure_8"):
         assert f"<code>python -m semopo_tf.analysis --logdir {tmp_path / 'run'}</code>" in missing[name]
     assert "--background_color rgb" in missing["table_2"] and "one was evaluated" in missing["figure_4"]
-    assert "Some methods have one seed here" in page
+    assert page.index("<dl class=missing>") > max(page.rindex("<h3"), page.rindex("<table"))
     names = {path.name.split("_")[0] for path in (tmp_path / "page" / "figures").iterdir()}
-    assert names == {"curves", "figure9", "figure10"}
+    assert names == {"return", "curves", "figure9", "figure10"}
 
 
 def test_the_newest_row_of_an_episode_at_the_last_step_counts(tmp_path):
@@ -246,7 +305,7 @@ def test_seeds_of_one_setting_stand_together_and_variants_and_datasets_apart(tmp
         ("walker_walk medium, no distractors", "semopo"): [1],
     }
     (said,) = left_out
-    assert said.startswith(f"{tmp_path / 'again'}: the same method, settings, dataset and seed as {tmp_path / '2'}")
+    assert said == f"{tmp_path / 'again'}: left out, the same method, settings, dataset and seed as {tmp_path / '2'}"
 
 
 def test_table_4_is_about_tasks_without_distractors(tmp_path):
@@ -254,7 +313,7 @@ def test_table_4_is_about_tasks_without_distractors(tmp_path):
     page = make(tmp_path / "page", logdir)
     ours, theirs = (row for row in rows_of(tmp_path / "page", "table4") if row["method"] == "semopo")
     assert (ours["mean"], theirs["mean"]) == ("150.0", "305")
-    assert "id=table_5>Table 5. Raw return on LQV-D4RL</h3>\n<div class=missing>" in page
+    assert "<dt id=table_5>Table 5. Raw return on LQV-D4RL</dt>" in page
 
 
 def test_the_other_rule_and_unit_are_said(tmp_path):
@@ -286,11 +345,16 @@ def test_the_other_rule_and_unit_are_said(tmp_path):
             "metrics.jsonl: record 1: expected step as a JSON whole number",
         ),
         ("timing.jsonl", '{"phase": "model"}\n', "timing.jsonl: record 1: missing time"),
+        (
+            "metrics.jsonl",
+            '{"phase": 1, "step": 1}\n',
+            "metrics.jsonl: record 1: expected phase as a JSON text, received int",
+        ),
         ("analysis/entropy.json", '{"epochs": 1', "entropy.json: expected a JSON object"),
         (
             "analysis/uncertainty.json",
-            '{"states": 3, "measures": {"mean_norm": {"endo": {"mean": 1}}}}',
-            "missing measures.mean_norm.endo.std",
+            '{"states": 3, "frames": {}, "measures": {"mean_norm": {"endo": {"mean": 1}}}}',
+            "missing measures.log_prob_variance",
         ),
     ],
 )
@@ -439,8 +503,8 @@ const found = [];
 addEventListener('error', event => document.body.setAttribute('data-error', event.message));
 function measure(frame) {
   const page = frame.contentDocument, images = [...page.images];
-  const sizes = [...page.querySelectorAll('p,td,th,small,figcaption,code,span,summary')].filter(each => each.offsetParent)
-    .map(each => parseFloat(frame.contentWindow.getComputedStyle(each).fontSize));
+  const sizes = [...page.querySelectorAll('p,td,th,dt,dd,small,figcaption,code,span,summary,.frames div')]
+    .filter(each => each.offsetParent).map(each => parseFloat(frame.contentWindow.getComputedStyle(each).fontSize));
   return {width: frame.clientWidth, scroll: page.documentElement.scrollWidth, images: images.length,
     broken: images.filter(each => !each.naturalWidth || !each.clientWidth).length, letters: Math.min(...sizes),
     panels: Math.min(...[...page.querySelectorAll('.panels img')].map(each => each.clientWidth)),
@@ -487,4 +551,4 @@ def test_a_browser_shows_all_pictures_without_errors_at_both_widths(study, tmp_p
     for each in found:
         assert each["images"] == study[1].count("<img") and each["broken"] == 0
         assert each["scroll"] <= each["width"] and each["wide"] == 0
-        assert each["letters"] >= 9 and each["panels"] >= 280
+        assert each["letters"] >= 9 and each["panels"] >= 351  # so are those of the panels, svg.SMALL

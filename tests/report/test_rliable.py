@@ -1,8 +1,8 @@
-"""`statistics` against the package `rliable`, where that is installed: it needs pandas below 3, so it has an
-environment of its own.
+"""`report.bootstrap` against the package `rliable`, where it is installed (it needs pandas below 3, hence a separate
+environment).
 
-The same resampling indices must give the same intervals to 1e-9; where rliable draws its own, the ends agree to their
-own spread.
+The same resampling indices must give the same intervals to 1e-9. Where rliable draws its own, the ends agree within
+their own spread.
 """
 
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from semopo_tf.report import bootstrap
-from semopo_tf.report import bootstrap as statistics
+from semopo_tf.report import bootstrap as statistics  # in `with_indices` the first name is that of an argument
 
 library = pytest.importorskip("rliable.library")
 metrics = pytest.importorskip("rliable.metrics")

@@ -25,12 +25,12 @@ HEALTHY = {
     ],
 )
 def test_N05_a_value_beyond_its_threshold_is_one_warning(name, value, words):
-    assert alarms.raised(HEALTHY, model_ends=True) == {}
-    found = alarms.raised(HEALTHY | {name: value}, model_ends=False)
+    assert alarms.raised(HEALTHY, last=True) == {}
+    found = alarms.raised(HEALTHY | {name: value}, last=False)
     assert list(found) == [name] and words in found[name]
 
 
 def test_N05_a_reward_head_that_knows_nothing_is_said_at_the_end_of_the_model_phase_alone():
     row = HEALTHY | {"reward_loss": 0.918939 + 0.05, "reward_var": 0.1}
-    assert alarms.raised(row, model_ends=False) == {}
-    assert "0% of the reward's variance" in alarms.raised(row, model_ends=True)["explained"]
+    assert alarms.raised(row, last=False) == {}
+    assert "0% of the reward's variance" in alarms.raised(row, last=True)["explained"]

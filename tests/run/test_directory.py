@@ -150,7 +150,7 @@ def test_F09_records_that_lost_rows_of_their_checkpoint_are_refused_and_never_fi
 def test_F08_a_reader_of_growing_records_sees_whole_rows_only(tmp_path):
     records, rows = Records(tmp_path / "metrics.jsonl"), [{"step": step, "text": "x" * 5000} for step in range(200)]
     script = (
-        "import sys; from pathlib import Path; from semopo_tf.run import read_records\nseen = 0\n"
+        "import sys; from pathlib import Path; from semopo_tf.storage.records import read_records\nseen = 0\n"
         "while seen < 200:\n rows = read_records(Path(sys.argv[1]))\n"
         " if [row['step'] for row in rows] != list(range(len(rows))) or len(rows) < seen: raise SystemExit(1)\n seen "
         "= len(rows)\n"
@@ -352,7 +352,7 @@ def test_C13_leftovers_stay_while_another_run_holds_the_directory(tmp_path):
 
 def test_F07_R18_a_second_run_in_one_directory_is_refused_until_the_first_is_killed(tmp_path, capsys):
     script = (
-        "import sys; from pathlib import Path; from semopo_tf.run import open_run\n"
+        "import sys; from pathlib import Path; from semopo_tf.run.directory import open_run\n"
         "with open_run(Path(sys.argv[1])):\n    print('open', flush=True); sys.stdin.readline()"
     )
     first = subprocess.Popen(
@@ -415,7 +415,7 @@ def test_F12_a_run_directory_may_have_any_name(tmp_path, name):
 def test_F12_a_name_that_no_configuration_can_hold_is_refused_in_one_line(tmp_path, key):
     names_of = {"logdir": str(tmp_path / "run"), "offline_dir": "DATA"} | {key: str(tmp_path / "a\udcffb")}
     with pytest.raises(
-        ConfigError, match=rf"--{key}: expected UTF-8, received bytes that are none; rename the file or directory"
+        ConfigError, match=rf"--{key}: expected UTF-8, received other bytes; rename the file or directory"
     ):
         training.main(
             [
@@ -656,7 +656,7 @@ def test_records_hold_what_python_floats_hold(tmp_path):
 
 STEADY = """
 import os, sys
-from semopo_tf.run import Progress, steady_output
+from semopo_tf.run.views import Progress; from semopo_tf.run.directory import steady_output
 with steady_output():
     opened = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
     for number in range(3):

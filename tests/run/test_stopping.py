@@ -101,7 +101,7 @@ CHILD = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would have it ignored
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup
-from semopo_tf.stopping import listening
+from semopo_tf.run.stopping import listening
 with listening() as stop:
     if sys.argv[1] == "unsaved":
         stop.unsaved()

@@ -21,7 +21,7 @@ from semopo_tf.storage.untrusted import read_whole
 
 ROOT = Path(semopo_tf.__file__).parents[1]
 HOLD = (
-    "import sys; from pathlib import Path; from semopo_tf.files import locked\n"
+    "import sys; from pathlib import Path; from semopo_tf.storage.files import locked\n"
     "with locked(Path(sys.argv[1]), wait=False, what='the place'):\n"
     "    print('held', flush=True); sys.stdin.readline()\n"
 )
@@ -177,7 +177,7 @@ DOUBLE_STARTS = """
 import os, signal, sys
 from pathlib import Path
 from semopo_tf.errors import LockedError
-from semopo_tf.files import locked
+from semopo_tf.storage.files import locked
 
 def start(gate, answer):
     if pid := os.fork():

@@ -1,0 +1,89 @@
+"""What one update of a world model or of a policy costs, composed from the costs of its layers."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import tensorflow as tf
+
+from semopo_tf.methods.world_model import COLORS, WorldModel
+from semopo_tf.nets.accounting import Cost
+from semopo_tf.nets.layers import MLP, Decoder, Encoder, MaskBlend
+from semopo_tf.nets.rssm import RSSM
+
+FLOAT = 4  # bytes of a float32
+
+
+def world_model_update(
+    world_model: WorldModel,
+    *,
+    frames: int,
+    image_size: int,
+    reward_gradient: bool,
+    remat: int = 0,
+    adversary: MLP | None = None,
+    adversary_updates: int = 0,
+) -> Cost:
+    """FLOPs of one update, and bytes of its activations and gradients.
+
+    Bytes count encoders, decoders, images and gradients. The mask and the recurrent states, some percent of those, are
+    left out.
+
+    Args:
+      frames: B*T of a batch.
+      image_size: pixels.
+      reward_gradient: whether the reward head trains the representation.
+      remat: frames whose decoders are differentiated at a time; 0 for all.
+      adversary: the reward head of dissociated reward prediction.
+      adversary_updates: steps of that head before the update.
+    """
+    pixels = FLOAT * COLORS * image_size**2
+    at_once = min(frames, remat) if remat else frames
+    total = Cost(bytes=2 * pixels * frames + gradient_bytes(world_model.trained | world_model.adversary))
+    for layer in world_model.layers.values():
+        cost = layer.cost(frames)
+        if isinstance(layer, Encoder):
+            total += cost.trained(input_gradient=False)
+        elif isinstance(layer, Decoder):
+            kept = layer.cost(at_once).bytes + 3 * pixels * at_once  # with what the image's likelihood keeps
+            total += replace(cost.trained(), bytes=kept)
+        elif isinstance(layer, RSSM | MaskBlend):
+            total += cost.trained().forward()
+        else:
+            total += cost.trained(input_gradient=reward_gradient).forward()
+    if adversary:  # its own steps; then, frozen, it passes the gradient on to its input
+        step = adversary.cost(frames).trained(input_gradient=False)
+        flops = adversary_updates * step.flops + adversary.cost(frames).frozen().flops
+        total += Cost(flops)
+    return total
+
+
+def policy_update(
+    world_model: WorldModel,
+    layers: Mapping[str, MLP],
+    variables: Mapping[str, tf.Variable],
+    *,
+    starts: int,
+    horizon: int,
+) -> Cost:
+    """FLOPs of one actor-critic update in imagination, and bytes of its activations and gradients.
+
+    The batch is filtered from evidence; then H steps are imagined from every record, with the penalty of all members.
+
+    Args:
+      layers: `actor`, `critic` and `slow_critic`.
+      variables: those of actor and critic.
+      starts: B*T of a batch.
+      horizon: H.
+    """
+    rssm, steps, states = world_model.main.rssm, starts * horizon, starts * (horizon + 1)
+    frozen = [rssm.step_cost(steps), rssm.prior_all_cost(states), world_model.reward_head.cost(states)]
+    frozen.append(layers["slow_critic"].cost(steps))
+    trained = [layers[name].cost(steps).trained(input_gradient=False) for name in ("actor", "critic")]
+    start = rssm.observe_cost(starts).forward() + Cost(bytes=gradient_bytes(variables))
+    return sum([*(cost.frozen() for cost in frozen), *trained], start)
+
+
+def gradient_bytes(variables: Mapping[str, Any]) -> int:
+    """Bytes of one float32 gradient of every variable."""
+    return FLOAT * sum(int(variable.shape.num_elements()) for variable in variables.values())
