@@ -6,7 +6,7 @@
 # make doctor     what this machine can do
 # make clean      removes the virtual environment and all caches, but no run and no dataset
 #
-# Each installs what it needs into VENV first. PYTEST_ARGS reaches pytest: make test PYTEST_ARGS='-x tests/test_resume.py'
+# Each installs what it needs into VENV first. PYTEST_ARGS reaches pytest: make test PYTEST_ARGS='-x tests/run/test_resume.py'
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +16,7 @@ DEMO := runs/demo
 SCIENCE ?= core rest
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-RENDER := $(BIN)/python -c "from semopo_tf.rendering import choose_backend; print('images are rendered with', choose_backend())"
+RENDER := $(BIN)/python -c "from semopo_tf.envs.rendering import choose_backend; print('images are rendered with', choose_backend())"
 
 # System packages: root on Debian or Ubuntu gets them installed, everybody else the line to run.
 define system

@@ -156,10 +156,7 @@ class Run:
         """
         if world_model := getattr(self.learner, "world_model", None):
             return world_model
-        raise ConfigError(
-            f"--logdir: expected a run with a world model, received method {self.config.method}, which has none; "
-            "choose another run"
-        )
+        raise ConfigError("--logdir: expected a run with a world model, received one without; choose another run")
 
 
 def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:

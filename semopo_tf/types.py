@@ -1,8 +1,8 @@
 """The structures that cross module borders, one line and one shape per field.
 
-Letters: `B` batch, `T` time, `N = B*T` start states, `H` horizon, `K` ensemble members, `A` action, `D` deter,
-`S` stoch, `C` classes, `F` feature, `E` environments. Everything is batch-major. Arrays are NumPy in data and acting,
-tensors in learning.
+The letters of a shape are `B` batch, `T` time, `N = B*T` start states, `H` horizon, `K` ensemble members, `A` action,
+`D` deter, `S` stoch, `C` classes, `F` feature and `E` environments. Everything is batch-major. Arrays are NumPy in data
+and acting, tensors in learning.
 
 Record `t` of an episode holds the image o_t and the action and reward that *led to* it; record 0 has action 0 and
 reward 0:
@@ -118,7 +118,7 @@ class Environment(Protocol):
 
 
 class Policy(Protocol):
-    """Acts in `E` environments at once. Its memory is passed around as `state`, so one rollout loop serves all methods."""
+    """Acts in `E` environments at once. Its memory is passed as `state`, so one rollout loop serves all methods."""
 
     def initial(self, episodes: int) -> Any: ...
 

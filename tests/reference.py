@@ -204,7 +204,7 @@ def kl(post, prior_):
 
 
 def categorical_sample(logit, uniform):
-    """One-hot of the first class whose cumulative probability reaches `uniform`. logit [..., S, C], uniform [..., S]."""
+    """One-hot of the first class whose cumulated probability reaches `uniform`. logit [..., S, C], uniform [..., S]"""
     out = np.zeros(logit.shape)
     for index in np.ndindex(logit.shape[:-1]):
         cumulative, chosen = 0.0, logit.shape[-1] - 1

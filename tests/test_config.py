@@ -585,8 +585,8 @@ def test_K10_a_home_directory_is_expanded_and_nothing_else(tmp_path, monkeypatch
 
 def test_flags_take_the_type_of_their_default():
     numbers = (
-        "--model_opt.lr 1e-4 --steps.model 1e3 --steps.policy 20.0 --penalty.weight 3 --kl.strict_elbo true --env.camera "
-        "-1"
+        "--model_opt.lr 1e-4 --steps.model 1e3 --steps.policy 20.0 --penalty.weight 3 --kl.strict_elbo true "
+        "--env.camera -1"
     )
     config = load(
         [

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 NOT_IMPORTED = {"gym", "mujoco", "tf-keras"}
 # Used as programs, or by the tests' own runner.
 TOOLS = {"mypy", "pytest-xdist", "ruff", "setuptools"}
-TARGETS = ("demo", "test", "test-full", "format", "lint", "type", "doctor", "clean")
+TARGETS = ("demo", "test", "test-full", "format", "lint", "type", "docs", "doctor", "clean")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def imported(paths: list[Path]) -> set[str]:
     tops = {module.split(".")[0] for module in modules}
     own = {"semopo_tf", "fake_simulation"} | {
         path.stem for path in paths
-    }  # the second is written by test_simulation.py
+    }  # the second is written by tests/envs/test_suite.py
     providers = importlib.metadata.packages_distributions()
     return {
         canonicalize_name(name) for top in tops - own - sys.stdlib_module_names for name in providers.get(top, [top])

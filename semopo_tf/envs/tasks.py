@@ -39,7 +39,7 @@ def register(name: str, make: Callable[..., Environment]) -> None:
     again.
 
     Args:
-      make: called with the keywords of `envs.make` (size, action_repeat, camera, background, background_color,
+      make: called with the keywords of `make` (size, action_repeat, camera, background, background_color,
         background_split, background_seed, mask_rule, options) and free to ignore those that mean nothing to it.
     """
     _registry[name] = make

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from semopo_tf import config as configuration
 from semopo_tf.data.cards import read_run_data
-from semopo_tf.errors import ConfigError, DataError, shown
+from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.storage.records import read_records
 from semopo_tf.storage.schema import read_object, unfit
 
@@ -129,7 +129,7 @@ def read_run(logdir: Path) -> RunRecord:
     if not imported and not metrics:
         raise ConfigError(f"{logdir}: expected the logdir of a run with metrics, found none")
     stages = list(dict.fromkeys(row["phase"] for row in metrics))
-    scores = _newest(_records(logdir / "scores.jsonl", SCORE, stages), stages)
+    scores = _newest(_records(logdir / "scores.jsonl", SCORE), stages)
     if imported:
         origin = _object(logdir / "origin.json", ORIGIN, "import the run again with python -m semopo_tf.originals")
         about = (origin["method"], origin["task"], origin["level"], origin["seed"], origin["format"], True)
@@ -188,21 +188,21 @@ def _analyses(directory: Path) -> dict[str, dict[str, Any]]:
     return {name: _object(path, ANALYSES[name], remedy) for name, path in paths.items() if path.exists()}
 
 
-def _records(path: Path, pattern: Mapping[str, Any], stages: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; their phase is one of `stages` where these are given."""
+def _records(path: Path, pattern: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file."""
     rows = read_records(path)
     for number, row in enumerate(rows, 1):
-        wrong = unfit(row, pattern)
-        if not wrong and stages and row["phase"] not in stages:
-            wrong = f"expected phase as one of {', '.join(stages)}, received {shown(row['phase'])}"
-        if wrong:
+        if wrong := unfit(row, pattern):
             raise DataError(f"{path}: record {number}: {wrong}; remove the line")
     return rows
 
 
 def _newest(rows: Sequence[dict[str, Any]], stages: Sequence[str]) -> list[dict[str, Any]]:
-    """At the last evaluated step, the newest row of every episode and environment, in the order of their first rows."""
-    order = list(stages) or list(dict.fromkeys(row["phase"] for row in rows))
+    """At the last evaluated step, the newest row of every episode and environment, in the order of their first rows.
+
+    Stages without metrics come after the others: a checkpoint may be evaluated before its stage has a row.
+    """
+    order = list(dict.fromkeys([*stages, *(row["phase"] for row in rows)]))
     steps = [(order.index(row["phase"]), row["step"]) for row in rows]
     newest: dict[str, dict[str, Any]] = {}
     for row, step in zip(rows, steps, strict=True):

@@ -1,7 +1,5 @@
 """The dump that a run writes when a loss, gradient or weight is not finite: enough to repeat the update.
 
-Layout:
-
 dump-<phase>-<step>/   dump.json     phase, step (updates before it), seed, sizes, names of what is not finite,
                                      the last good checkpoint
                        config.yaml   the run's configuration

@@ -105,11 +105,7 @@ def exported(tmp_path_factory):
                 export.main(["--logdir", str(logdir), "--out", str(root / case / "export"), "--checkpoint", checkpoint])
                 == 0
             )
-        warned = (
-            f"warning: {checkpoint} is from the model phase: its policy is untrained\n"
-            if phase == "model"
-            else ""
-        )
+        warned = f"warning: {checkpoint} is from the model phase: its policy is untrained\n" if phase == "model" else ""
         assert printed.getvalue() == f"{warned}{root / case / 'export'}: the policy of {logdir}, {checkpoint}\n"
         run = load_run(logdir, checkpoint)
         found[case] = (root / case, run, record(run, root / case))

@@ -1,4 +1,4 @@
-"""Linear probes: what they find in features that hold a quantity and in features that do not, and a real run's figures."""
+"""Linear probes: what they find in features that hold a quantity and in features that do not, and a run's figures."""
 
 import json
 

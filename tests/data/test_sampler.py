@@ -189,7 +189,7 @@ def original_schedule(episodes: int) -> list[int]:
 @pytest.mark.parametrize(
     ("episodes", "growth", "full_at", "last_block", "final"),
     [
-        # Rows of the table of facts 2.5: n, growth, update at which the pool is n - 1, pool of the last block, pool
+        # For the released rule: n, growth, update at which the pool is n - 1, pool of the last block, pool
         # that the policy phase inherits.
         (90, 1, 7_900, 89, 89),
         (200, 1, 18_900, 199, 199),
@@ -210,7 +210,7 @@ def test_the_released_schedule(episodes, growth, full_at, last_block, final):
 
 
 def test_the_released_schedule_block_by_block_for_200_episodes():
-    """Facts 8: block i (from 0) uses min(10 + i, 199)."""
+    """Block i (from 0) of the released code uses min(10 + i, 199) episodes."""
     size = sizes(RELEASED, 200, RELEASED_STEPS)
     assert [int(size[100 * block]) for block in range(251)] == [min(10 + block, 199) for block in range(251)]
 

@@ -1,4 +1,4 @@
-"""Dissociated reward prediction: the exogenous reward head against the equations, and what a model update leaves of it."""
+"""Dissociated reward prediction: the exogenous reward head against the equations, and what an update leaves of it."""
 
 import numpy as np
 import pytest

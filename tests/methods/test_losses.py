@@ -131,7 +131,7 @@ def test_actor_and_critic_loss_match_the_loops(mode, rng):
 
 
 def test_actor_loss_alignment_by_hand():
-    """H = 3, one rollout. Powers of ten show which number went where: G_0 must not appear, w_0 goes with G_1 and h_0."""
+    """H = 3, one rollout. Powers of ten show what went where: G_0 must not appear, w_0 goes with G_1 and h_0."""
     target, entropy = tf.constant([[7.0, 10.0, 20.0]]), tf.constant([[0.1, 0.2]])
     weight = tf.constant([[1.0, 0.5, 9.0, 9.0]])
     # -(1 (10 + 2 * .1)), -(.5 (20 + 2 * .2))

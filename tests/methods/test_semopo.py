@@ -181,7 +181,7 @@ def test_stages_are_model_and_then_policy(case):
 
 
 def test_policy_updates_imagine_from_every_record_of_the_batch(case):
-    """B * T = 8 start states, the configured horizon, discount and penalty weight; all metrics are of before the step."""
+    """B * T = 8 start states, the configured horizon, discount and penalty weight; metrics are of before the step."""
     key, ac = tiny.key(1, "policy"), case.learner.actor_critic
     start = tf.nest.map_structure(lambda x: tf.reshape(x, [8, *x.shape[2:]]), case.model.posterior(case.batch, key))
     imagined = imagine(case.model, ac, start, key, horizon=5, discount=0.99, penalty=Penalty(**case.config.penalty))

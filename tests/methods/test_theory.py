@@ -221,7 +221,7 @@ def slack(
 
 
 def instance(functions: str, rng: np.random.Generator, *, spare: float = 0.2) -> tuple[MDP, MDP, np.ndarray, float]:
-    """A process, a model, an admissible error estimator (d_F, and in half of the entries something on top) and lambda."""
+    """A process, a model, an admissible error estimator (d_F, in half of the entries more) and lambda."""
     true = tabular.random_mdp(rng)
     model = model_of(true, rng)
     error, scale = distance(true, model, functions)
@@ -600,7 +600,7 @@ LEAVE = np.array([[1.0, 0.0], [1.0, 0.0]])  # the first, which ends in state 0 f
 
 
 def coin_seen() -> tuple[EXBMDP, list[np.ndarray]]:
-    """State 1, the start, shows a fair coin at every step (symbols 1 and 2); state 0 shows symbol 0 and is never left."""
+    """State 1, the start, shows a fair coin at every step (symbols 1 and 2); state 0 shows symbol 0 and never ends."""
     transition = np.array([[[1.0, 0], [1, 0]], [[1, 0], [0, 1]]])
     endo = MDP(np.array([0.0, 1.0]), transition, np.zeros((2, 2)), 0.9)
     return EXBMDP(endo, np.ones(1), np.ones((1, 1)), np.array([[[1.0, 0, 0]], [[0, 0.5, 0.5]]])), [STAY, LEAVE]
@@ -701,7 +701,7 @@ def test_swapping_names_by_a_coin_makes_marginals_equal_and_changes_no_gap(rng):
 
 @pytest.mark.parametrize(("kind", "number"), [("block", 4), ("merged", 2), ("noisy", 2), ("free", 4)])
 def test_the_emissions_have_the_classes_that_their_names_promise(kind, number, rng):
-    """A.3 with two classes of (s, x), and with one for every (s, x): in this sense even the free emission satisfies it."""
+    """A.3 with two classes of (s, x), and with one for every (s, x): so even the free emission satisfies it."""
     assert tabular.classes(tabular.random_emission(rng, kind, 2, 2)).max() + 1 == number
 
 

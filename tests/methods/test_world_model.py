@@ -279,7 +279,7 @@ def test_a_zero_action_input_and_no_action_input_are_the_same_model():
 
 
 def test_one_backward_pass_gives_each_group_the_gradient_of_its_own_loss(released):
-    """Facts of the released code: main loss = KL + joint image + reward, exogenous loss = KL + joint image + w
+    """In the released code: main loss = KL + joint image + reward, exogenous loss = KL + joint image + w
     exogenous-only image.
     """
     with tf.GradientTape(persistent=True) as tape:

@@ -335,8 +335,8 @@ def test_the_other_rule_and_unit_are_said(tmp_path):
         ),
         (
             "scores.jsonl",
-            json.dumps(records.score(WALKER, 1, 1.0) | {"phase": "x"}) + "\n",
-            "record 1: expected phase as one of model, policy",
+            json.dumps(records.score(WALKER, 1, 1.0) | {"phase": 1}) + "\n",
+            "record 1: expected phase as a JSON text, received int",
         ),
         ("scores.jsonl", "{\n{}\n", "scores.jsonl: expected one JSON object a line, line 1 is none"),
         (

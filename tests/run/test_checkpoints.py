@@ -734,7 +734,10 @@ def test_F01_F04_G4_a_failure_at_any_operation_leaves_a_good_checkpoint_and_no_r
         save(tmp_path, "model", 20, number=2, files=Failing(at, error))
         checkpoints.prune(tmp_path, PHASES, keep=3)
     else:
-        message = rf"{NEW}: the checkpoint cannot be written \({os.strerror(error)}\); it needs 0\.0 MB, \d+\.\d MB are free; free some space"
+        message = (
+            rf"{NEW}: the checkpoint cannot be written \({os.strerror(error)}\); it needs 0\.0 MB, "
+            r"\d+\.\d MB are free; free some space"
+        )
         with pytest.raises(StorageError, match=message) as caught:
             save(tmp_path, "model", 20, number=2, files=Failing(at, error))
         assert caught.value.exit_code == 7

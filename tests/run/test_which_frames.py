@@ -55,7 +55,8 @@ def test_R13_the_tool_names_the_frames_of_every_update(data, tmp_path, rule):
     script = (
         f"import sys; sys.path.insert(0, {str(TOOL.parent)!r}); import which_frames as w; from pathlib import Path\n"
     )
-    script += f"for phase in ('model', 'policy'):\n    for step in {steps}: print(w.windows(Path({str(tmp_path)!r}), phase, step))\n"
+    script += f"for phase in ('model', 'policy'):\n    for step in {steps}: "
+    script += f"print(w.windows(Path({str(tmp_path)!r}), phase, step))\n"
     script += "assert not {'semopo_tf', 'tensorflow', 'ruamel'} & set(sys.modules)"
     printed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
