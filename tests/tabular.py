@@ -39,7 +39,7 @@ class Trajectories(NamedTuple):
     action: np.ndarray  # [N, T]
 
 
-# ------------------------------------------------------------------------------------------------------- random instanc
+# --- random instances -------------------------------------------------------------------------------------------------
 
 EMISSIONS = ("block", "merged", "noisy", "free")
 
@@ -87,7 +87,7 @@ def random_ex_bmdp(
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------- poli
+# --- policies ---------------------------------------------------------------------------------------------------------
 
 
 def deterministic_policies(states: int, actions: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def lattice_policies(states: int, levels: int) -> np.ndarray:
     return np.stack([first, 1 - first], -1)
 
 
-# ------------------------------------------------------------------------------------------------------------- exact va
+# --- exact values -----------------------------------------------------------------------------------------------------
 
 
 def steps(mdp: MDP, policy: np.ndarray) -> np.ndarray:
@@ -145,7 +145,7 @@ def full(process: EXBMDP) -> MDP:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- exact trajecto
+# --- exact trajectories -----------------------------------------------------------------------------------------------
 
 
 def trajectories(process: EXBMDP, policy: np.ndarray, horizon: int) -> Trajectories:
@@ -176,7 +176,7 @@ def action_marginals(data: Trajectories, actions: int) -> np.ndarray:
     return np.stack([np.bincount(a, data.prob, actions) for a in data.action.T])
 
 
-# --------------------------------------------------------------------------------------------------------------- likeli
+# --- likelihoods ------------------------------------------------------------------------------------------------------
 
 
 def log_likelihood(data: Trajectories, process: EXBMDP, policy: np.ndarray) -> float:
@@ -230,7 +230,7 @@ def best_tables(data: Trajectories, *, collapsed: bool = False) -> dict[str, flo
     }
 
 
-# ------------------------------------------------------------------------------------------- the two assumptions of the
+# --- the two assumptions of theorem 3.4 -------------------------------------------------------------------------------
 
 
 def classes(emission: np.ndarray) -> np.ndarray:

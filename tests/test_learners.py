@@ -15,6 +15,7 @@ import tiny
 from semopo_tf import config as configuration
 from semopo_tf import random
 from semopo_tf.data.dataset import open_dataset
+from semopo_tf.engine import cost
 from semopo_tf.engine.loop import StageLoop
 from semopo_tf.methods import LEARNERS
 from semopo_tf.nets.accounting import Cost
@@ -206,6 +207,16 @@ def test_the_policy_plays_any_number_of_episodes_inside_the_bounds(name, rng):
         action, state = policy(image, state, np.array([1, 2, 3]), step)
         assert action.shape == (3, tiny.ACTION_SIZE)
         assert (np.abs(action) <= 1).all()
+
+
+def test_the_estimate_of_memory_counts_every_variable_and_says_what_each_stage_costs(name):
+    learner = make(name)
+    needed = cost.estimate(learner, batch=B, length=T, frames=700)
+    assert needed.weights == sum(value.nbytes for value in tiny.snapshot(learner.variables()).values())
+    assert needed.frames == 700
+    for stage in learner.stages:
+        one, two = (learner.cost(stage.name, batch, T) for batch in (B, 2 * B))
+        assert (one.flops == two.flops == 0) if name == "toy" else (0 < one.flops < two.flops)
 
 
 class Killed(Exception):

@@ -121,7 +121,7 @@ def assign(variables: Mapping[str, tf.Variable], values: Mapping[str, np.ndarray
         variables[name].assign(value)
 
 
-# ------------------------------------------------------------------------------------------------- weights for `referen
+# --- weights for `reference` ------------------------------------------------------------------------------------------
 
 
 class Weights:

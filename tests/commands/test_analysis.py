@@ -26,7 +26,7 @@ SIZE = tiny.IMAGE_SIZE
 TINY = [word for key, value in tiny.SIZES.items() for word in (f"--{key}", value)]
 QUIET = ("--steps.policy", "0", "--eval.final_episodes", "0", "--video.every", "0")
 
-# ------------------------------------------------------------------------------------------------------ records of real
+# --- records of real runs ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_what_is_wrong_is_said_in_a_line(runs, data, tmp_path):
         analysis.entropy(config, analysis.open_dataset(data))
 
 
-# ---------------------------------------------------------------------------------------------------- what is measured
+# --- what is measured -------------------------------------------------------------------------------------------------
 
 
 def identical_members(learner):
@@ -217,7 +217,7 @@ def test_the_measures_are_of_the_predicted_state(names, rng):
         assert (acted["endo"][measure] != found["endo"][measure]).all()
 
 
-# ------------------------------------------------------------------------------------------------------ entropy of acti
+# --- entropy of actions -----------------------------------------------------------------------------------------------
 
 
 def actions_dataset(directory, spread, records=60):
@@ -342,7 +342,7 @@ def test_entropy_by_hand(rng):
     assert analysis.action_entropy(np.array([[1.0 + 1e-6], [1.0]])) == analysis.action_entropy(np.ones((2, 1)))
 
 
-# ------------------------------------------------------------------------------------------------ a distractor of pure
+# --- a distractor of pure noise ---------------------------------------------------------------------------------------
 
 
 def noisy_episode(number, records=40):

@@ -107,7 +107,7 @@ def test_every_variable_learns_from_the_total(row):
         assert gradient is not None and np.isfinite(gradient).all() and np.any(gradient), name
 
 
-# ---------------------------------------------------------------------------------------------------------- actor and c
+# --- actor and critic -------------------------------------------------------------------------------------------------
 
 
 class Behaviour:

@@ -11,7 +11,7 @@ from semopo_tf.methods import losses
 modes = pytest.mark.parametrize("mode", tiny.MODES)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --- KL ---------------------------------------------------------------------------------------------------------------
 
 
 @modes
@@ -42,7 +42,7 @@ def test_balanced_kl_gives_no_gradient_below_the_floor_and_its_share_above_it():
     tiny.close(by_prior, [[0.4, 0.4]])  # 0.8 shared by two elements of a mean
 
 
-# ---------------------------------------------------------------------------------------------------------------- retur
+# --- returns ----------------------------------------------------------------------------------------------------------
 
 
 def next_values(value, bootstrap):
@@ -111,7 +111,7 @@ def test_lambda_return_gradients_by_hand():
     tiny.close(by_discount, [[4.1, 1.8]])  # .5 * 2 + .5 (3 + .8 * 4), d_0 l v_2
 
 
-# ----------------------------------------------------------------------------------------------------- actor and critic
+# --- actor and critic -------------------------------------------------------------------------------------------------
 
 
 @modes
@@ -144,7 +144,7 @@ def test_critic_loss_alignment_by_hand():
     tiny.close(losses.critic_loss(log_prob, weight), [[1.0, 1.0, 0.75]])
 
 
-# --------------------------------------------------------------------------------------------------------------- penalt
+# --- penalties --------------------------------------------------------------------------------------------------------
 
 BY_CENTRE = {"sum_of_squares": reference.disagreement_sum_of_squares, "mean_norm": reference.disagreement_mean_of_norms}
 BY_LOG_PROB = {"log_prob_variance": reference.log_prob_variance, "log_prob_std": reference.log_prob_std}

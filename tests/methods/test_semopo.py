@@ -15,7 +15,7 @@ from semopo_tf.methods.losses import Penalty
 from semopo_tf.run import build
 from semopo_tf.types import Observation
 
-# ------------------------------------------------------------------------------------------- parameter counts, released
+# --- parameter counts, released size ----------------------------------------------------------------------------------
 
 
 def count(variables):
@@ -70,7 +70,7 @@ def test_parameter_count_of_offline_dv2():
     assert count(learner.world_model.trained) == 1_551_312 + 2_723_392 + 9_886_611 + 971_601
 
 
-# ----------------------------------------------------------------------------------------------------------------- upda
+# --- updates ----------------------------------------------------------------------------------------------------------
 
 
 class Case:
@@ -196,7 +196,7 @@ def test_policy_updates_imagine_from_every_record_of_the_batch(case):
         tiny.close(metrics[name], value)
 
 
-# ----------------------------------------------------------------------------------------------------------- initial we
+# --- initial weights --------------------------------------------------------------------------------------------------
 
 
 def test_initial_weights_come_from_the_seed():
@@ -219,7 +219,7 @@ def test_both_streams_start_from_different_weights():
             assert (variable.numpy() != twin.numpy()).mean() > 0.99, name
 
 
-# ----------------------------------------------------------------------------------------------------------- acting pol
+# --- acting policy ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ def test_actions_are_inside_the_bounds(acting, rng):
     assert (np.abs(play_frames(acting, frames(rng), [1, 2, 3])) <= 1).all()
 
 
-# ------------------------------------------------------------------------------------------- evidence, remat and precis
+# --- evidence, remat and precision ------------------------------------------------------------------------------------
 
 
 def with_evidence(learner, batch):

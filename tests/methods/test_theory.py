@@ -14,7 +14,7 @@ from tabular import EXBMDP, MDP
 EXACT = 1e-10
 LN2 = math.log(2.0)
 
-# --------------------------------------------------------------------------------------------------------- the tools th
+# --- the tools themselves ---------------------------------------------------------------------------------------------
 
 
 def test_values_and_occupancies_are_the_sums_that_they_solve(rng):
@@ -61,7 +61,7 @@ def test_fitted_tables_are_the_maximum_over_their_class(rng):
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --- lemma 3.1 --------------------------------------------------------------------------------------------------------
 
 
 def surprise(true: MDP, model: MDP, policy: np.ndarray) -> np.ndarray:
@@ -151,8 +151,7 @@ def test_each_term_of_the_telescope(rng):
 def test_the_return_lives_in_the_endogenous_space(rng):
     """eta of the full process = eta of its endogenous part, whatever the exogenous dynamics, and for the model too:
     both sides of the lemma are about the real return, and an error of the exogenous model costs none of it. Nor does
-    seeing x help a
-    policy.
+    seeing x help a policy.
     """
     for _ in range(200):
         process, policy = tabular.random_ex_bmdp(rng), tabular.random_policy(rng, 2)
@@ -176,7 +175,7 @@ def test_a_reward_of_the_exogenous_state_is_noticed(rng):
     assert tabular.performance(whole, np.repeat(policy, 2, 0)) > tabular.performance(process.endo, policy) + 1e-3
 
 
-# ------------------------------------------------------------------------------------------------------------------- th
+# --- theorem 3.3 ------------------------------------------------------------------------------------------------------
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -184,14 +183,13 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def distance(true: MDP, model: MDP, functions: str, policies: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-    """d_F(model, truth) of every (s, a), [S, A], and lambda = gamma c, where c is the number with V / c in F for every
-    policy.
+    """d_F(model, truth) of every (s, a), [S, A], and lambda = gamma c, where V / c is in F for every policy.
 
-    bounded: F holds all functions to [0, 1]; d_F is the total variation, c = 1 / (1 - gamma) as rewards are in [0, 1].
-    values: F holds the value functions V of the truth and nothing else; c = 1. The largest |G| is reached by a
-      deterministic policy,
-    because G depends on the policy at one state through a ratio of two linear functions. `policies`: all deterministic
-    ones unless given.
+    Args:
+      functions: `bounded`: F holds all functions to [0, 1]; d_F is the total variation, and c = 1 / (1 - gamma) as
+        rewards are in [0, 1]. `values`: F holds only the value functions V of the truth; c = 1. A deterministic policy
+        reaches the largest |G|, because G depends on the policy at one state through a ratio of two linear functions.
+      policies: all deterministic ones by default.
     """
     if functions == "bounded":
         return total_variation(model.transition, true.transition), true.discount / (1 - true.discount)
@@ -294,8 +292,7 @@ TRUE_DOORS, DOORS = (
 def test_the_bound_by_hand(functions):
     """lambda u = 1.8 for both doors. True returns 6.3 and 2.79, in the model 4.5 and 4.59, penalised 2.7 and 2.79: the
     second door is taken, worth 2.79 >= max(6.3 - 3.6, 2.79 - 3.6) = 2.7. Of G = 2 and u = 0.2 (bounded) or 2 (values),
-    only the second
-    has |G| <= u.
+    only the second has |G| <= u.
     """
     error, scale = distance(TRUE_DOORS, DOORS, functions)
     np.testing.assert_allclose(scale * error[0], [1.8, 1.8], atol=EXACT)
@@ -360,7 +357,7 @@ def test_one_wrong_entry_of_the_estimator_is_enough(functions):
     assert unpenalised - bound.max() == pytest.approx(2.79 - 4.5, abs=EXACT)
 
 
-# --------------------------------------------------------------------------- the remark: uncertainty with and without t
+# --- the remark: uncertainty with and without the exogenous state -----------------------------------------------------
 
 
 @both_classes
@@ -394,7 +391,7 @@ def test_spread_of_log_probabilities_grows_only_for_independent_members(rng):
     assert (endo + exo).var() == pytest.approx(0.0, abs=EXACT)
 
 
-# ------------------------------------------------------------------------------------------------------------------- th
+# --- theorem 3.4 ------------------------------------------------------------------------------------------------------
 #
 # Left side: the likelihood on the mixture of n policies. Right side: the mean over the policies of the likelihood on
 # each one's data. Two mixtures: `pooled`, the union of the n datasets, and `step_mixed`, data of the one policy (1/n)
@@ -443,9 +440,10 @@ marginals = pytest.mark.parametrize("equal_marginals", [False, True], ids=["A.4 
 @emissions
 @marginals
 def test_pooled_likelihood_is_at_most_the_mean_over_policies(kind, equal_marginals, rng):
-    """max over p of E_pooled ln p <= mean of max over p of E_i ln p: a maximum of a mean against a mean of maxima, so
-    in every class of models,
-    with any emission and any action marginals."""
+    """max over p of E_pooled ln p <= mean of max over p of E_i ln p: a maximum of a mean against a mean of maxima.
+
+    It holds in every class of models, with any emission and any action marginals.
+    """
     for _ in range(10):
         process, policies = draw(kind, rng, equal_marginals=equal_marginals)
         parts = datasets(process, policies, horizon=2)
@@ -503,8 +501,7 @@ def one_step(states: int) -> EXBMDP:
 def test_pooled_needs_datasets_of_equal_size():
     """One state, one step; policy 1 always takes the first action, policy 2 tosses a coin. Nine trajectories of the
     first to one of the second make P(a) = (.95, .05) and -H = -0.1985, above the plain mean of 0 and -ln 2. The mean
-    weighted by size, -0.0693, is
-    above it again.
+    weighted by size, -0.0693, is above it again.
     """
     parts = datasets(one_step(1), [np.array([[1.0, 0.0]]), np.array([[0.5, 0.5]])], horizon=1)
     union = tables(tabular.pool(parts, [9, 1]))
@@ -515,7 +512,7 @@ def test_pooled_needs_datasets_of_equal_size():
     assert tables(tabular.pool(parts)) < mean(tables, parts)
 
 
-# ------------------------------------------------------------------------------------------- theorem 3.4, actions mixed
+# --- theorem 3.4, actions mixed at every step -------------------------------------------------------------------------
 
 
 def information(data: tabular.Trajectories) -> float:
@@ -633,8 +630,8 @@ def test_step_mixed_fails_when_policies_keep_what_the_mixture_loses(example, ter
 
     The mixed policy is live at step t with probability 2^(1 - t), 255 / 128 steps in all, each of them one coin and one
     fair action. So the left side is -(255 / 64) ln 2 = -2.762, above the right side, -(9 / 2) ln 2 = -3.119. With A.4
-    forced by a coin that
-    swaps the names of the actions, 8 ln 2 are taken from both sides. Pooled, the same data obey the theorem.
+    forced by a coin that swaps the names of the actions, 8 ln 2 are taken from both sides. Pooled, the same data obey
+    the theorem.
     """
     process, policies = example()
     extra = 0.0
@@ -665,8 +662,7 @@ def test_step_mixed_fails_with_equal_marginals_and_no_noise(horizon, spread):
 
     Action 0 changes the state, actions 1 .. m keep it. Policy i changes the state unless it is state i, and there takes
     any of 1 .. m. From a fair start it is at home from t = 2 on: (T - 1/2) ln m of action entropy. The mixed policy has
-    ln 2 + ln(m) / 2 at
-    every step. So left - right = (T - 1) / 2 ln m - T ln 2, which is ln 2 for (3, 16) and for (2, 64).
+    ln 2 + ln(m) / 2 at every step. So left - right = (T - 1) / 2 ln m - T ln 2, which is ln 2 for (3, 16) and (2, 64).
     """
     keep, change = np.eye(2), np.eye(2)[::-1]
     transition = np.stack([change] + spread * [keep], 1)
@@ -705,7 +701,7 @@ def test_the_emissions_have_the_classes_that_their_names_promise(kind, number, r
     assert tabular.classes(tabular.random_emission(rng, kind, 2, 2)).max() + 1 == number
 
 
-# ------------------------------------------------------------------------------------ the last remark of the proof: a s
+# --- the last remark of the proof: a subset of the policies -----------------------------------------------------------
 
 
 def test_informative_subsets_under_equal_marginals_in_one_step(rng):
@@ -726,8 +722,8 @@ def test_informative_subsets_under_equal_marginals_in_one_step(rng):
 
 def test_informative_subsets_fail_without_equal_marginals():
     """T = 1, two states: P(second action) = (.3, .7) for policy 1 and (0, 0) for policy 2, (.15, .35) for their
-    mixture. I = 0.0823 for the
-    first and 0.0273 for the mixture, yet -H(a | s) is -0.6109 and -0.5351."""
+    mixture. I = 0.0823 for the first and 0.0273 for the mixture, yet -H(a | s) is -0.6109 and -0.5351.
+    """
     process, policies = one_step(2), [np.array([[0.7, 0.3], [0.3, 0.7]]), np.array([[1.0, 0.0], [1.0, 0.0]])]
     mixed, parts = step_mixed(process, policies, 1), datasets(process, policies, 1)
     assert (information(parts[0]), information(mixed)) == pytest.approx((0.082283, 0.027257), abs=1e-6)

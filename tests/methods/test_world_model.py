@@ -84,7 +84,7 @@ def gradients(value, variables, tape):
     return {name: gradient.numpy() for name, gradient in zip(variables, found, strict=True)}
 
 
-# ------------------------------------------------------------------------------------------------- every term of the lo
+# --- every term of the loss -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SEPARATED)
@@ -136,8 +136,7 @@ def test_the_losses_are_the_same_in_a_graph(released):
 def test_strict_elbo_is_the_plain_sum_and_its_slope_that_of_central_differences():
     """KL of weight 1 without floor, image, reward; no exogenous-only term. With the reward's gradient let in, the total
     is an ordinary function of all weights, and its slope along a random direction can be taken numerically through
-    convolutions,
-    recursion and blend.
+    convolutions, recursion and blend.
     """
     case = Case(*tiny.PAPER, **{"kl.strict_elbo": True, "model.reward_gradient": True})
     assert "exo_only_decoder" not in case.model.layers
@@ -184,7 +183,7 @@ def test_four_fifths_of_the_balanced_kl_train_the_prior_and_one_fifth_the_poster
     assert slope == pytest.approx((value(h) - value(-h)) / (2 * h), rel=1e-4)
 
 
-# --------------------------------------------------------------------------------------------------------- limiting cas
+# --- limiting cases ---------------------------------------------------------------------------------------------------
 
 
 def test_kl_of_a_posterior_that_equals_its_prior_is_one_nat_with_zero_gradient(released, paper):
@@ -227,7 +226,7 @@ def test_pixels_go_from_minus_a_half_to_a_half():
     tiny.close(world_model.preprocess(tf.constant([0, 51, 255], tf.uint8)), [-0.5, -0.3, 0.5])
 
 
-# ---------------------------------------------------------------------------------- the exogenous stream does not see a
+# --- the exogenous stream does not see actions ------------------------------------------------------------------------
 
 
 def other_actions(batch: Batch) -> Batch:
@@ -275,7 +274,7 @@ def test_a_zero_action_input_and_no_action_input_are_the_same_model():
         tiny.close(value, other.metrics[name], 1e-6)
 
 
-# --------------------------------------------------------------------------------------------- one backward pass for bo
+# --- one backward pass for both ---------------------------------------------------------------------------------------
 
 
 def test_one_backward_pass_gives_each_group_the_gradient_of_its_own_loss(released):
@@ -311,7 +310,7 @@ def test_groups_share_the_joint_decoder_and_cover_everything(released):
     assert set(released.model.groups(split=False)["model"]) == set(released.model.trained)
 
 
-# -------------------------------------------------------------------------------------------------------------- uncerta
+# --- uncertainty ------------------------------------------------------------------------------------------------------
 
 MEASURES = {
     "sum_squares": lambda stats, stoch: reference.disagreement_sum_of_squares(stats),
@@ -359,7 +358,7 @@ def test_identical_members_are_certain_and_give_a_finite_gradient(measure):
     assert np.isfinite(tape.gradient(value, post.deter)).all()
 
 
-# ---------------------------------------------------------------------------------------------------- posterior and rep
+# --- posterior and report ---------------------------------------------------------------------------------------------
 
 
 def test_the_posterior_for_the_policy_is_that_of_the_losses(released):
@@ -419,7 +418,7 @@ def test_report_rows_of_the_joint_model(joint):
     )  # sees `context` frames, no more
 
 
-# ---------------------------------------------------------------------------------------------------------------- refus
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_without_a_weight_or_of_another_shape_is_refused():

@@ -1,4 +1,4 @@
-"""Warnings of a run's health: they speak at their thresholds and change nothing."""
+"""Warnings about the health of a run: they appear at their thresholds and change nothing."""
 
 import pytest
 
@@ -21,13 +21,13 @@ HEALTHY = {
         ("model_loss", 2e8, "may be exploding"),
         ("critic_grad_norm", -2e8, "may be exploding"),
         ("exo_kl", 0.009, "may have collapsed"),
-        ("penalty", 1001.0, "rules the reward"),
+        ("penalty", 1001.0, "dominates the reward"),
     ],
 )
 def test_N05_a_value_beyond_its_threshold_is_one_warning(name, value, words):
     assert alarms.raised(HEALTHY, last=True) == {}
-    found = alarms.raised(HEALTHY | {name: value}, last=False)
-    assert list(found) == [name] and words in found[name]
+    warnings = alarms.raised(HEALTHY | {name: value}, last=False)
+    assert list(warnings) == [name] and words in warnings[name]
 
 
 def test_N05_a_reward_head_that_knows_nothing_is_said_at_the_end_of_the_model_phase_alone():

@@ -248,7 +248,7 @@ def test_N01_a_dump_that_cannot_be_written_leaves_nothing(made, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --------------------------------------------------------------------------------------------------------- half precisi
+# --- half precision ---------------------------------------------------------------------------------------------------
 
 
 def test_N02_overflows_are_skipped_and_counted_until_the_scale_is_one(data, tmp_path):
