@@ -2,8 +2,7 @@
 
 STEP counts from 0. Recomputed from the run's config.yaml and dataset_manifest.json alone, with NumPy and no import of
 semopo_tf: an independent check of the sampler, and the way to look at what a run was trained on. Prints: episode file,
-first record,
-last record.
+first record, last record.
 """
 
 import hashlib

@@ -462,14 +462,17 @@ class SeparatedWorldModel(WorldModel):
         self._finish(image_size, decoder)
         self._adversary_scale = drp_scale
         if drp_scale:
-            self._exo_reward_head = MLP(outputs={"reward": 1}, name="exo_reward", **shared["reward_head"])
-            self._exo_reward_head.build((None, self.exo.rssm.feat_size))
-            self.adversary = named_variables({"exo_reward": self._exo_reward_head})
+            self.adversary_head = MLP(outputs={"reward": 1}, name="exo_reward", **shared["reward_head"])
+            self.adversary_head.build((None, self.exo.rssm.feat_size))
+            self.adversary = named_variables({"exo_reward": self.adversary_head})
             initialise(self.adversary, self._seed)
-            self.adversary_head = self._exo_reward_head
 
     def adversary_loss(self, feat: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
-        return -unit_normal_log_prob(self._exo_reward_head(feat)["reward"][..., 0], reward, 0)
+        if self.adversary_head is None:
+            raise ValueError(
+                "adversary_loss: expected a model with dissociated reward prediction, received one without"
+            )
+        return -unit_normal_log_prob(self.adversary_head(feat)["reward"][..., 0], reward, 0)
 
     def groups(self, split: bool) -> dict[str, dict[str, tf.Variable]]:
         """One optimiser for all, or two that both train the joint decoder, as in the released code."""
