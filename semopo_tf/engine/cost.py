@@ -1,25 +1,11 @@
 """The memory that a learner needs on its device, and whether it fits. Knows no method and no configuration."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from semopo_tf.errors import DeviceError
-from semopo_tf.nets.accounting import Cost
-from semopo_tf.types import Stage
+from semopo_tf.types import Learner
 
 GB = 2**30
-
-
-class Costed(Protocol):
-    """A learner that tells what its updates cost."""
-
-    stages: Sequence[Stage]
-
-    def variables(self) -> Mapping[str, Any]: ...
-
-    def cost(self, stage: str, batch: int, length: int) -> Cost:
-        """FLOPs and bytes of one update of a stage on `batch` windows of `length` records."""
-        ...
 
 
 class Memory(NamedTuple):
@@ -41,7 +27,7 @@ class Memory(NamedTuple):
         return f"memory of the {self.stage} phase: {parts}"
 
 
-def estimate(learner: Costed, *, batch: int, length: int, frames: int) -> Memory:
+def estimate(learner: Learner, *, batch: int, length: int, frames: int) -> Memory:
     """Memory of the stage that needs most.
 
     Args:

@@ -14,8 +14,8 @@ from semopo_tf.types import Learner
 class Registered(NamedTuple):
     """How a learner is built."""
 
-    # Keyword arguments: image_size, action_size, seed, compute, and one for each of `sections`. Raises ValueError for
-    # settings that do not fit together.
+    # (sections by name, image_size=, action_size=, seed=, compute=). Raises ValueError for settings that do not fit
+    # together.
     build: Callable[..., Learner]
     sections: tuple[str, ...]  # of the configuration
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import tensorflow as tf
-
+from semopo_tf.methods.actor_critic import ActorCritic
 from semopo_tf.methods.world_model import COLORS, WorldModel
 from semopo_tf.nets.accounting import Cost
-from semopo_tf.nets.layers import MLP, Decoder, Encoder, MaskBlend
+from semopo_tf.nets.layers import Decoder, Encoder, MaskBlend
 from semopo_tf.nets.rssm import RSSM
 
 FLOAT = 4  # bytes of a float32
@@ -18,10 +17,7 @@ def world_model_update(
     world_model: WorldModel,
     *,
     frames: int,
-    image_size: int,
-    reward_gradient: bool,
     remat: int = 0,
-    adversary: MLP | None = None,
     adversary_updates: int = 0,
 ) -> Cost:
     """FLOPs of one update, and bytes of its activations and gradients.
@@ -31,13 +27,10 @@ def world_model_update(
 
     Args:
       frames: B*T of a batch.
-      image_size: pixels.
-      reward_gradient: whether the reward head trains the representation.
       remat: frames whose decoders are differentiated at a time; 0 for all.
-      adversary: the reward head of dissociated reward prediction.
-      adversary_updates: steps of that head before the update.
+      adversary_updates: steps of the adversary's head, if the model has one, before the update.
     """
-    pixels = FLOAT * COLORS * image_size**2
+    pixels = FLOAT * COLORS * world_model.image_size**2
     at_once = min(frames, remat) if remat else frames
     total = Cost(bytes=2 * pixels * frames + gradient_bytes(world_model.trained | world_model.adversary))
     for layer in world_model.layers.values():
@@ -50,32 +43,23 @@ def world_model_update(
         elif isinstance(layer, RSSM | MaskBlend):
             total += cost.trained().forward()
         else:
-            total += cost.trained(input_gradient=reward_gradient).forward()
-    if adversary:  # its own steps; then, frozen, it passes the gradient on to its input
+            total += cost.trained(input_gradient=world_model.reward_gradient).forward()
+    if adversary := world_model.adversary_head:  # its own steps; then, frozen, it passes the gradient on to its input
         step = adversary.cost(frames).trained(input_gradient=False)
-        flops = adversary_updates * step.flops + adversary.cost(frames).frozen().flops
-        total += Cost(flops)
+        total += Cost(adversary_updates * step.flops + adversary.cost(frames).frozen().flops)
     return total
 
 
-def policy_update(
-    world_model: WorldModel,
-    layers: Mapping[str, MLP],
-    variables: Mapping[str, tf.Variable],
-    *,
-    starts: int,
-    horizon: int,
-) -> Cost:
+def policy_update(world_model: WorldModel, actor_critic: ActorCritic, *, starts: int, horizon: int) -> Cost:
     """FLOPs of one actor-critic update in imagination, and bytes of its activations and gradients.
 
     The batch is filtered from evidence; then H steps are imagined from every record, with the penalty of all members.
 
     Args:
-      layers: `actor`, `critic` and `slow_critic`.
-      variables: those of actor and critic.
       starts: B*T of a batch.
       horizon: H.
     """
+    layers, variables = actor_critic.layers, actor_critic.actor_variables | actor_critic.critic_variables
     rssm, steps, states = world_model.main.rssm, starts * horizon, starts * (horizon + 1)
     frozen = [rssm.step_cost(steps), rssm.prior_all_cost(states), world_model.reward_head.cost(states)]
     frozen.append(layers["slow_critic"].cost(steps))

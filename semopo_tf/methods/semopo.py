@@ -180,20 +180,11 @@ class SeMOPO(Learner):
 
     def cost(self, stage: str, batch: int, length: int) -> Cost:
         """FLOPs of one update on `batch` windows of `length` records, and bytes of its activations and gradients."""
+        records = batch * length
         if stage == "policy":
-            policy = self.actor_critic
-            variables = policy.actor_variables | policy.critic_variables
-            return costs.policy_update(
-                self.world_model, policy.layers, variables, starts=batch * length, horizon=self._horizon
-            )
+            return costs.policy_update(self.world_model, self.actor_critic, starts=records, horizon=self._horizon)
         return costs.world_model_update(
-            self.world_model,
-            frames=batch * length,
-            image_size=self._sizes["image_size"],
-            reward_gradient=self.world_model.reward_gradient,
-            remat=self._compute.remat,
-            adversary=self.world_model.adversary_head,
-            adversary_updates=self._adversary_updates,
+            self.world_model, frames=records, remat=self._compute.remat, adversary_updates=self._adversary_updates
         )
 
     def validate(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
@@ -213,39 +204,18 @@ class SeMOPO(Learner):
         return {f"{group}/{name}": variable for group, variables in groups for name, variable in variables.items()}
 
 
-def build(
-    *,
-    image_size: int,
-    action_size: int,
-    seed: int,
-    steps: Mapping[str, int],
-    model: Mapping[str, Any],
-    encoder: Mapping[str, Any],
-    decoder: Mapping[str, Any],
-    rssm: Mapping[str, Any],
-    reward_head: Mapping[str, Any],
-    kl: Mapping[str, Any],
-    model_opt: Mapping[str, float],
-    penalty: Mapping[str, Any],
-    imagination: Mapping[str, Any],
-    actor: Mapping[str, Any],
-    critic: Mapping[str, Any],
-    actor_critic: Mapping[str, Any],
-    actor_opt: Mapping[str, float],
-    critic_opt: Mapping[str, float],
-    compute: Compute,
-) -> SeMOPO:
+def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, seed: int, compute: Compute) -> SeMOPO:
     """Build a learner from the sections of the configuration and initialise its variables from `seed`.
 
     Raises:
       ValueError: when the kernels do not fit the image, or a joint model is to use an option that needs two streams.
     """
-    precision = {"precision": compute.precision}
+    model, sizes = sections["model"], {"image_size": image_size, "action_size": action_size}
+    precision: dict[str, Any] = {"precision": compute.precision}
     convolutional = precision | {"products": compute.products}
-    shared = {"seed": seed, "reward_head": {**reward_head, **precision}, "kl": kl, "compute": compute}
-    shared |= {key: model[key] for key in ("reward_gradient", "image_scale")}
+    streams = {}
     if model["kind"] == "separated":
-        shared |= {
+        streams = {
             "exo_action": model["exo_action"],
             "exo_weight": model["exo_only"] ** model["exo_only_power"],
             "exo_stoch": model["exo_stoch"],
@@ -256,36 +226,37 @@ def build(
             "--model.drp True: expected model.kind separated, received joint; a joint model has no exogenous stream"
         )
     world_model = WORLD_MODELS[model["kind"]](
-        image_size=image_size,
-        action_size=action_size,
-        encoder={**encoder, **convolutional},
-        decoder={**decoder, **convolutional},
-        rssm={**rssm, **precision},
-        **shared,
+        **sizes,
+        **streams,
+        seed=seed,
+        encoder={**sections["encoder"], **convolutional},
+        decoder={**sections["decoder"], **convolutional},
+        rssm={**sections["rssm"], **precision},
+        reward_head={**sections["reward_head"], **precision},
+        kl=sections["kl"],
+        reward_gradient=model["reward_gradient"],
+        image_scale=model["image_scale"],
+        compute=compute,
     )
-    policy = ActorCritic(
+    actor_critic = ActorCritic(
         feat_size=world_model.main.rssm.feat_size,
         action_size=action_size,
         seed=seed,
-        actor=actor,
-        critic=critic,
-        actor_opt=actor_opt,
-        critic_opt=critic_opt,
-        precision=compute.precision,
-        **actor_critic,
+        **precision,
+        **{name: sections[name] for name in ("actor", "critic", "actor_opt", "critic_opt")},
+        **sections["actor_critic"],
     )
     return SeMOPO(
         world_model,
-        policy,
-        model_opt=model_opt,
+        actor_critic,
+        **sizes,
+        model_opt=sections["model_opt"],
         split_optimizers=model["split_optimizers"],
         adversary_updates=model["drp_updates"],
-        penalty=Penalty(**penalty),
-        steps=steps,
-        image_size=image_size,
-        action_size=action_size,
+        penalty=Penalty(**sections["penalty"]),
+        steps=sections["steps"],
         compute=compute,
-        **imagination,
+        **sections["imagination"],
     )
 
 

@@ -183,8 +183,13 @@ class WorldModel:
 
     def __init__(
         self,
-        main: Branch,
+        name: str,
         *,
+        image_size: int,
+        action_size: int,
+        encoder: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        rssm: Mapping[str, Any],
         seed: int,
         reward_head: Mapping[str, Any],
         kl: Mapping[str, Any],
@@ -192,11 +197,17 @@ class WorldModel:
         image_scale: float,
         compute: Compute,
     ):
-        self.main = main
-        self.branches = [main]
-        self.reward_head = MLP(outputs={"reward": 1}, name="reward", **reward_head)
-        self.reward_head.build((None, main.rssm.feat_size))
-        self.layers: dict[str, keras.layers.Layer] = {**main.layers, "reward": self.reward_head}
+        """name: of the branch that the policy sees. encoder, decoder, rssm, reward_head: arguments of the layers."""
+        if deconv_sizes(decoder["kernels"])[-1] != image_size:
+            raise ValueError(
+                f"decoder.kernels = {list(decoder['kernels'])}: expected an image of {image_size} pixels, "
+                f"received {deconv_sizes(decoder['kernels'])[-1]}; change the kernels"
+            )
+        self.image_size, self._decoder_settings, self._reward_settings = image_size, decoder, reward_head
+        self.main = Branch(name, image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm)
+        self.branches = [self.main]
+        self.reward_head = self._make_reward_head("reward", self.main)
+        self.layers: dict[str, keras.layers.Layer] = {**self.main.layers, "reward": self.reward_head}
         self._seed = seed
         self._kl = Kl(**kl)
         self.reward_gradient, self._image_scale = reward_gradient, image_scale
@@ -205,13 +216,19 @@ class WorldModel:
         self.adversary_head: MLP | None = None
         self.adversary: dict[str, tf.Variable] = {}  # variables of the adversary's head, which `trained` excludes
 
-    def _finish(self, image_size: int, decoder: Mapping[str, Any]) -> None:
+    def _make_reward_head(self, name: str, branch: Branch) -> MLP:
+        head = MLP(outputs={"reward": 1}, name=name, **self._reward_settings)
+        head.build((None, branch.rssm.feat_size))
+        return head
+
+    def _add_decoder(self, name: str, branch: Branch, channels: int) -> Decoder:
+        decoder = Decoder(channels=channels, name=name, **self._decoder_settings)
+        decoder.build((None, branch.rssm.feat_size))
+        self.layers[name] = decoder
+        return decoder
+
+    def _name_variables(self) -> None:
         """Name and initialise all variables once the subclass has made its layers."""
-        if deconv_sizes(decoder["kernels"])[-1] != image_size:
-            raise ValueError(
-                f"decoder.kernels = {list(decoder['kernels'])}: expected an image of {image_size} pixels, "
-                f"received {deconv_sizes(decoder['kernels'])[-1]}; change the kernels"
-            )
         self.trained = named_variables(self.layers)
         initialise(self.trained, self._seed)
 
@@ -379,23 +396,11 @@ class WorldModel:
 class JointWorldModel(WorldModel):
     """The world model of Offline DV2: one branch explains the whole image."""
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        action_size: int,
-        encoder: Mapping[str, Any],
-        decoder: Mapping[str, Any],
-        rssm: Mapping[str, Any],
-        **shared: Any,
-    ):
-        super().__init__(
-            Branch("joint", image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm), **shared
-        )
-        self._decoder = Decoder(channels=COLORS, name="decoder", **decoder)
-        self._decoder.build((None, self.main.rssm.feat_size))
-        self.layers["decoder"] = self._decoder
-        self._finish(image_size, decoder)
+    def __init__(self, **shared: Any):
+        """shared: arguments of `WorldModel`."""
+        super().__init__("joint", **shared)
+        self._decoder = self._add_decoder("decoder", self.main, COLORS)
+        self._name_variables()
 
     def image_losses(self, image: tf.Tensor, *feats: tf.Tensor) -> tuple[tf.Tensor, ...]:
         return (-unit_normal_log_prob(self._decoder(feats[0]), preprocess(image), 3),)
@@ -421,10 +426,8 @@ class SeparatedWorldModel(WorldModel):
     def __init__(
         self,
         *,
-        image_size: int,
         action_size: int,
         encoder: Mapping[str, Any],
-        decoder: Mapping[str, Any],
         rssm: Mapping[str, Any],
         exo_action: str,
         exo_weight: float,
@@ -432,38 +435,29 @@ class SeparatedWorldModel(WorldModel):
         drp_scale: float = 0.0,
         **shared: Any,
     ):
-        super().__init__(
-            Branch("endo", image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm), **shared
+        super().__init__("endo", action_size=action_size, encoder=encoder, rssm=rssm, **shared)
+        self.exo = Branch(
+            "exo",
+            image_size=self.image_size,
+            action_size=0 if exo_action == "absent" else action_size,
+            encoder=encoder,
+            rssm={**rssm, "stoch": exo_stoch or rssm["stoch"]},
         )
-        exo_action_size = 0 if exo_action == "absent" else action_size
-        exo_rssm = {**rssm, "stoch": exo_stoch or rssm["stoch"]}
-        self.exo = Branch("exo", image_size=image_size, action_size=exo_action_size, encoder=encoder, rssm=exo_rssm)
         self.branches.append(self.exo)
+        self.layers |= self.exo.layers
         self._exo_action = exo_action
         self._exo_weight = 0.0 if self._kl.strict_elbo else exo_weight
-        self._endo_decoder = Decoder(channels=2 * COLORS, name="endo_decoder", **decoder)
-        self._exo_decoder = Decoder(channels=2 * COLORS, name="exo_decoder", **decoder)
-        self._mask = MaskBlend(name="mask")
-        self._mask.build((None, image_size, image_size, 2 * COLORS))
-        self.layers |= {
-            **self.exo.layers,
-            "endo_decoder": self._endo_decoder,
-            "exo_decoder": self._exo_decoder,
-            "mask": self._mask,
-        }
+        self._endo_decoder = self._add_decoder("endo_decoder", self.main, 2 * COLORS)
+        self._exo_decoder = self._add_decoder("exo_decoder", self.exo, 2 * COLORS)
+        self._mask = self.layers["mask"] = MaskBlend(name="mask")
+        self._mask.build((None, self.image_size, self.image_size, 2 * COLORS))
         if self._exo_weight:
-            self._exo_only_decoder = Decoder(channels=COLORS, name="exo_only_decoder", **decoder)
-            self.layers["exo_only_decoder"] = self._exo_only_decoder
+            self._exo_only_decoder = self._add_decoder("exo_only_decoder", self.exo, COLORS)
             self._image_terms["exo_image"] = self._image_scale * self._exo_weight
-        for name in self.layers:
-            if name.endswith("_decoder"):
-                branch = self.main if name == "endo_decoder" else self.exo
-                self.layers[name].build((None, branch.rssm.feat_size))
-        self._finish(image_size, decoder)
+        self._name_variables()
         self._adversary_scale = drp_scale
         if drp_scale:
-            self.adversary_head = MLP(outputs={"reward": 1}, name="exo_reward", **shared["reward_head"])
-            self.adversary_head.build((None, self.exo.rssm.feat_size))
+            self.adversary_head = self._make_reward_head("exo_reward", self.exo)
             self.adversary = named_variables({"exo_reward": self.adversary_head})
             initialise(self.adversary, self._seed)
 

@@ -6,7 +6,7 @@ Once built, each layer tells what `rows` rows of its input cost.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import keras
@@ -84,16 +84,24 @@ class Dense(keras.layers.Dense):
         return product(rows, inputs, outputs, _size(self))
 
 
-class Convolution(keras.layers.Conv2D):
-    """Keras' layer of stride 2 without padding, computed by `convolutions`."""
+class Strided(keras.layers.Layer):
+    """A Keras convolution of stride 2 without padding, computed by one of `convolutions`."""
+
+    form: Callable[..., tf.Tensor]
 
     def __init__(self, filters: int, kernel: int, *, products: bool, act: str | None, dtype: str, name: str):
         super().__init__(filters, kernel, STRIDE, activation=act, dtype=dtype, name=name)
         self._products = products
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        x = convolutions.convolve(inputs, _value(self.kernel), products=self._products)
+        x = self.form(inputs, _value(self.kernel), products=self._products)
         return self.activation(tf.nn.bias_add(x, _value(self.bias)))
+
+
+class Convolution(Strided, keras.layers.Conv2D):
+    """Keras' layer."""
+
+    form = staticmethod(convolutions.convolve)
 
     def cost(self, rows: int, edge: int) -> Cost:
         """Of `rows` images of `edge` pixels a side."""
@@ -101,16 +109,10 @@ class Convolution(keras.layers.Conv2D):
         return product(rows * conv_sizes(edge, [k])[0] ** 2, k * k * channels, width, _size(self))
 
 
-class TransposedConvolution(keras.layers.Conv2DTranspose):
-    """Keras' layer of stride 2 without padding, computed by `convolutions`."""
+class TransposedConvolution(Strided, keras.layers.Conv2DTranspose):
+    """Keras' transposed layer."""
 
-    def __init__(self, filters: int, kernel: int, *, products: bool, act: str | None, dtype: str, name: str):
-        super().__init__(filters, kernel, STRIDE, activation=act, dtype=dtype, name=name)
-        self._products = products
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        x = convolutions.transpose(inputs, _value(self.kernel), products=self._products)
-        return self.activation(tf.nn.bias_add(x, _value(self.bias)))
+    form = staticmethod(convolutions.transpose)
 
     def cost(self, rows: int, edge: int) -> Cost:
         """Of `rows` images of `edge` pixels a side; every weight meets every input pixel."""

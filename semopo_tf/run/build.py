@@ -40,11 +40,10 @@ def make_learner(config: Config, *, image_size: int, action_size: int, jit: Jit 
             f"--method: expected one of {', '.join(LEARNERS)}, received {cut(config.method)}; name it in --configs"
         )
     build, sections = LEARNERS[config.method]
+    settings = {key: config[key] for key in sections}
     sizes = {"image_size": image_size, "action_size": action_size}
     try:
-        return build(
-            **sizes, seed=config.seed, compute=make_compute(config, jit), **{key: config[key] for key in sections}
-        )
+        return build(settings, **sizes, seed=config.seed, compute=make_compute(config, jit))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

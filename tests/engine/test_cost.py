@@ -18,39 +18,15 @@ def load(*names):
     return configuration.load(["--configs", *names])
 
 
-def model_update(learner, config, image_size=64, **changed):
-    world_model, model = learner.world_model, config.model
-    settings = {
-        "frames": config.batch.size * config.batch.length,
-        "image_size": image_size,
-        "reward_gradient": model.reward_gradient,
-        "remat": config.remat,
-        "adversary": world_model.adversary_head if world_model.adversary else None,
-        "adversary_updates": model.drp_updates,
-    }
-    return costs.world_model_update(world_model, **settings | changed)
+def model_update(learner, config, **changed):
+    settings = {"frames": config.batch.size * config.batch.length, "remat": config.remat}
+    settings |= {"adversary_updates": config.model.drp_updates}
+    return costs.world_model_update(learner.world_model, **settings | changed)
 
 
 def policy_update(learner, config):
-    policy = learner.actor_critic
-    layers = {"actor": policy._actor, "critic": policy._critic, "slow_critic": policy._slow_critic}
     sizes = {"starts": config.batch.size * config.batch.length, "horizon": config.imagination.horizon}
-    variables = policy.actor_variables | policy.critic_variables
-    return costs.policy_update(learner.world_model, layers, variables, **sizes)
-
-
-class Costed:
-    """A learner that tells its costs."""
-
-    def __init__(self, learner, config, image_size):
-        self.stages, self.variables = learner.stages, learner.variables
-        self._costs = {
-            "model": model_update(learner, config, image_size),
-            "policy": policy_update(learner, config),
-        }
-
-    def cost(self, stage, batch, length):
-        return self._costs[stage]
+    return costs.policy_update(learner.world_model, learner.actor_critic, **sizes)
 
 
 # FLOPs of a model update and of a policy update, bytes of the activations of a model update; counted by hand from the
@@ -103,19 +79,24 @@ def test_work_is_proportional_to_the_frames(small):
     assert 4 * one.flops == four.flops
 
 
-def test_each_step_of_the_adversary_costs_three_passes_of_its_head_without_the_gradient_to_its_input(small):
-    none, zero, twenty = (
-        model_update(*small, **changed).flops for changed in ({"adversary": None}, {"adversary_updates": 0}, {})
-    )
+def test_each_step_of_the_adversary_costs_three_passes_of_its_head_without_the_gradient_to_its_input(
+    small, monkeypatch
+):
+    zero, twenty = (model_update(*small, **changed).flops for changed in ({"adversary_updates": 0}, {}))
     head = small[0].world_model.adversary_head.cost(small[1].batch.size * small[1].batch.length)
+    monkeypatch.setattr(small[0].world_model, "adversary_head", None)
+    none = model_update(*small).flops
     assert twenty - zero == 20 * (3 * head.flops - head.input_flops)
     assert zero - none == 2 * head.flops
 
 
-def test_a_reward_gradient_costs_one_more_product(small):
-    without, with_gradient = (model_update(*small, reward_gradient=value).flops for value in (False, True))
+def test_a_reward_gradient_costs_one_more_product(small, monkeypatch):
+    flops = []
+    for value in (False, True):
+        monkeypatch.setattr(small[0].world_model, "reward_gradient", value)
+        flops.append(model_update(*small).flops)
     head = small[0].world_model.reward_head.cost(small[1].batch.size * small[1].batch.length)
-    assert with_gradient - without == head.input_flops
+    assert flops[1] - flops[0] == head.input_flops
 
 
 def test_remat_keeps_the_decoders_of_fewer_frames(small):
@@ -126,11 +107,11 @@ def test_remat_keeps_the_decoders_of_fewer_frames(small):
 
 def test_memory_is_that_of_the_stage_that_needs_most():
     config, learner = tiny.config(*tiny.PAPER), tiny.learner(*tiny.PAPER)
-    costed = Costed(learner, config, tiny.IMAGE_SIZE)
-    needed = cost.estimate(costed, batch=config.batch.size, length=config.batch.length, frames=700)
-    most = max(("model", "policy"), key=lambda stage: costed.cost(stage, 0, 0).bytes)
+    sizes = (config.batch.size, config.batch.length)
+    needed = cost.estimate(learner, batch=sizes[0], length=sizes[1], frames=700)
+    most = max(("model", "policy"), key=lambda stage: learner.cost(stage, *sizes).bytes)
     held = sum(variable.numpy().nbytes for variable in learner.variables().values())
-    assert needed == Memory(most, held, 700, costed.cost(most, 0, 0).bytes)
+    assert needed == Memory(most, held, 700, learner.cost(most, *sizes).bytes)
     assert needed.total == held + 700 + needed.activations
     assert needed.describe().startswith(f"memory of the {most} phase: weights 0.00 GB, frames 0.00 GB, activations")
 
