@@ -9,6 +9,7 @@ class FieldComments(griffe.Extension):
     """Reads `name: type  # comment`, and whole lines of comments directly above the field."""
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: object) -> None:
+        """Called by griffe for every attribute: describe the fields of classes that have no description yet."""
         if attr.docstring or attr.lineno is None or not isinstance(attr.parent, griffe.Class):
             return
         source = attr.parent.module.filepath.read_text(encoding="utf-8").splitlines()

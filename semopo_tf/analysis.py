@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import imageio.v3 as imageio
 import numpy as np
 
+from semopo_tf.config import Config
 from semopo_tf.data.cards import read_run_data
 from semopo_tf.data.dataset import Dataset, cache_place, open_dataset
-from semopo_tf.errors import CommandParser, ConfigError, NumericalError, run_command
+from semopo_tf.errors import ConfigError, NumericalError, run_command
+from semopo_tf.evaluation import Run, load_run, run_parser
 from semopo_tf.storage.files import FILES, write_whole
 from semopo_tf.storage.video import video_grid
+from semopo_tf.types import Batch, Tensor
 
 if TYPE_CHECKING:
-    from semopo_tf.config import Config
     from semopo_tf.data.sampler import Sampler
-    from semopo_tf.evaluation import Run
-    from semopo_tf.types import Batch, Tensor
 
 NAMES = ("uncertainty", "reconstruction", "entropy")
 BLOCK = 20  # windows in one call
@@ -41,22 +41,14 @@ def main(argv: list[str]) -> int:
     Raises:
       SemopoError: any of `errors`; DataError if the dataset is not the one that the run was trained on.
     """
-    parser = CommandParser(prog="python -m semopo_tf.analysis", description=__doc__)
-    parser.add_argument("--logdir", required=True, type=Path, help="the run")
+    parser = run_parser("python -m semopo_tf.analysis", __doc__, "the run")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of the analyses (default: all)")
     parser.add_argument("--states", type=int, default=1000, help="number of dataset states for the uncertainty")
     parser.add_argument("--epochs", type=int, default=30, help="number of model-phase epochs for the entropy")
-    parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
-    parser.add_argument(
-        "--offline_dir", type=Path, help="where the run's dataset lies now (default: where the run had it)"
-    )
-    arguments = parser.parse_args(argv)
-    for key in ("states", "epochs"):
-        if getattr(arguments, key) < 1:
-            raise ConfigError(f"--{key}: expected at least 1, received {getattr(arguments, key)}")
-    from semopo_tf.evaluation import load_run
-
-    logdir = arguments.logdir.expanduser()
+    moved = "where the run's dataset lies now (default: where the run had it)"
+    parser.add_argument("--offline_dir", type=Path, help=moved)
+    arguments = parser.parse(argv, states=1, epochs=1)
+    logdir = arguments.logdir
     run = load_run(logdir, arguments.checkpoint)
     dataset = open_data(run.config, logdir, arguments.offline_dir)
     analyses = {
@@ -72,7 +64,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def open_data(config: "Config", logdir: Path, offline_dir: Path | None = None) -> Dataset:
+def open_data(config: Config, logdir: Path, offline_dir: Path | None = None) -> Dataset:
     """The dataset that a run was trained on.
 
     Args:
@@ -81,13 +73,13 @@ def open_data(config: "Config", logdir: Path, offline_dir: Path | None = None) -
     Raises:
       DataError: when it is missing, or a file has changed since the run started.
     """
-    directory = (offline_dir or Path(config.offline_dir)).expanduser()
+    directory = offline_dir or Path(config.offline_dir).expanduser()
     dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
     dataset.require_files(read_run_data(logdir)["files"])
     return dataset
 
 
-def write(directory: Path, name: str, record: dict[str, Any], picture: np.ndarray | None) -> None:
+def write(directory: Path, name: str, record: dict[str, Any], picture: np.ndarray | None = None) -> None:
     """Write the picture [H, W, 3] uint8, if there is one, as `<name>.png`, then `<name>.json`.
 
     Raises:
@@ -123,7 +115,7 @@ def described(name: str, record: dict[str, Any]) -> str:
 class Windows(NamedTuple):
     """Windows of a dataset, drawn by the run's own sampler from all its training episodes."""
 
-    batch: "Batch"
+    batch: Batch
     names: list[str]  # [B] episode names
     start: np.ndarray  # [B] first records
 
@@ -142,7 +134,7 @@ def draw_windows(sampler: "Sampler", dataset: Dataset, key: Any, *, batch: int, 
     return Windows(sampler.sample("all", key, **sizes, image=image), [dataset.names[at] for at in episode], start)
 
 
-def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[str, Any], np.ndarray]:
+def uncertainty(run: Run, dataset: Dataset, states: int = 1000) -> tuple[dict[str, Any], np.ndarray]:
     """Disagreement of every stream's ensemble about random states of the dataset, by every measure.
 
     Figures 2, 7 and 8 of the paper. A state is the last record of a window of training's length, so that the filter has
@@ -169,9 +161,8 @@ def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[
     )
     blocks = []
     for number in range(-(-states // BLOCK)):
-        block = tf.constant(number, tf.int64)
-        windows = draw_windows(sampler, dataset, Key(seed, "uncertainty", block), batch=BLOCK, length=length)
-        blocks.append(measure(windows.batch, block))
+        windows = draw_windows(sampler, dataset, run.key("uncertainty", number), batch=BLOCK, length=length)
+        blocks.append(measure(windows.batch, tf.constant(number, tf.int64)))
     measures: dict[str, dict[str, dict[str, float]]] = {}
     for stream, by_measure in blocks[0].items():
         for name in by_measure:
@@ -182,7 +173,7 @@ def uncertainty(run: "Run", dataset: Dataset, states: int = 1000) -> tuple[dict[
     return record, picture
 
 
-def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[dict[str, Any], np.ndarray]:
+def example_frames(run: Run, dataset: Dataset, sampler: "Sampler") -> tuple[dict[str, Any], np.ndarray]:
     """Two groups of three frames, each from one episode, with every stream's uncertainty (`mean_norm`); Figure 3.
 
     Returns:
@@ -190,9 +181,7 @@ def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[di
     """
     import tensorflow as tf
 
-    from semopo_tf.random import Key
-
-    key, length = Key(run.config.eval.seed, "uncertainty_frames", tf.constant(0, tf.int64)), run.config.batch.length
+    key, length = run.key("uncertainty_frames"), run.config.batch.length
     windows = draw_windows(sampler, dataset, key, batch=BLOCK, length=length)
     rows = [0, next((row for row in range(BLOCK) if windows.names[row] != windows.names[0]), 1)]
     columns = [max(0, length - 1 - GROUP_STRIDE * back) for back in reversed(range(GROUP_FRAMES))]
@@ -205,7 +194,7 @@ def example_frames(run: "Run", dataset: Dataset, sampler: "Sampler") -> tuple[di
     return {"groups": [[windows.place(row, column) for column in columns] for row in rows], "values": values}, picture
 
 
-def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.ndarray]:
+def reconstruction(run: Run, dataset: Dataset) -> tuple[dict[str, Any], np.ndarray]:
     """Eight frames of the dataset as the model reconstructs them after filtering: unmasked means, mask and blend.
 
     Figure 5 of the paper.
@@ -214,22 +203,16 @@ def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.nda
       The record, with the mean squared error of every row that reconstructs the observation (pixels in 0..1, over these
       frames alone); and the picture, [rows * H, 8 W, 3] uint8.
     """
-    import tensorflow as tf
-
-    from semopo_tf.random import Key
     from semopo_tf.run import build
 
-    key, length = Key(run.config.eval.seed, "reconstruction", tf.constant(0, tf.int64)), run.config.batch.length
+    key, length = run.key("reconstruction"), run.config.batch.length
     sampler = build.make_sampler(run.config, dataset, images_on_device=False)
     windows = draw_windows(sampler, dataset, key, batch=FRAMES, length=length)
     pictures = run.world_model.reconstruct(windows.batch, key, length)
     names = SHOWN if "mask" in pictures else {"observation": "truth", "joint": "joint"}
     rows = {name: pictures[source].numpy()[:, -1:] for name, source in names.items()}  # [8, 1, H, W, 1 or 3]
-    error = {
-        name: row.astype(np.float64) - rows["observation"]
-        for name, row in rows.items()
-        if name not in ("observation", "mask")
-    }
+    truth = rows["observation"]
+    compared = [name for name in rows if name not in ("observation", "mask")]
     record = {
         "phase": run.phase,
         "step": run.step,
@@ -237,12 +220,12 @@ def reconstruction(run: "Run", dataset: Dataset) -> tuple[dict[str, Any], np.nda
         "frames": FRAMES,
         "size": dataset.frames.shape[1],
         "places": [windows.place(row, length - 1) for row in range(FRAMES)],
-        "mse": {name: float(np.mean(difference**2)) for name, difference in error.items()},
+        "mse": {name: float(np.mean((rows[name].astype(np.float64) - truth) ** 2)) for name in compared},
     }
     return record, video_grid(rows, scale=1)[0]
 
 
-def entropy(config: "Config", dataset: Dataset, epochs: int = 30) -> dict[str, Any]:
+def entropy(config: Config, dataset: Dataset, epochs: int = 30) -> dict[str, Any]:
     """Entropy of the actions in the model phase's batches, per epoch, for conservative and uniform sampling (Figure 6).
 
     Uses the same batches as training: its seed, batch and window sizes, and for `conservative` its pool. An epoch is
@@ -279,7 +262,7 @@ def entropy(config: "Config", dataset: Dataset, epochs: int = 30) -> dict[str, A
     }
 
 
-def batch_actions(config: "Config", sampler: "Sampler", step: "Tensor") -> "Tensor":
+def batch_actions(config: Config, sampler: "Sampler", step: Tensor) -> Tensor:
     """The actions [n, A] in the batch of one model update, without record 0, whose action is a placeholder. Reads no
     image.
     """

@@ -5,6 +5,7 @@ products is measured in the same process before and after every update: the frac
 compared between machines and loads, seconds cannot.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -16,8 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from semopo_tf import config as configuration
 from semopo_tf.errors import CommandParser, ConfigError, SemopoError
+from semopo_tf.report.tables import aligned
 from semopo_tf.storage.files import write_whole
 from semopo_tf.types import Policy
 
@@ -58,7 +62,7 @@ def main(argv: list[str]) -> int:
       ConfigError: for a wrong flag, configuration or comparison file.
     """
     arguments = parse(argv)
-    earlier = read_result(Path(arguments.compare)) if arguments.compare else None
+    earlier = read_result(arguments.compare) if arguments.compare else None
     commands = {name: command(name, arguments) for name in arguments.configs}
     for words in commands.values():
         configuration.load(words)
@@ -73,7 +77,7 @@ def main(argv: list[str]) -> int:
     result = {"machine": machine(devices[0]), "rows": rows}
     print(table(rows))
     if arguments.json:
-        write_whole(Path(arguments.json), json.dumps(result, indent=1).encode())
+        write_whole(arguments.json, json.dumps(result, indent=1).encode())
     if earlier:
         print(comparison(earlier, result))
     return 0
@@ -94,15 +98,10 @@ def parse(argv: list[str]) -> Any:
         parser.add_argument(f"--{flag}", help="as in training")
     parser.add_argument("--updates", type=int, default=5, help="measured updates of each phase")
     parser.add_argument("--no_env", action="store_true", help="do not start the simulator")
-    parser.add_argument("--json", help="write the result to this file")
-    parser.add_argument("--compare", help="print the change against a file written by --json")
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument("--compare", type=Path, help="print the change against a file written by --json")
     parser.add_argument("--trace", help="directory for a profile of one update of each phase, for TensorBoard")
-    arguments = parser.parse_args(argv)
-    for key in ("batch", "length", "updates"):
-        value = getattr(arguments, key)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{key}: expected at least 1, received {value}")
-    return arguments
+    return parser.parse(argv, batch=1, length=1, updates=1)
 
 
 def command(name: str, arguments: Any) -> list[str]:
@@ -127,10 +126,8 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
     Args:
       started: start of the process, seconds since the epoch; the time to the first update counts from here.
     """
-    import numpy as np
     import tensorflow as tf
 
-    from semopo_tf.data.sampler import Pool, Sampler
     from semopo_tf.engine import compiling, devices
     from semopo_tf.engine.loop import StageLoop
     from semopo_tf.run import build
@@ -138,52 +135,46 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
     config = configuration.load(words)
     device, description = devices.choose_device(config.device)
     jit = compiling.choose_jit(config.jit, device)
-    names = {"batch": config.batch.size, "length": config.batch.length}
-    row: dict[str, Any] = {"config": name, **names}
+    sizes = {"batch": config.batch.size, "length": config.batch.length}
+    row: dict[str, Any] = {"config": name, "device": description, **sizes}
     with tf.device(device):
         dataset, matmul_gflops = random_dataset(), yardstick("GPU" in device)
-        choices = {
-            "sampling": config.sampling,
-            "policy_starts": config.policy_starts,
-            "total_steps": config.steps.model,
-        }
-        sampler = Sampler(dataset, np.ones(EPISODES, bool), pool=Pool(**config.pool), **choices)
+        sampler = build.make_sampler(config, dataset)
         learner = build.make_learner(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=jit)
         for stage in learner.stages:
-            flops = learner.cost(stage.name, **names).flops
             table = stage.prepare(dataset.frames) if stage.prepare else None
-
-            def sample(view: str, key: Any, table: Any = table) -> Any:
-                return sampler.sample(view, key, **names, table=table)
-
-            loop = StageLoop(stage, sample, seed=1, jit=jit.of(stage))
+            loop = StageLoop(stage, partial(sampler.sample, **sizes, table=table), seed=1, jit=jit.of(stage))
             loop.run(0, 1)
-            first, seconds, rates = time.time() - started, [], [matmul_gflops()]
-            for step in range(1, updates + 1):
-                before = time.perf_counter()
-                loop.run(step, 1)
-                seconds.append(time.perf_counter() - before)
-                rates.append(matmul_gflops())
+            first = time.time() - started
+            seconds, rates = timed_updates(loop, updates, matmul_gflops)
             row[f"{stage.name}_update_s"] = float(np.median(seconds))
             if stage.pictured:
-                beside = np.convolve(rates, [0.5, 0.5], "valid")  # mean of the rates before and after each update
-                fractions = flops / np.array(seconds) / beside / 1e9
+                flops = learner.cost(stage.name, **sizes).flops
                 row |= {
                     "model_update_flops": flops,
                     "first_update_s": first,
-                    "matmul_gflops": float(np.median(beside)),
-                    "model_fraction_of_matmul": float(np.median(fractions)),
+                    "matmul_gflops": float(np.median(rates)),
+                    "model_fraction_of_matmul": float(np.median(flops / seconds / rates / 1e9)),
+                    "model_peak_memory_mb": devices.peak_memory(device) / 2**20,
                 }
-                row["model_peak_memory_mb"] = devices.peak_memory(device) / 2**20
             if trace:
                 devices.record_profile(Path(trace) / f"{name}-{stage.name}", partial(loop.run, updates + 1, 1))
-    row["imagined_steps_per_s"] = (
-        config.batch.size * config.batch.length * config.imagination.horizon / row["policy_update_s"]
-    )
+    row["imagined_steps_per_s"] = sizes["batch"] * sizes["length"] * config.imagination.horizon / row["policy_update_s"]
     row["peak_memory_mb"] = devices.peak_memory(device) / 2**20
-    saving = measure_checkpoint({name: variable.numpy() for name, variable in learner.variables().items()})
-    share = {"save_percent": 100 * saving["save_s"] / (config.save_every * row["model_update_s"])}
-    return row | saving | share | {"device": description}
+    row |= measure_checkpoint({name: variable.numpy() for name, variable in learner.variables().items()})
+    row["save_percent"] = 100 * row["save_s"] / (config.save_every * row["model_update_s"])
+    return row
+
+
+def timed_updates(loop: Any, updates: int, matmul_gflops: Callable[[], float]) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of each update after the first, and the mean of the rates of matrix products before and after it."""
+    seconds, rates = [], [matmul_gflops()]
+    for step in range(1, updates + 1):
+        before = time.perf_counter()
+        loop.run(step, 1)
+        seconds.append(time.perf_counter() - before)
+        rates.append(matmul_gflops())
+    return np.array(seconds), np.convolve(rates, [0.5, 0.5], "valid")
 
 
 def measure_checkpoint(tensors: Mapping[str, Any]) -> dict[str, float]:
@@ -203,8 +194,6 @@ def measure_checkpoint(tensors: Mapping[str, Any]) -> dict[str, float]:
 
 def random_dataset() -> Any:
     """A dataset of noise frames; speed and memory do not depend on what they show."""
-    import numpy as np
-
     from semopo_tf.data.dataset import Dataset
 
     rng, records = np.random.default_rng(0), EPISODES * RECORDS
@@ -243,20 +232,15 @@ def yardstick(gpu: bool) -> Callable[[], float]:
 
 def measure_environment() -> float | None:
     """Decisions per second of one environment with distractors and rendering; None where rendering is impossible."""
-    import numpy as np
-
     from semopo_tf.envs import tasks
 
     try:
-        environment = tasks.make(ENV_TASK, **ENV_SETTINGS)
-        try:
+        with contextlib.closing(tasks.make(ENV_TASK, **ENV_SETTINGS)) as environment:
             environment.reset(0)
             rng, before = np.random.default_rng(0), time.perf_counter()
             for _ in range(ENV_STEPS):
                 environment.step(rng.uniform(-1, 1, environment.action_size).astype(np.float32))
             return ENV_STEPS / (time.perf_counter() - before)
-        finally:
-            environment.close()
     except SemopoError as error:
         print(f"env steps/s: not measured ({error})")
         return None
@@ -285,21 +269,19 @@ def measure_evaluation(_started: float) -> dict[str, float]:
     from semopo_tf.run import build, evaluate
 
     config = configuration.load(["--configs", "semopo", "walker_walk", "small"])
-    sizes = {"image_size": IMAGE_SIZE, "action_size": ACTION_SIZE}
     device, _ = devices.choose_device(config.device)
-    jit = compiling.choose_jit(config.jit, device)
-    policy, found = build.make_learner(config, **sizes, jit=jit).policy(), {}
+    jit, figures = compiling.choose_jit(config.jit, device), {}
+    policy = build.make_learner(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=jit).policy()
     for count in SIDE_BY_SIDE:
         clocked = Clocked(policy)
         try:
             next(evaluate.evaluate(clocked, ENV_TASK, ENV_SETTINGS, range(count), count))
         except Enough:
-            found[f"eval_steps_per_s_{count}"] = (
-                count * (ENV_STEPS - WARM_UP) / (clocked.times[ENV_STEPS] - clocked.times[WARM_UP])
-            )
+            passed = clocked.times[ENV_STEPS] - clocked.times[WARM_UP]
+            figures[f"eval_steps_per_s_{count}"] = count * (ENV_STEPS - WARM_UP) / passed
         except SemopoError as error:
             print(f"evaluation steps/s: not measured ({error})")
-    return found
+    return figures
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -309,7 +291,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "tensorflow": version("tensorflow"),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
@@ -327,18 +309,13 @@ def processor() -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as text, one line per quantity."""
-    lines = [["", *(label(row) for row in rows)]]
+    lines = [["", *map(label, rows)]]
     for key, (heading, decimals) in COLUMNS.items():
         scale = 1e-9 if key == "model_update_flops" else 1
         lines.append([heading, *("-" if row[key] is None else f"{row[key] * scale:,.{decimals}f}" for row in rows)])
         if key in PER_SECOND:
             lines.append([PER_SECOND[key], *(f"{1 / row[key]:,.2f}" for row in rows)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    padded = (
-        [heading.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
-        for heading, *cells in lines
-    )
-    return "\n".join("  ".join(line) for line in padded)
+    return aligned(lines)
 
 
 def label(row: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     """Run `check` or `list` on a run directory, or on one checkpoint in it.
 
     Raises:
-      CheckpointError: when there is no checkpoint, or `check` found a damaged one.
+      CheckpointError: when there is no checkpoint, or `check` meets a damaged one.
     """
     parser = CommandParser(prog="python -m semopo_tf.checkpoint", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     ):
         commands.add_parser(name, help=text).add_argument("directory", type=Path)
     arguments = parser.parse_args(argv)
-    directory = arguments.directory.expanduser()
+    directory = arguments.directory
     if directory.is_file():
         load(directory)  # refuses a file, naming what it is
     paths = [directory] if PATTERN.fullmatch(directory.name) else listed(directory, phases_of(directory))

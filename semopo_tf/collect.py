@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from semopo_tf.config import SHOWN
 from semopo_tf.data.cards import CARD_NAME, read_card, write_card
 from semopo_tf.data.episodes import read_episode, write_episode
 from semopo_tf.envs import tasks
@@ -81,9 +82,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     parser = CommandParser(prog="python -m semopo_tf.collect", description="Collect a dataset of episodes.")
     parser.add_argument("--task", required=True, help="e.g. dmcdrv_walker_walk, dmc_cheetah_run or a registered name")
-    parser.add_argument(
-        "--out", required=True, help="dataset directory, made if missing; the same command continues in it"
-    )
+    about_out = "dataset directory, made if missing; the same command continues in it"
+    parser.add_argument("--out", required=True, type=Path, help=about_out)
     parser.add_argument("--policy", default="random", help="random; for exbmdp_* also iid, medium, mixed or expert")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
@@ -94,12 +94,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--action_repeat", type=int, help="simulator steps per decision (default: 2, exbmdp_* 1)")
     parser.add_argument("--camera", type=int, default=-1, help="index, or -1 for the task's usual camera")
     parser.add_argument("--background", default="none", help="folder of videos, builtin:driving or none")
-    parser.add_argument("--background_color", default="grey", choices=("grey", "rgb"))
-    parser.add_argument("--background_split", default="train", choices=("train", "test"))
+    about = {"mask_rule": "which pixels the background replaces"}
+    for name, choices in SHOWN.items():
+        parser.add_argument(f"--{name}", default=choices[0], choices=choices, help=about.get(name))
     parser.add_argument("--background_seed", type=int, default=0, help="orders the clips")
-    parser.add_argument(
-        "--mask_rule", default="sky", choices=("sky", "blue"), help="which pixels the background replaces"
-    )
     parser.add_argument(
         "--options",
         nargs="*",
@@ -107,10 +105,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="NAME=NUMBER",
         help="settings of the task itself, e.g. exo_dims=20 contrast=0.3",
     )
-    args = parser.parse_args(argv)
-    for flag, least in (("episodes", 1), ("processes", 1), ("seed", 0), ("background_seed", 0)):
-        if getattr(args, flag) < least:
-            raise ConfigError(f"--{flag}: expected at least {least}, received {getattr(args, flag)}")
+    args = parser.parse(argv, episodes=1, processes=1, seed=0, background_seed=0)
     args.options = parse_options(args.options)
     for name, value in tasks.usual_settings(args.task).items():
         if getattr(args, name) is None:
@@ -144,7 +139,7 @@ def main(argv: list[str]) -> int:
     recipe = Recipe(args.task, args.policy, tuple(settings.items()))
     seeds = [episode_seed(args.seed, index) for index in range(args.episodes)]
     card = make_card(recipe, args.seed)  # before anything is written: a wrong setting leaves no directory behind
-    out = _make_directory(Path(args.out).expanduser())
+    out = _make_directory(args.out)
     with locked(out / LOCK_NAME, wait=False, what=f"the dataset {out}"):
         require_same_recipe(out, card)
         kept = existing_episodes(out, seeds)
@@ -240,18 +235,17 @@ def existing_episodes(out: Path, seeds: list[int]) -> dict[int, Written]:
     kept: dict[int, Written] = {}
     for path in sorted(out.glob("*.npz")):
         match = FILE_NAME.fullmatch(path.name)
-        index = int(match[1]) if match else -1
-        if match and index >= len(seeds):
+        index, seed = (int(match[1]), int(match[2], 16)) if match else (-1, -1)
+        if index >= len(seeds):
             raise ConfigError(
                 f"{out}: holds episode {index}, but --episodes asks for {len(seeds)}; raise --episodes or choose "
                 "another --out"
             )
-        possible = [retry_seed(seeds[index], attempt) for attempt in range(ATTEMPTS)] if match else []
-        if not match or int(match[2], 16) not in possible or index in kept:
+        possible = [retry_seed(seeds[index], attempt) for attempt in range(ATTEMPTS)]
+        if seed not in possible or index in kept:
             raise ConfigError(f"{path}: belongs to no episode of this collection; move it away or choose another --out")
-        seed = int(match[2], 16)
         try:
-            kept[index] = _written(index, seed, path)._replace(discarded=possible.index(seed))
+            kept[index] = _written(index, seed, path, read_episode(path).reward, possible.index(seed))
         except DataError as error:
             print(f"semopo_tf: warning: {error}; collecting it again", file=sys.stderr)
             path.unlink()
@@ -264,9 +258,8 @@ def _remove_leftovers(out: Path) -> None:
         leftover.unlink()
 
 
-def _written(index: int, seed: int, path: Path) -> Written:
-    reward = read_episode(path).reward
-    return Written(index, path.name, seed, float(reward.sum(dtype=np.float64)), len(reward))
+def _written(index: int, seed: int, path: Path, reward: np.ndarray, discarded: int) -> Written:
+    return Written(index, path.name, seed, float(reward.sum(dtype=np.float64)), len(reward), discarded)
 
 
 def collect(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
@@ -350,9 +343,7 @@ def collect_episode(job: Job) -> Written:
     seed = retry_seed(job.seed, len(discarded))
     path = Path(job.out) / f"{job.number:06d}-{seed:08x}-{len(episode.image) - 1}.npz"
     write_episode(path, episode)
-    return Written(
-        job.number, path.name, seed, float(episode.reward.sum(dtype=np.float64)), len(episode.image), len(discarded)
-    )
+    return _written(job.number, seed, path, episode.reward, len(discarded))
 
 
 def _progress(results: Iterator[Written], total: int) -> Iterator[Written]:
@@ -368,8 +359,8 @@ def describe(out: Path, episodes: list[Written]) -> dict[str, Any]:
     """Statistics and file list of the card; sums in float64, the standard deviation of the population."""
     scores = np.array([episode.score for episode in episodes], np.float64)
     low, median, high = np.percentile(scores, [25, 50, 75])
-    values = {"mean": scores.mean(), "std": scores.std(), "min": scores.min()}
-    values |= {"p25": low, "median": median, "p75": high, "max": scores.max()}
+    quartiles = {"p25": low, "median": median, "p75": high}
+    values = {"mean": scores.mean(), "std": scores.std(), "min": scores.min(), **quartiles, "max": scores.max()}
     return {
         "episodes": len(episodes),
         "records": sum(episode.records for episode in episodes),

@@ -5,6 +5,7 @@
 Every value has the type of its default. A name that is not in `defaults` is an error with a suggestion.
 """
 
+import contextlib
 import difflib
 import io
 import math
@@ -66,6 +67,8 @@ ORIGINAL_FLAGS = {
 }
 ORIGINAL_OVERLAYS = {"dmc_vision": "released and a task, e.g. --configs released semopo walker_walk"}
 
+# Allowed values of what is shown before a moving background.
+SHOWN = {"background_color": ("grey", "rgb"), "background_split": ("train", "test"), "mask_rule": ("sky", "blue")}
 # Allowed values; every other number is only checked against LIMITS.
 CHOICES = {
     "sampling": ("conservative", "uniform"),
@@ -75,45 +78,30 @@ CHOICES = {
     "model.exo_action": ("absent", "zero", "taken"),
     "rssm.latent": ("gaussian", "categorical"),
     "penalty.measure": ("sum_squares", "mean_norm", "log_prob_variance", "log_prob_std"),
-    "env.background_color": ("card", "grey", "rgb"),
-    "env.background_split": ("card", "train", "test"),
-    "env.mask_rule": ("card", "sky", "blue"),
-    "without_card.background_color": ("grey", "rgb"),
-    "without_card.background_split": ("train", "test"),
-    "without_card.mask_rule": ("sky", "blue"),
+    **{f"env.{key}": ("card", *choices) for key, choices in SHOWN.items()},
+    **{f"without_card.{key}": choices for key, choices in SHOWN.items()},
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "replay": ("auto", "device", "host"),
     "jit": ("auto", "full", "partial", "off"),
-    **{
-        f"{net}.act": ("elu", "relu", "silu", "tanh")
-        for net in ("encoder", "decoder", "rssm", "reward_head", "actor", "critic")
-    },
+    **dict.fromkeys(
+        (f"{net}.act" for net in ("encoder", "decoder", "rssm", "reward_head", "actor", "critic")),
+        ("elu", "relu", "silu", "tanh"),
+    ),
 }
 # Smallest and largest allowed value; keys not listed must be finite and not negative.
 LIMITS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),
-    "eval.seed": (0, 2**32 - 1),
+    **dict.fromkeys(("seed", "eval.seed"), (0, 2**32 - 1)),
+    **dict.fromkeys(("kl.balance", "imagination.discount", "actor_critic.lambda_"), (0, 1)),
     "valid_fraction": (0, 0.9),
-    "batch.size": (1, 1e5),
-    "batch.length": (2, 1e5),
-    "pool.start": (1, 1e9),
-    "pool.grow_every": (1, 1e9),
-    "kl.balance": (0, 1),
-    "model.drp_updates": (1, 1e4),
-    "imagination.horizon": (2, 1e3),
-    "imagination.discount": (0, 1),
-    "actor_critic.lambda_": (0, 1),
-    "actor_critic.slow_every": (1, 1e9),
     "env.camera": (-1, 1e3),
-    "env.action_repeat": (1, 1e3),
     "env.size": (8, 1e4),
-    "log_every": (1, 1e9),
-    "save_every": (1, 1e9),
-    "keep_checkpoints": (1, 1e6),
-    "eval.environments": (1, 1e3),
-    "eval.episodes": (1, 1e6),
-    "video.episodes": (1, 1e3),
-    "video.context": (1, 1e4),
+    "batch.length": (2, 1e5),
+    "imagination.horizon": (2, 1e3),
+    **dict.fromkeys(("env.action_repeat", "eval.environments", "video.episodes"), (1, 1e3)),
+    **dict.fromkeys(("video.context", "model.drp_updates"), (1, 1e4)),
+    "batch.size": (1, 1e5),
+    **dict.fromkeys(("keep_checkpoints", "eval.episodes"), (1, 1e6)),
+    **dict.fromkeys(("log_every", "save_every", "actor_critic.slow_every", "pool.start", "pool.grow_every"), (1, 1e9)),
     **{f"{opt}.clip": (1e-9, 1e30) for opt in ("model_opt", "actor_opt", "critic_opt")},
     **{f"rssm.{key}": (1, 1e6) for key in ("deter", "stoch", "classes", "hidden", "ensemble", "ensemble_hidden")},
     **{f"{net}.{key}": (1, 1e4) for net in ("encoder", "decoder") for key in ("depth", "kernels")},
@@ -167,7 +155,15 @@ class Config(Mapping[str, Any]):
 
     def to_yaml(self) -> str:
         """This configuration as YAML text, from which `load_saved` restores it."""
-        return _dump(self._tree)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        # Escaped and unfolded: the emitter loses some Unicode line breaks, and spaces where it folds an escaped text.
+        yaml.allow_unicode = False
+        yaml.width = 1 << 20
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        buffer = io.StringIO()
+        yaml.dump(self._tree, buffer)
+        return buffer.getvalue()
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -194,7 +190,10 @@ def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
     known = flatten(page["defaults"])
     for key, text in flags.items():
         _check_name(key, known)
-        _set(tree, key, _parse(key, text, known[key]))
+        overlay = _parse(key, text, known[key])
+        for section in reversed(key.split(".")):
+            overlay = {section: overlay}
+        tree = _merge(tree, overlay, f"--{key}")
     return _checked(tree)
 
 
@@ -217,9 +216,9 @@ def _with_task(names: list[str], flags: Mapping[str, str], tasks: Mapping[str, A
     return names if listed else names + wanted
 
 
-def defaults(file: Path = CONFIG_FILE) -> Config:
+def defaults() -> Config:
     """`defaults` alone."""
-    return Config(read_yaml(file)["defaults"])
+    return Config(read_yaml(CONFIG_FILE)["defaults"])
 
 
 def load_saved(path: Path) -> Config:
@@ -254,9 +253,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = _plain(text)
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(
-            f"{path}: {line}expected YAML, received {' '.join(str(error.problem or error.context).split())[:120]}"
-        ) from error
+        received = " ".join(str(error.problem or error.context).split())[:120]
+        raise ConfigError(f"{path}: {line}expected YAML, received {received}") from error
     except (YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: expected YAML, received {' '.join(str(error).split())[:120]}") from error
     if not isinstance(tree, dict):
@@ -318,13 +316,13 @@ def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
             raise ConfigError(f"{cut(word)}: expected a flag such as --seed 1; write values after their flag")
         key, equals, value = word[2:].partition("=")
         if key == "configs":
-            listed = [value] if equals else []
+            names += [value] if equals else []
             while argv and not argv[0].startswith("--"):
-                listed.append(argv.pop(0))
-            names += listed
+                names.append(argv.pop(0))
             continue
+        if key in ORIGINAL_FLAGS:
+            raise ConfigError(f"--{key}: a flag of the original code; here it is {ORIGINAL_FLAGS[key]}")
         if not equals:
-            _refuse_original(key)
             if not argv or argv[0].startswith("--"):
                 raise ConfigError(f"--{key}: expected a value after the flag, received none")
             value = argv.pop(0)
@@ -351,19 +349,11 @@ def _in_order(names: list[str], page: dict[str, Any]) -> list[tuple[str, str]]:
     return [(kind, chosen[kind]) for kind in KINDS if kind in chosen]
 
 
-def _refuse_original(key: str) -> None:
-    if key in ORIGINAL_FLAGS:
-        raise ConfigError(f"--{key}: a flag of the original code; here it is {ORIGINAL_FLAGS[key]}")
-
-
 def _check_name(key: str, known: Mapping[str, Any]) -> None:
-    _refuse_original(key)
-    if key in known:
-        return
-    inside = [name for name in known if name.startswith(f"{key}.")]
-    if inside:
+    if inside := [name for name in known if name.startswith(f"{key}.")]:
         raise ConfigError(f"--{key}: a section, expected one of its keys: {', '.join(inside)}")
-    raise ConfigError(f"--{cut(key)}: unknown key{_suggest(key, known)}")
+    if key not in known:
+        raise ConfigError(f"--{cut(key)}: unknown key{_suggest(key, known)}")
 
 
 def _suggest(name: str, known: Mapping[str, Any]) -> str:
@@ -391,21 +381,11 @@ def _merge(tree: dict[str, Any], overlay: Mapping[str, Any], where: str, prefix:
     return merged
 
 
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    *sections, leaf = key.split(".")
-    for section in sections:
-        tree[section] = dict(tree[section])
-        tree = tree[section]
-    tree[leaf] = value
-
-
 def _parse(key: str, text: str, default: Any) -> Any:
     """Parse the value of a flag as the type of its default."""
     where = f"--{key}"
     if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"{where}: expected True or False, received {shown(text)}")
-        return text.lower() == "true"
+        return _cast(where, {"true": True, "false": False}.get(text.lower(), text), default)
     if isinstance(default, str):
         return text
     if isinstance(default, list):
@@ -414,12 +394,10 @@ def _parse(key: str, text: str, default: Any) -> Any:
 
 
 def _number(where: str, text: str, default: float) -> float:
-    try:
-        value = float(text)
-        exact = int(text) if text.strip().lstrip("+-").isdigit() else value
-    except ValueError:
-        raise ConfigError(f"{where}: expected {_kind(default)}, received {shown(text)}") from None
-    return _cast(where, exact, default)
+    value: Any = text
+    with contextlib.suppress(ValueError):
+        value = int(text) if text.strip().lstrip("+-").isdigit() else float(text)
+    return _cast(where, value, default)
 
 
 def _cast(where: str, value: Any, default: Any) -> Any:
@@ -438,9 +416,9 @@ def _cast(where: str, value: Any, default: Any) -> Any:
 
 
 def _kind(default: Any) -> str:
-    return {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list of numbers"}[
-        type(default)
-    ]
+    """What may be written for a value like the default, in words."""
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list of numbers"}
+    return kinds[type(default)]
 
 
 def _checked(tree: dict[str, Any]) -> Config:
@@ -454,11 +432,8 @@ def _checked(tree: dict[str, Any]) -> Config:
             raise ConfigError(f"--{key}: expected text without NUL characters, received {shown(value)}")
         low, high = LIMITS.get(key, (0, math.inf))
         for number in value if isinstance(value, list) else [value]:
-            if (
-                isinstance(number, int | float)
-                and not isinstance(number, bool)
-                and not (low <= number <= high and math.isfinite(number))
-            ):
+            bounded = isinstance(number, int | float) and not isinstance(number, bool)
+            if bounded and not (low <= number <= high and math.isfinite(number)):
                 raise ConfigError(
                     f"--{key}: expected a finite number from {low:g} to {high:g}, received {shown(number)}"
                 )
@@ -467,15 +442,3 @@ def _checked(tree: dict[str, Any]) -> Config:
             f"--video.context: expected less than video.length = {config.video.length}, received {config.video.context}"
         )
     return Config(tree)
-
-
-def _dump(tree: Mapping[str, Any]) -> str:
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    # Escaped and unfolded: the emitter loses some Unicode line breaks, and spaces where it folds an escaped text.
-    yaml.allow_unicode = False
-    yaml.width = 1 << 20
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    buffer = io.StringIO()
-    yaml.dump(dict(tree), buffer)
-    return buffer.getvalue()

@@ -3,6 +3,7 @@
 python -m semopo_tf.doctor
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -29,6 +30,7 @@ from semopo_tf.errors import (
     run_command,
 )
 from semopo_tf.storage.files import free_memory
+from semopo_tf.storage.video import write_video
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
 # Distribution name -> what to install when it is absent. TensorFlow's companions must move together with it.
@@ -61,6 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def check_python() -> str:
+    """The version of Python, if TensorFlow is published for it."""
     if not PYTHON_FROM <= sys.version_info[:2] < PYTHON_BELOW:
         raise ConfigError(
             f"expected Python 3.11 to 3.13, received {platform.python_version()}; make a virtual environment with "
@@ -105,28 +108,23 @@ def _tensorflow() -> Any:
 def check_memory() -> str:
     """Free memory of the machine, where it says so."""
     free = free_memory() / GIB
-    if not free:
-        return "unknown on this system"
-    if free < LEAST_MEMORY:
-        raise DeviceError(
-            f"expected at least {LEAST_MEMORY:.0f} GiB of free memory, received {free:.1f}; end other programs"
-        )
-    return f"{free:.1f} GiB free"
+    if free and free < LEAST_MEMORY:
+        expected = f"expected at least {LEAST_MEMORY:.0f} GiB of free memory"
+        raise DeviceError(f"{expected}, received {free:.1f}; end other programs")
+    return f"{free:.1f} GiB free" if free else "unknown on this system"
 
 
 def check_disk() -> str:
-    free = shutil.disk_usage(Path.cwd()).free / GIB
+    """Free space of the working directory's device."""
+    free, here = shutil.disk_usage(Path.cwd()).free / GIB, Path.cwd()
     if free < LEAST_DISK:
-        raise StorageError(
-            f"{Path.cwd()}: expected at least {LEAST_DISK:.0f} GiB of free space, received {free:.1f}; delete "
-            "something or work elsewhere"
-        )
-    return f"{free:.1f} GiB free in {Path.cwd()}"
+        expected = f"expected at least {LEAST_DISK:.0f} GiB of free space"
+        raise StorageError(f"{here}: {expected}, received {free:.1f}; delete something or work elsewhere")
+    return f"{free:.1f} GiB free in {here}"
 
 
 def check_processors() -> str:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{usable} usable"
+    return f"{len(os.sched_getaffinity(0))} usable"
 
 
 def check_devices() -> str:
@@ -160,17 +158,10 @@ def check_compiler() -> str:
     return "matrix product and convolution compiled by XLA"
 
 
-def check_backend() -> str:
-    return choose_backend()
-
-
 def check_render() -> str:
     """Draw one image of the simulator."""
-    environment = tasks.make("dmc_walker_walk")
-    try:
+    with contextlib.closing(tasks.make("dmc_walker_walk")) as environment:
         image = environment.reset(seed=0).image
-    finally:
-        environment.close()
     if len(np.unique(image)) < 8:
         raise SimulatorError(f"the image of walker walk is empty; run {INSTALL_GL}")
     return f"walker walk at {image.shape[0]} x {image.shape[1]}, mean brightness {image.mean():.1f}"
@@ -178,20 +169,15 @@ def check_render() -> str:
 
 def check_video() -> str:
     """Write a tiny video and read it back through the background loader's decoder."""
-    try:
-        ffmpeg = importlib.import_module("imageio_ffmpeg")
-    except ImportError as error:
-        raise ConfigError("imageio-ffmpeg is not installed; run pip install imageio-ffmpeg") from error
-    frames = 8
+    brightness = np.arange(0, 240, 30, dtype=np.uint8)  # of the frames
+    frames = len(brightness)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         try:
-            writer = ffmpeg.write_frames(str(path), (64, 64), fps=10, ffmpeg_log_level="error")
-            writer.send(None)
-            for value in range(frames):
-                writer.send(np.full((64, 64, 3), 30 * value, np.uint8))
-            writer.close()
+            write_video(path, np.broadcast_to(brightness[:, None, None, None], (frames, 64, 64, 3)))
             decoded = list(videos.decode(path, size=64, color="grey"))
+        except ImportError as error:
+            raise ConfigError("imageio-ffmpeg is not installed; run pip install imageio-ffmpeg") from error
         except (OSError, RuntimeError, DataError) as error:
             raise DataError(
                 f"a video cannot be written and read ({error}); run pip install --force-reinstall imageio-ffmpeg"
@@ -210,7 +196,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "processors": check_processors,
     "memory": check_memory,
     "disk": check_disk,
-    "rendering backend": check_backend,
+    "rendering backend": choose_backend,
     "rendering": check_render,
     "video": check_video,
     "GPU": check_devices,

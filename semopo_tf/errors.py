@@ -6,78 +6,69 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 
 class SemopoError(Exception):
     """Base of all errors that end a command with one line on stderr instead of a traceback."""
 
-    exit_code = 1
-    kind = "internal"
+    exit_code, kind = 1, "internal"
 
 
 class ConfigError(SemopoError, ValueError):
     """A flag, overlay or configuration value is wrong."""
 
-    exit_code = 2
-    kind = "configuration"
+    exit_code, kind = 2, "configuration"
 
 
 class DataError(SemopoError, ValueError):
     """A dataset, episode file or video folder is missing or wrong."""
 
-    exit_code = 3
-    kind = "data"
+    exit_code, kind = 3, "data"
 
 
 class CheckpointError(SemopoError, ValueError):
     """A checkpoint is missing, damaged or belongs to another model."""
 
-    exit_code = 4
-    kind = "checkpoint"
+    exit_code, kind = 4, "checkpoint"
 
 
 class NumericalError(SemopoError, ArithmeticError):
     """A loss, gradient or action is not finite."""
 
-    exit_code = 5
-    kind = "numerical"
+    exit_code, kind = 5, "numerical"
 
 
 class SimulatorError(SemopoError, RuntimeError):
     """An environment or its rendering backend does not work."""
 
-    exit_code = 6
-    kind = "simulator"
+    exit_code, kind = 6, "simulator"
 
 
 class StorageError(SemopoError, OSError):
     """A file cannot be written or read: permission, space, device."""
 
-    exit_code = 7
-    kind = "storage"
+    exit_code, kind = 7, "storage"
 
 
 class LockedError(SemopoError, RuntimeError):
     """Another process works in this directory."""
 
-    exit_code = 8
-    kind = "locked"
+    exit_code, kind = 8, "locked"
 
 
 class DeviceError(SemopoError, RuntimeError):
     """The requested device is not there or has too little memory."""
 
-    exit_code = 9
-    kind = "device"
+    exit_code, kind = 9, "device"
 
 
 class SweepError(SemopoError, RuntimeError):
     """Some runs of a sweep failed; all others are done."""
 
-    exit_code = 10
-    kind = "sweep"
+    exit_code, kind = 10, "sweep"
 
 
 class Stopped(Exception):
@@ -91,13 +82,30 @@ class Stopped(Exception):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are `ConfigError`s, and which takes no abbreviated flag."""
+    """An argument parser whose complaints are `ConfigError`s, and which takes no abbreviated flag. In a flag of
+    `type=Path`, `~` is the user's home.
+    """
 
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False} | settings)
+        self.register("type", Path, user_path)
+
+    def parse(self, argv: Sequence[str], **least: int) -> argparse.Namespace:
+        """Parse a command line whose numbers have these least values. A flag that was not given may be None."""
+        arguments = self.parse_args(argv)
+        for flag, low in least.items():
+            value = getattr(arguments, flag)
+            if value is not None and value < low:
+                raise ConfigError(f"--{flag}: expected at least {low}, received {value}")
+        return arguments
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}; see --help")
+
+
+def user_path(text: str) -> Path:
+    """A path of the command line; `~` is the user's home."""
+    return Path(text).expanduser()
 
 
 def cut(text: str, most: int = 60) -> str:
@@ -133,28 +141,22 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the locale cannot print
     try:
-        code = main(argv) or 0
+        sys.exit(main(argv) or 0)
     except SemopoError as error:
         if debug:
             raise
-        print(one_line(error), file=sys.stderr)
-        code = error.exit_code
+        line, code = one_line(error), error.exit_code
     except Stopped as stopped:
-        print(f"semopo_tf: {stopped}", file=sys.stderr)
-        code = stopped.exit_code
+        line, code = f"semopo_tf: {stopped}", stopped.exit_code
     except KeyboardInterrupt:
-        print("semopo_tf: interrupted; the same command goes on from what is saved", file=sys.stderr)
-        code = 130
+        line, code = "semopo_tf: interrupted; the same command goes on from what is saved", 130
     except MemoryError as error:
-        wanted = " ".join(str(error).split()) or "no size given"
-        print(
-            f"semopo_tf: main memory is exhausted ({wanted}); end other programs, or lower what is held at once "
-            "(--help)",
-            file=sys.stderr,
-        )
-        code = DeviceError.exit_code
+        wanted, code = " ".join(str(error).split()) or "no size given", DeviceError.exit_code
+        remedy = "end other programs, or lower what is held at once (--help)"
+        line = f"semopo_tf: main memory is exhausted ({wanted}); {remedy}"
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): redirect stdout, so that the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        sys.exit(0)
+    print(line, file=sys.stderr)
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,12 @@ from semopo_tf.report import paper
 from semopo_tf.run.evaluate import evaluate
 from semopo_tf.storage.records import Records
 from semopo_tf.storage.video import video_grid, write_video
-from semopo_tf.types import Episode, Learner, Policy
+from semopo_tf.types import Batch, Episode, Learner, Policy
 
 if TYPE_CHECKING:
-    from semopo_tf.config import Config
-    from semopo_tf.run.checkpoints import Checkpoint
+    from semopo_tf.random import Key
 
+TASK_HELP = "the run's task; required if it is <module>:<class>, as the module is imported"
 VIDEO_EPISODES, VIDEO_LENGTH, VIDEO_CONTEXT = 3, 100, 5
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
       SemopoError: any of `errors`, each with its exit code.
     """
     arguments = parse(argv)
-    logdir = Path(arguments.logdir).expanduser()
+    logdir = arguments.logdir
     run = load_run(logdir, arguments.checkpoint)
     from semopo_tf.run import build  # imports TensorFlow: only after the arguments are checked
 
@@ -94,29 +95,29 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     return raw + build.replayed(sum(row["discarded"] for row in rows)) + normalised
 
 
+def run_parser(prog: str, about: str, run: str) -> CommandParser:
+    """A parser of a command about a checkpoint of a run, with the flags of `load_run`."""
+    parser = CommandParser(prog=prog, description=about)
+    parser.add_argument("--logdir", required=True, type=Path, help=run)
+    parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
+    return parser
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags of evaluate.py."""
-    parser = CommandParser(prog="evaluate.py", description=__doc__)
-    parser.add_argument("--logdir", required=True, help="the run to evaluate")
+    parser = run_parser("evaluate.py", __doc__, "the run to evaluate")
     parser.add_argument(
         "--episodes", type=int, help="number of episodes, from a fixed list of seeds (default: eval.final_episodes)"
     )
     parser.add_argument("--environments", type=int, default=1, help="number played side by side; changes no result")
-    parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
-    parser.add_argument("--task", help="the run's task; required if it is <module>:<class>, as the module is imported")
+    parser.add_argument("--task", help=TASK_HELP)
     parser.add_argument("--video", action="store_true", help="write videos of episodes and their reconstructions")
     parser.add_argument(
         "--background", help="folder of videos, builtin:driving, or none (default: as in the dataset card)"
     )
-    parser.add_argument("--background_color", choices=("grey", "rgb"))
-    parser.add_argument("--background_split", choices=("train", "test"))
-    parser.add_argument("--mask_rule", choices=("sky", "blue"))
-    arguments = parser.parse_args(argv)
-    for key in ("episodes", "environments"):
-        value = getattr(arguments, key)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{key}: expected at least 1, received {value}")
-    return arguments
+    for key, choices in configuration.SHOWN.items():
+        parser.add_argument(f"--{key}", choices=choices)
+    return parser.parse(argv, episodes=1, environments=1)
 
 
 def require_named(task: str, given: str | None) -> None:
@@ -132,20 +133,26 @@ def require_named(task: str, given: str | None) -> None:
         )
 
 
+@dataclass(frozen=True)
 class Run:
     """A trained learner with its configuration, dataset card, sizes and checkpoint."""
 
-    def __init__(
-        self,
-        config: "Config",
-        card: dict[str, Any] | None,
-        sizes: dict[str, int],
-        learner: Learner,
-        checkpoint: "Checkpoint",
-    ):
-        self.config, self.card, self.sizes, self.learner = config, card, sizes, learner
-        self.policy = learner.policy()
-        self.checkpoint, self.phase, self.step = checkpoint.path.name, checkpoint.phase, checkpoint.step
+    config: configuration.Config
+    card: dict[str, Any] | None
+    sizes: dict[str, int]  # image_size and action_size
+    learner: Learner
+    policy: Policy
+    checkpoint: str  # name of its directory
+    phase: str
+    step: int
+
+    def key(self, domain: str, step: Any = 0) -> "Key":
+        """The key of a domain of evaluation: its draws depend on `eval.seed`, not on the run's seed."""
+        import tensorflow as tf
+
+        from semopo_tf.random import Key
+
+        return Key(self.config.eval.seed, domain, tf.constant(step, tf.int64))
 
     @property
     def world_model(self) -> Any:
@@ -172,7 +179,7 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
     logdir = Path(logdir).expanduser()
     if not (logdir / "config.yaml").is_file() or not (logdir / "dataset_manifest.json").is_file():
         raise CheckpointError(
-            f"{logdir}: expected the logdir of a run (config.yaml, dataset_manifest.json), found none"
+            f"{logdir}: expected the logdir of a run (config.yaml, dataset_manifest.json), received none"
         )
     config = configuration.load_saved(logdir / "config.yaml")
     manifest = read_run_data(logdir)
@@ -195,7 +202,8 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
             )
         loaded = newest
     build.restore(learner.variables(), loaded.tensors, loaded.path)
-    return Run(config, manifest["card"], sizes, learner, loaded)
+    about = (loaded.path.name, loaded.phase, loaded.step)
+    return Run(config, manifest["card"], sizes, learner, learner.policy(), *about)
 
 
 def load_policy(logdir: str | Path) -> Policy:
@@ -207,25 +215,23 @@ def load_policy(logdir: str | Path) -> Policy:
     return load_run(logdir).policy
 
 
+def as_batch(episodes: Sequence[Episode], length: int | None = None) -> Batch:
+    """The first `length` records of the episodes, or all of them, as one batch of tensors."""
+    import tensorflow as tf
+
+    return Batch(*(tf.constant(np.stack([getattr(e, name)[:length] for e in episodes])) for name in Batch._fields))
+
+
 def write_videos(directory: Path, run: Run, episodes: list[Episode]) -> list[Path]:
     """Write a video of the episodes, and one of the learner's pictures of them, as in training.
 
     Returns:
       The files written.
     """
-    import tensorflow as tf
-
-    from semopo_tf.random import Key
-    from semopo_tf.types import Batch
-
-    name = f"evaluation-{run.phase}-{run.step:09d}"
+    paths = [directory / f"evaluation-{run.phase}-{run.step:09d}-{kind}.mp4" for kind in ("episodes", "model")]
     frames = np.concatenate([episode.image for episode in episodes])
-    write_video(directory / f"{name}-episodes.mp4", frames.repeat(4, 1).repeat(4, 2))
+    write_video(paths[0], frames.repeat(4, 1).repeat(4, 2))
     length = min(VIDEO_LENGTH, *(len(episode.image) for episode in episodes))
-    columns = {
-        key: tf.constant(np.stack([getattr(episode, key)[:length] for episode in episodes])) for key in Batch._fields
-    }
-    key = Key(run.config.eval.seed, "report", tf.constant(0, tf.int64))
-    rows = run.learner.pictures(Batch(**columns), key, min(VIDEO_CONTEXT, length - 1))
-    write_video(directory / f"{name}-model.mp4", video_grid({key: row.numpy() for key, row in rows.items()}))
-    return [directory / f"{name}-{kind}.mp4" for kind in ("episodes", "model")]
+    rows = run.learner.pictures(as_batch(episodes, length), run.key("report"), min(VIDEO_CONTEXT, length - 1))
+    write_video(paths[1], video_grid({name: row.numpy() for name, row in rows.items()}))
+    return paths

@@ -15,16 +15,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import semopo_tf
-from semopo_tf.errors import CommandParser, ConfigError, StorageError, run_command
+from semopo_tf.errors import ConfigError, StorageError, run_command
+from semopo_tf.evaluation import Run, load_run, run_parser
 from semopo_tf.storage.files import FILES, Files, temporary_sibling
-
-if TYPE_CHECKING:
-    from semopo_tf.evaluation import Run
 
 FORMAT = 1
 SETTINGS = ("TF_ENABLE_ONEDNN_OPTS",)  # environment variables that change the last bit of an action
@@ -36,27 +34,23 @@ def main(argv: list[str]) -> int:
     Raises:
       SemopoError: any of `errors`, each with its exit code; ConfigError when the target exists.
     """
-    parser = CommandParser(prog="python -m semopo_tf.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--logdir", required=True, type=Path, help="the run whose policy is exported")
+    parser = run_parser("python -m semopo_tf.export", __doc__.splitlines()[0], "the run whose policy is exported")
     parser.add_argument("--out", required=True, type=Path, help="new directory for the SavedModel and export.json")
-    parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
     arguments = parser.parse_args(argv)
-    logdir, out = arguments.logdir.expanduser(), arguments.out.expanduser()
+    out = arguments.out
     if os.path.lexists(out):
         raise ConfigError(
             f"--out {out}: expected a new directory, received one that exists; choose another or remove it"
         )
-    from semopo_tf.evaluation import load_run
-
-    run = load_run(logdir, arguments.checkpoint)
+    run = load_run(arguments.logdir, arguments.checkpoint)
     if run.phase == "model":
         print(f"warning: {run.checkpoint} is from the model phase: its policy is untrained")
     write(out, run, describe(run))
-    print(f"{out}: the policy of {logdir}, {run.checkpoint}")
+    print(f"{out}: the policy of {arguments.logdir}, {run.checkpoint}")
     return 0
 
 
-def describe(run: "Run") -> dict[str, Any]:
+def describe(run: Run) -> dict[str, Any]:
     """The part of export.json about the run."""
     import tensorflow as tf
 
@@ -69,8 +63,7 @@ def describe(run: "Run") -> dict[str, Any]:
         "phase": run.phase,
         "step": run.step,
         "checkpoint": run.checkpoint,
-        "image_size": run.sizes["image_size"],
-        "action_size": run.sizes["action_size"],
+        **run.sizes,
         "action_range": [-1.0, 1.0],
         "action_repeat": config.env.action_repeat,
         "precision": config.precision,
@@ -79,7 +72,7 @@ def describe(run: "Run") -> dict[str, Any]:
     }
 
 
-def write(out: Path, run: "Run", facts: Mapping[str, Any], files: Files = FILES) -> None:
+def write(out: Path, run: Run, facts: Mapping[str, Any], files: Files = FILES) -> None:
     """Write the SavedModel and export.json atomically.
 
     Args:

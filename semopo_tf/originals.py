@@ -1,7 +1,7 @@
-"""`python -m semopo_tf.originals`: import a run of an original program from its metrics.jsonl, as a directory that the
-report reads like a run of this package.
+"""`python -m semopo_tf.originals`: import a run of an original program from its metrics.jsonl.
 
-`report/importers.py` lists the programs and reads their files.
+The result is a directory that the report reads like a run of this package. `report/importers.py` lists the programs
+and reads their files.
 """
 
 import collections
@@ -74,10 +74,10 @@ def main(argv: list[str]) -> int:
     for key in ("method", "task", "level"):
         if not said[key].strip() or not said[key].isprintable():
             raise ConfigError(f"--{key}: expected a name, received {shown(said[key])}")
-    out = arguments.out.expanduser()
+    out = arguments.out
     if out.exists() or out.is_symlink():
         raise ConfigError(f"--out: expected a directory that does not exist yet, received {out}; choose another")
-    content, notes = convert(arguments.metrics.expanduser(), said)
+    content, notes = convert(arguments.metrics, said)
     publish(out, content)
     for note in notes:
         print(f"note: {note}")
@@ -153,9 +153,8 @@ def metric_row(each: Placed, names: Mapping[str, str]) -> dict[str, Any]:
 def evaluation_row(phase: str, step: int, episodes: Sequence[Row]) -> dict[str, Any]:
     """The row of metrics.jsonl for one evaluation; the standard deviation is that of its episodes."""
     returns = [row.values[row.evaluation] for row in episodes]
-    mean, std = float(np.mean(returns)), float(np.std(returns))
-    row = {"phase": phase, "step": step, "eval_return": mean, "eval_return_std": std}
-    return row | {"eval_episodes": len(returns)}
+    figures = {"eval_return": float(np.mean(returns)), "eval_return_std": float(np.std(returns))}
+    return {"phase": phase, "step": step, **figures, "eval_episodes": len(returns)}
 
 
 def score_rows(phase: str, step: int, episodes: Sequence[Row]) -> list[dict[str, Any]]:

@@ -6,20 +6,20 @@ R^2 on other such episodes. The same probes are also scored on the prior's rollo
 steps ahead. The result goes to `analysis/probe.json` in the run directory.
 """
 
-import json
+import contextlib
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from semopo_tf.errors import CommandParser, ConfigError, run_command
-from semopo_tf.storage.files import FILES, write_whole
-
-if TYPE_CHECKING:
-    from semopo_tf.evaluation import Run
-    from semopo_tf.types import Episode
+from semopo_tf import analysis
+from semopo_tf.envs import tasks
+from semopo_tf.envs.rollout import play
+from semopo_tf.errors import ConfigError, run_command
+from semopo_tf.evaluation import TASK_HELP, Run, as_batch, load_run, require_named, run_parser
+from semopo_tf.report import tables
+from semopo_tf.types import Episode
 
 FIT, TEST, BLOCK = 60, 40, 10  # episodes to fit the probes, to score them, encoded in one call
 CONTEXT, AHEAD = 10, (5, 15)  # filtered frames before the open loop, steps into it
@@ -63,21 +63,14 @@ def main(argv: list[str]) -> int:
     Raises:
       SemopoError: any of `errors`; ConfigError if the environment reports no true state.
     """
-    parser = CommandParser(prog="python -m semopo_tf.probe", description=__doc__)
-    parser.add_argument(
-        "--logdir", required=True, type=Path, help="a run on a task whose environment reports its true state"
-    )
-    parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
-    parser.add_argument("--task", help="the run's task; required if it is <module>:<class>, as the module is imported")
+    about = "a run on a task whose environment reports its true state"
+    parser = run_parser("python -m semopo_tf.probe", __doc__, about)
+    parser.add_argument("--task", help=TASK_HELP)
     arguments = parser.parse_args(argv)
-    from semopo_tf.evaluation import load_run, require_named
-
-    logdir = arguments.logdir.expanduser()
-    run = load_run(logdir, arguments.checkpoint)
+    run = load_run(arguments.logdir, arguments.checkpoint)
     require_named(run.config.task, arguments.task)
     scores = probe(run)
-    FILES.make_directory(logdir / "analysis")
-    write_whole(logdir / "analysis" / "probe.json", json.dumps(scores, indent=1).encode())
+    analysis.write(arguments.logdir / "analysis", "probe", scores)
     print(table(scores))
     if swapped(scores):
         print(
@@ -86,7 +79,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def probe(run: "Run") -> dict[str, Any]:
+def probe(run: Run) -> dict[str, Any]:
     """All scores of one run.
 
     Returns:
@@ -114,14 +107,12 @@ def probe(run: "Run") -> dict[str, Any]:
     return result
 
 
-def fresh_episodes(run: "Run") -> tuple[list["Episode"], Any]:
+def fresh_episodes(run: Run) -> tuple[list[Episode], Any]:
     """FIT + TEST episodes of the data's task and behaviour with seeds of their own.
 
     Returns:
       The episodes, and the environment's function from the agent's position to its pixels, or None.
     """
-    from semopo_tf.envs import tasks
-    from semopo_tf.envs.rollout import play
     from semopo_tf.run import build
 
     if run.card is None:
@@ -129,8 +120,8 @@ def fresh_episodes(run: "Run") -> tuple[list["Episode"], Any]:
             "probe: expected a dataset with a card, which says how to play more such episodes; this run's dataset has "
             "none"
         )
-    environment = tasks.make(run.config.task, **build.environment_settings(run.config, run.card))
-    try:
+    settings = build.environment_settings(run.config, run.card)
+    with contextlib.closing(tasks.make(run.config.task, **settings)) as environment:
         seeds = [zlib.crc32(f"probe/{index}".encode()) for index in range(FIT + TEST)]
         if not environment.reset(seeds[0]).log:
             raise ConfigError(
@@ -138,8 +129,6 @@ def fresh_episodes(run: "Run") -> tuple[list["Episode"], Any]:
             )
         behaviour = tasks.behaviours(run.config.task)[run.card["policy"]](environment)
         episodes = list(play([environment], behaviour, seeds))
-    finally:
-        environment.close()
     lengths = {len(episode.reward) for episode in episodes}
     if len(lengths) > 1 or min(lengths) < CONTEXT + max(AHEAD):
         raise ConfigError(
@@ -149,24 +138,16 @@ def fresh_episodes(run: "Run") -> tuple[list["Episode"], Any]:
     return episodes, getattr(environment, "agent_pixels", None)
 
 
-def encode(run: "Run", episodes: Sequence["Episode"]) -> dict[str, np.ndarray]:
+def encode(run: Run, episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
     """Run `WorldModel.analyse` on all episodes, in blocks; arrays [E, T, ...] float64."""
-    import tensorflow as tf
-
     from semopo_tf.engine import compiling
-    from semopo_tf.random import Key
-    from semopo_tf.types import Batch
 
-    key = Key(run.config.eval.seed, "probe", tf.constant(0, tf.int64))
+    key = run.key("probe")
     analyse = compiling.compiled(lambda batch: run.world_model.analyse(batch, key, CONTEXT), jit=False)
     blocks = []
     for first in range(0, len(episodes), BLOCK):
-        columns = {
-            name: np.stack([getattr(episode, name) for episode in episodes[first : first + BLOCK]])
-            for name in Batch._fields
-        }
-        batch = Batch(**{name: tf.constant(column) for name, column in columns.items()})
-        blocks.append({name: array.numpy() for name, array in analyse(batch).items()})
+        found = analyse(as_batch(episodes[first : first + BLOCK]))
+        blocks.append({name: array.numpy() for name, array in found.items()})
     return {name: np.concatenate([block[name] for block in blocks]).astype(np.float64) for name in blocks[0]}
 
 
@@ -185,23 +166,11 @@ def swapped(scores: Mapping[str, Any]) -> bool:
 def table(scores: Mapping[str, Any]) -> str:
     """The scores as text, one true quantity per line."""
     streams = list(scores["r2"])
-    heading = ["R^2", *(f"{stream}{when}" for stream in streams for when in ("", *(f" +{k}" for k in AHEAD)))]
-    lines = [heading]
+    lines = [["R^2", *(f"{stream}{when}" for stream in streams for when in ("", *(f" +{k}" for k in AHEAD)))]]
     for name in scores["r2"][streams[0]]:
-        cells = [
-            f"{value:.2f}"
-            for stream in streams
-            for value in (scores["r2"][stream][name], *scores["open_loop"][stream][name].values())
-        ]
-        lines.append([name, *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
-    text = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
+        each = ((scores["r2"][stream][name], *scores["open_loop"][stream][name].values()) for stream in streams)
+        lines.append([name, *(f"{value:.2f}" for values in each for value in values)])
+    text = [tables.aligned(lines)]
     text.append(f"reward head R^2 {scores['reward_r2']:.2f}")
     if scores["mask"]:
         text.append(f"mask {scores['mask']['on']:.2f} on the agent, {scores['mask']['off']:.2f} elsewhere")

@@ -18,8 +18,8 @@ def main(argv: list[str]) -> int:
       SemopoError: when the directory is not a dump, or belongs to another model.
     """
     parser = CommandParser(prog="python -m semopo_tf.replay_dump", description="Repeat the update of a dump.")
-    parser.add_argument("dump", help="the dump directory that the stopped run printed")
-    path = Path(parser.parse_args(argv).dump).expanduser()
+    parser.add_argument("dump", type=Path, help="the dump directory that the stopped run printed")
+    path = parser.parse_args(argv).dump
     import tensorflow as tf  # only after the arguments are checked
 
     from semopo_tf.engine import compiling, devices

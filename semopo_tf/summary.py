@@ -14,9 +14,9 @@ not independent).
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--page {arguments.page}: cannot be read ({error.strerror})") from error
     if not MARKED.search(text):
         expected = "expected a table between <!-- table NAME --> and <!-- end -->"
-        raise ConfigError(f"--page {arguments.page}: {expected}, found none")
+        raise ConfigError(f"--page {arguments.page}: {expected}, received none")
     rows = read_sweep(arguments.file)["rows"]
 
     def rewritten(mark: re.Match[str]) -> str:
@@ -84,7 +84,7 @@ def groups(rows: Sequence[Row], name: str) -> list[Group]:
             label = entry if rest in ("", "run") else f"{entry}/{rest}"
             chosen.setdefault(label.removeprefix(name + "/"), []).append(row)
     if not chosen:
-        problem = "expected the beginning of a run's name, found no such run in the sweep"
+        problem = "expected the beginning of a run's name, received one of no run in the sweep"
         raise ConfigError(f"<!-- table {name} -->: {problem}")
     return [
         Group(label, [read_run(row.logdir) for row in same if row.done], len(same), same[0].data)
@@ -114,30 +114,18 @@ def mean_return(run: RunRecord) -> float:
     return float(np.mean(run.returns()))
 
 
-def _probed(*path: str) -> Callable[[RunRecord], float | None]:
-    """Reads the entry of probe.json at a path of keys."""
-
-    def read(run: RunRecord) -> float | None:
-        value: Any = run.analyses.get("probe")
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
-
-    return read
-
-
 def _policy_stream(run: RunRecord) -> str:
     return "endo" if run.settings["model.kind"] == "separated" else "joint"
 
 
 COLUMNS: dict[str, tuple[str, Callable[[RunRecord], float | None]]] = {
     # heading: (format, value of a run, or None where it has none)
-    "position": (".2f", lambda run: _probed("r2", _policy_stream(run), "position")(run)),
-    "+15 steps": (".2f", lambda run: _probed("open_loop", _policy_stream(run), "position", "15")(run)),
-    "phase": (".2f", lambda run: _probed("r2", _policy_stream(run), "phase")(run)),
-    "phase, exo": (".2f", _probed("r2", "exo", "phase")),
-    "position, exo": (".2f", _probed("r2", "exo", "position")),
-    "reward": (".2f", _probed("reward_r2")),
+    "position": (".2f", lambda run: run.probed("r2", _policy_stream(run), "position")),
+    "+15 steps": (".2f", lambda run: run.probed("open_loop", _policy_stream(run), "position", "15")),
+    "phase": (".2f", lambda run: run.probed("r2", _policy_stream(run), "phase")),
+    "phase, exo": (".2f", lambda run: run.probed("r2", "exo", "phase")),
+    "position, exo": (".2f", lambda run: run.probed("r2", "exo", "position")),
+    "reward": (".2f", lambda run: run.probed("reward_r2")),
     "penalty": (".2f", lambda run: next((row["penalty"] for row in reversed(run.metrics) if "penalty" in row), None)),
     "model min": (".1f", lambda run: run.minutes.get("model")),
     "policy min": (".1f", lambda run: run.minutes.get("policy")),

@@ -1,22 +1,21 @@
-"""`python -m semopo_tf.sweep --file sweep.yaml`: many runs from one page, in local processes, each resumable, with a
-live table.
+"""`python -m semopo_tf.sweep --file sweep.yaml`: start many runs from one page, in local processes, with a live table.
 
     out: runs/point                       every run goes to <out>/<name>/<values of the grid>
-    processes: 2                          runs at the same time; the cores are shared out among them
+    processes: 2                          runs at the same time; they share the cores
     data:
       random: [--task, exbmdp_point, --policy, random, --episodes, 200]
                                         collected into <out>/data/random if missing; with --only, if a run needs it
-    flags: [--eval.every, 0]              of every run, beside its own
+    flags: [--eval.every, 0]              added to the flags of every run
     runs:
       - name: semopo
         data: random                      a name from above, or a directory
-        flags: [--configs, semopo, exbmdp_point, testbed]     `{seed}` in a flag stands for the grid's value
+        flags: [--configs, semopo, exbmdp_point, testbed]     `{seed}` in a flag is replaced by the grid's value
         grid: {seed: [1, 2, 3], penalty.weight: [0.0, 0.3]}   one run for each combination
         probe: true                       python -m semopo_tf.probe afterwards
         analyses: true                    python -m semopo_tf.analysis afterwards
 
-The same command continues what is unfinished and repeats what failed. The output of a run is in its directory's
-`log.txt`, the minutes of all its starts in `minutes.json`.
+Repeat the command to continue unfinished runs and to retry failed ones. A run writes its output to `log.txt` in its
+directory, and the minutes of all its starts to `minutes.json`.
 """
 
 import itertools
@@ -33,6 +32,7 @@ from typing import Any, NamedTuple
 from semopo_tf import analysis, collect
 from semopo_tf import config as configuration
 from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command, shown
+from semopo_tf.report.tables import aligned
 from semopo_tf.run.views import last_progress
 from semopo_tf.storage.files import locked, write_whole
 from semopo_tf.storage.records import read_records
@@ -43,14 +43,14 @@ THREAD_SETTINGS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
 
 
 class Command(NamedTuple):
-    """A module of the package and its arguments, and the files in the run directory that it leaves behind."""
+    """A module of the package with its arguments, and the files that it writes into the run directory."""
 
     words: tuple[str, ...]
     leaves: tuple[str, ...]
 
 
 class Row(NamedTuple):
-    """One run: what to call, and where its results are."""
+    """One run: its commands, and where its results are."""
 
     name: str  # <name>/<key=value,...>
     logdir: Path
@@ -60,12 +60,12 @@ class Row(NamedTuple):
 
     @property
     def left(self) -> list[Command]:
-        """The commands from the first on that has not left all its files."""
-        return [
-            *itertools.dropwhile(
-                lambda command: all((self.logdir / name).exists() for name in command.leaves), self.commands
-            )
-        ]
+        """The commands still to run, from the first whose files are not all there."""
+
+        def finished(command: Command) -> bool:
+            return all((self.logdir / name).exists() for name in command.leaves)
+
+        return list(itertools.dropwhile(finished, self.commands))
 
     @property
     def done(self) -> bool:
@@ -79,20 +79,18 @@ class Row(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """Run what is left of a sweep.
+    """Run the unfinished part of a sweep.
 
     Raises:
-      ConfigError: for a wrong file or flag, before anything is started.
-      SweepError: after all others are done, when some runs failed.
+      ConfigError: for a wrong file or flag, before anything starts.
+      SweepError: when some runs failed, after all others have finished.
     """
     parser = CommandParser(prog="python -m semopo_tf.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--file", required=True, type=Path, help="the sweep, a YAML page")
     parser.add_argument("--processes", type=int, help="runs at the same time (default: as the file says)")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="runs whose name begins so")
     parser.add_argument("--list", action="store_true", help="print the table and start nothing")
-    arguments = parser.parse_args(argv)
-    if arguments.processes is not None and arguments.processes < 1:
-        raise ConfigError(f"--processes: expected at least 1, received {arguments.processes}")
+    arguments = parser.parse(argv, processes=1)
     sweep = read_sweep(arguments.file)
     rows = [row for row in sweep["rows"] if not arguments.only or row.name.startswith(tuple(arguments.only))]
     processes = arguments.processes or sweep["processes"]
@@ -103,7 +101,7 @@ def main(argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".sweep.lock", wait=False, what=f"the sweep {out}"):
         needed = {row.data for row in rows if not row.done}
-        if not arguments.only:  # what no run learns from is there for the reader of the runs
+        if not arguments.only:  # also collect data that no run learns from: people compare the runs with it
             needed |= sweep["collections"].keys() - {row.data for row in sweep["rows"]}
         for directory, flags in sweep["collections"].items():
             if directory in needed:
@@ -120,13 +118,12 @@ def main(argv: list[str]) -> int:
 def read_sweep(path: Path) -> dict[str, Any]:
     """The page, checked: {out, processes, collections: {directory: flags of collect}, rows}.
 
-    Every run's flags are resolved once, so that a mistake shows here.
+    The flags of every run are resolved here, so that a mistake shows before anything starts.
 
     Raises:
       ConfigError: naming the key or run that is wrong.
     """
     page = configuration.read_yaml(path)
-    _known(set(page), set(PAGE), str(path))
     require_kinds(page, str(path))
     if "out" not in page or "runs" not in page:
         raise ConfigError(f"{path}: expected `out` (a directory) and `runs` (a list)")
@@ -141,7 +138,7 @@ def read_sweep(path: Path) -> dict[str, Any]:
 
 
 class Kind(NamedTuple):
-    """What may stand for a key of the page."""
+    """What a value of the page must be, as a test and in words."""
 
     fits: Callable[[Any], bool]
     words: str
@@ -166,10 +163,10 @@ RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "grid": MAPPING, "probe": TRU
 
 
 def require_kinds(page: Mapping[str, Any], where: str) -> None:
-    """Check the values of the page that are there against the module's docstring.
+    """Check the keys and values of the page, as described in the module's docstring.
 
     Raises:
-      ConfigError: naming the first that is not.
+      ConfigError: naming the first wrong one.
     """
     _require(page, PAGE, where)
     _require(page.get("data", {}), dict.fromkeys(page.get("data", {}), WORDS), f"{where}: data")
@@ -181,16 +178,24 @@ def require_kinds(page: Mapping[str, Any], where: str) -> None:
 
 
 def _require(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> None:
+    """Raise a ConfigError for a key that is not in `kinds`, or a value of another kind."""
+    if unknown := values.keys() - kinds:
+        expected = f"expected some of {', '.join(sorted(kinds))}"
+        raise ConfigError(f"{where}: unknown key {min(unknown, key=str)!r}; {expected}")
     for key, value in values.items():
-        if key in kinds and not kinds[key].fits(value):
+        if not kinds[key].fits(value):
             raise ConfigError(f"{where}: {key}: expected {kinds[key].words}, received {shown(value)}")
 
 
 def expand(
     entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common: Sequence[Any], where: str
 ) -> list[Row]:
-    """One row for each combination of an entry's grid; `common` are the flags of every run."""
-    _known(set(entry), set(RUN), f"{where}: run {entry.get('name')}")
+    """One row for each combination of an entry's grid.
+
+    Args:
+      data: name -> flags of a collection.
+      common: the flags of every run.
+    """
     if "name" not in entry or "flags" not in entry or "data" not in entry:
         raise ConfigError(f"{where}: expected name, data and flags in every run, received {', '.join(entry)}")
     source = out / "data" / entry["data"] if entry["data"] in data else Path(entry["data"])
@@ -198,41 +203,25 @@ def expand(
     for position, values in enumerate(itertools.product(*grid.values())):
         chosen = dict(zip(grid, values, strict=True))
         logdir = out / entry["name"] / (",".join(f"{key}={value}" for key, value in chosen.items()) or "run")
-        own = [_filled(str(word), chosen) for word in entry["flags"]]
+        own = [str(word) for word in entry["flags"]]
+        for key, value in chosen.items():
+            own = [word.replace(f"{{{key}}}", str(value)) for word in own]
         flags = [*map(str, common), *own, *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))]
         train = ("training", *flags, "--offline_dir", str(source), "--logdir", str(logdir))
         config = configuration.load(list(train[1:]))
         commands = [Command(train, ("DONE",))]
         if entry.get("probe"):
-            commands.append(
-                Command(("probe", "--logdir", str(logdir), "--task", config.task), ("analysis/probe.json",))
-            )
+            words = ("probe", "--logdir", str(logdir), "--task", config.task)
+            commands.append(Command(words, ("analysis/probe.json",)))
         if entry.get("analyses"):
-            commands.append(
-                Command(
-                    ("analysis", "--logdir", str(logdir)), tuple(f"analysis/{name}.json" for name in analysis.NAMES)
-                )
-            )
+            leaves = tuple(f"analysis/{name}.json" for name in analysis.NAMES)
+            commands.append(Command(("analysis", "--logdir", str(logdir)), leaves))
         rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, position, tuple(commands)))
     return rows
 
 
-def _filled(word: str, chosen: Mapping[str, Any]) -> str:
-    for key, value in chosen.items():
-        word = word.replace(f"{{{key}}}", str(value))
-    return word
-
-
-def _known(keys: set[str], allowed: set[str], where: str) -> None:
-    if keys - allowed:
-        raise ConfigError(
-            f"{where}: unknown key {sorted(keys - allowed, key=str)[0]!r}; expected some of "
-            f"{', '.join(sorted(allowed))}"
-        )
-
-
 class Job:
-    """The processes of one row, one after the other."""
+    """Runs the commands of one row as processes, one after the other."""
 
     def __init__(self, row: Row, threads: int):
         row.logdir.mkdir(parents=True, exist_ok=True)
@@ -250,7 +239,7 @@ class Job:
             )
 
     def poll(self) -> int | None:
-        """The exit code once all is done or one process has failed; writes the minutes."""
+        """The exit code once all commands are done or one has failed, else None; writes the minutes."""
         code = self._process.poll()
         if code == 0 and self._left:
             self._next()
@@ -260,7 +249,7 @@ class Job:
         return code
 
     def terminate(self) -> None:
-        """Tell the process to save and end; the run continues from there another time."""
+        """Ask the process to save and end. The run can be continued from there."""
         if self._process.poll() is None:
             self._process.terminate()
 
@@ -272,10 +261,10 @@ class Job:
 
 
 def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
-    """Run the rows that are not done, `processes` at a time: the first of every grid, then the second ones.
+    """Run the unfinished rows, `processes` at a time: the first of every grid, then the second of every grid.
 
     Returns:
-      The names of those that failed.
+      The names of the rows that failed.
     """
     waiting, failed = sorted((row for row in rows if not row.done), key=lambda row: row.position), list[str]()
     running: list[Job] = []
@@ -295,9 +284,9 @@ def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
             if time.monotonic() - printed > REPORT_SECONDS:
                 printed = time.monotonic()
                 states = dict.fromkeys(failed, "failed") | {job.row.name: "running" for job in running}
-                shown = table([row for row in rows if row.name in states], states)
+                text = table([row for row in rows if row.name in states], states)
                 done = f"{sum(row.done for row in rows)} of {len(rows)} runs done"
-                print(("\033[H\033[J" if sys.stdout.isatty() else "") + f"{shown}\n{done}", flush=True)
+                print(("\033[H\033[J" if sys.stdout.isatty() else "") + f"{text}\n{done}", flush=True)
     finally:
         for job in running:
             job.terminate()
@@ -307,29 +296,19 @@ def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
 
 
 def table(rows: Sequence[Row], states: Mapping[str, str]) -> str:
-    """A line for each run: state, progress with the time its phase still takes, last evaluation, minutes."""
-    lines = [("run", "state", "at", "return", "minutes")]
+    """A line for each run: state, progress with the time left in its phase, last evaluation, minutes."""
+    lines = [["run", "state", "at", "return", "minutes"]]
     for row in rows:
         records = read_records(row.logdir / "metrics.jsonl")
         returns = [record["eval_return"] for record in records if "eval_return" in record]
         at = f"{records[-1]['phase']} {records[-1]['step']}" if records else "-"
         state = states.get(row.name, "done" if row.done else "begun" if records else "waiting")
         at = (last_progress(row.logdir / "log.txt") or "starting") if state == "running" else at
-        lines.append(
-            (
-                row.name,
-                state,
-                at,
-                f"{returns[-1]:.1f}" if returns else "-",
-                f"{row.minutes:.1f}" if row.minutes else "-",
-            )
-        )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+        last = f"{returns[-1]:.1f}" if returns else "-"
+        lines.append([row.name, state, at, last, f"{row.minutes:.1f}" if row.minutes else "-"])
+    return aligned(lines, numbers="<")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that no run outlives the sweep
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that the sweep can end its runs first
     run_command(main)

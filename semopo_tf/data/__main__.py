@@ -1,5 +1,6 @@
 """`python -m semopo_tf.data check|stats|convert`: validate a dataset, describe it, convert it to and from HDF5."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,10 @@ from tqdm import tqdm
 
 from semopo_tf.data import convert
 from semopo_tf.data.cards import read_card
-from semopo_tf.data.checksums import listed_files, verify, verify_size
+from semopo_tf.data.checksums import Listed, listed_files, verify, verify_size
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.data.episodes import episode_files, read_episode
-from semopo_tf.errors import CommandParser, DataError, run_command
+from semopo_tf.errors import CommandParser, DataError, run_command, user_path
 
 BINS = 10
 SUBJECTS = ("files", "sizes", "hashes", "schema")
@@ -20,38 +21,35 @@ def main(argv: list[str]) -> int:
     """Run `check`, `stats` or `convert`.
 
     Raises:
-      DataError: when the directory holds no dataset, `check` found bad files or `convert` a bad source.
+      DataError: when the directory holds no dataset, `check` finds bad files, or the source of `convert` is bad.
       ConfigError: for a target of `convert` that does not fit.
     """
     parser = CommandParser(prog="python -m semopo_tf.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("check", "read and validate every file, list all that are bad"),
-        ("stats", "lengths, actions and returns"),
-    ):
-        commands.add_parser(name, help=text).add_argument("directory", type=Path)
-    commands.choices["check"].add_argument(
+    checking = commands.add_parser("check", help="read and validate every file, list all that are bad")
+    checking.add_argument("directory", type=user_path)
+    checking.add_argument(
         "--manifest", type=Path, help="list of files (SHA256SUMS or a card; default: those in the directory)"
     )
+    describing = commands.add_parser("stats", help="lengths, actions and returns")
+    describing.add_argument("directory", type=user_path)
     converting = commands.add_parser(
         "convert", help="V-D4RL HDF5 to npz episodes and back", description=convert.__doc__
     )
-    converting.add_argument(
-        "source", metavar="SRC", type=Path, help="HDF5 file, directory of its shards, or directory of npz episodes"
-    )
-    converting.add_argument(
-        "target", metavar="DST", type=Path, help="directory, or for npz to HDF5 a file that ends in .hdf5"
-    )
+    text = "HDF5 file, directory of its shards, or directory of npz episodes"
+    converting.add_argument("source", metavar="SRC", type=user_path, help=text)
+    text = "directory, or for npz to HDF5 a file that ends in .hdf5"
+    converting.add_argument("target", metavar="DST", type=user_path, help=text)
     converting.add_argument(
         "--repair_flags", action="store_true", help="set is_first, is_last, is_terminal from the ends of the episodes"
     )
     arguments = parser.parse_args(argv)
     if arguments.command == "convert":
-        convert.convert(arguments.source.expanduser(), arguments.target.expanduser(), arguments.repair_flags)
+        convert.convert(arguments.source, arguments.target, arguments.repair_flags)
     elif arguments.command == "check":
-        check(arguments.directory.expanduser(), arguments.manifest)
+        check(arguments.directory, arguments.manifest)
     else:
-        stats(arguments.directory.expanduser())
+        stats(arguments.directory)
     return 0
 
 
@@ -65,36 +63,11 @@ def check(directory: Path, manifest: Path | None = None) -> None:
     Raises:
       DataError: with the number of problems.
     """
-    files = episode_files(directory)
-    listed = listed_files(directory, manifest)
+    files, listed = episode_files(directory), listed_files(directory, manifest)
     bad = dict.fromkeys(SUBJECTS, 0)
-    shapes: dict[tuple, str] = {}
-    for name in sorted(listed):
-        if not (directory / name).is_file():
-            _complain(
-                bad,
-                "files",
-                f"{directory / name}: listed in {listed[name].source}, but not there; fetch or collect it again",
-            )
-    for path in tqdm(files, desc="check", disable=None):
-        if listed and path.name not in listed:
-            _complain(bad, "files", f"{path}: in no list of the dataset's files; remove it or list it")
-        for subject, test in (("sizes", verify_size), ("hashes", verify)):
-            try:
-                test(path, listed)
-            except DataError as error:
-                _complain(bad, subject, str(error))
-                break
-        try:
-            episode = read_episode(path)
-            shapes.setdefault((episode.image.shape[1:], episode.action.shape[1:]), path.name)
-        except DataError as error:
-            _complain(bad, "schema", str(error))
-    if len(shapes) > 1:
-        differing = "; ".join(
-            f"{name} has {list(image)} and {list(action)}" for (image, action), name in shapes.items()
-        )
-        _complain(bad, "schema", f"image and action shapes differ: {differing}")
+    for subject, line in problems(directory, files, listed):
+        bad[subject] += 1
+        print(f"bad: {line}")
     known = [listed[path.name] for path in files if path.name in listed]
     checked = (len(listed) or len(files), sum(row.size is not None for row in known), len(known), len(files))
     print(f"{'':8}{'checked':>9}{'of':>9}{'problems':>10}")
@@ -107,9 +80,30 @@ def check(directory: Path, manifest: Path | None = None) -> None:
     print(f"{directory}: {len(files)} episodes, all good; card: {(read_card(directory) or {}).get('status', 'none')}")
 
 
-def _complain(bad: dict[str, int], subject: str, line: str) -> None:
-    bad[subject] += 1
-    print(f"bad: {line}")
+def problems(directory: Path, files: list[Path], listed: dict[str, Listed]) -> Iterator[tuple[str, str]]:
+    """The subject and a line for everything that is wrong with a dataset's files."""
+    for name in sorted(listed):
+        path = directory / name
+        if not path.is_file():
+            yield "files", f"{path}: listed in {listed[name].source}, but not there; fetch or collect it again"
+    shapes: dict[tuple, str] = {}
+    for path in tqdm(files, desc="check", disable=None):
+        if listed and path.name not in listed:
+            yield "files", f"{path}: in no list of the dataset's files; remove it or list it"
+        for subject, test in (("sizes", verify_size), ("hashes", verify)):
+            try:
+                test(path, listed)
+            except DataError as error:
+                yield subject, str(error)
+                break
+        try:
+            episode = read_episode(path)
+            shapes.setdefault((episode.image.shape[1:], episode.action.shape[1:]), path.name)
+        except DataError as error:
+            yield "schema", str(error)
+    if len(shapes) > 1:
+        differing = (f"{name} has {list(image)} and {list(action)}" for (image, action), name in shapes.items())
+        yield "schema", f"image and action shapes differ: {'; '.join(differing)}"
 
 
 def stats(directory: Path) -> None:
@@ -128,12 +122,10 @@ def stats(directory: Path) -> None:
         f"records an episode: {data.length.min()} to {data.length.max()}; terminal episodes: "
         f"{int(data.is_terminal.sum())}"
     )
-    quartiles = dict(
-        zip(("min", "P25", "median", "P75", "max"), np.percentile(returns, [0, 25, 50, 75, 100]), strict=True)
-    )
+    low, *quartiles, high = np.percentile(returns, [0, 25, 50, 75, 100])
     print(
-        f"return: mean {returns.mean():.2f}, std {returns.std():.2f}, "
-        + ", ".join(f"{name} {value:.2f}" for name, value in quartiles.items())
+        f"return: mean {returns.mean():.2f}, std {returns.std():.2f}, min {low:.2f}, P25 {quartiles[0]:.2f}, median "
+        f"{quartiles[1]:.2f}, P75 {quartiles[2]:.2f}, max {high:.2f}"
     )
     print(f"equal returns: {len(returns) - len(np.unique(returns))} episodes share theirs with another")
     counts, edges = np.histogram(returns, BINS)

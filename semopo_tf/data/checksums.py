@@ -3,11 +3,12 @@
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from semopo_tf.data.cards import CARD_NAME
 from semopo_tf.errors import DataError
 from semopo_tf.storage.files import sha256, write_whole
+from semopo_tf.storage.schema import unfit
 from semopo_tf.storage.untrusted import parse_json, read_whole
 
 SUMS_NAME = "SHA256SUMS"
@@ -63,30 +64,28 @@ def _read_list(path: Path) -> dict[str, Listed]:
 def _sums_rows(path: Path, text: str) -> dict[str, Listed]:
     rows = {}
     for number, line in enumerate(text.splitlines(), 1):
-        match = SUMS_LINE.fullmatch(line)
-        if not match and line.strip():
+        if match := SUMS_LINE.fullmatch(line):
+            rows[match[2]] = Listed(match[1].lower(), None, path.name)
+        elif line.strip():
             raise DataError(
                 f"{path}: line {number}: expected `<64 hex digits>  <name>`, received {line[:40]!r}; make the list "
                 "with sha256sum"
             )
-        if match:
-            rows[match[2]] = Listed(match[1].lower(), None, path.name)
     return rows
 
 
 def _card_rows(path: Path, text: str) -> dict[str, Listed]:
     try:
-        card: dict[str, Any] = parse_json(text.encode())
-        rows = card.get("files", [])
-        return {
-            str(row["file"]): Listed(str(row["sha256"]).lower(), row.get("size"), path.name)
-            for row in rows
-            if row.get("sha256")
-        }
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        card = parse_json(text.encode())
+        wrong = unfit(card, {"files?": [{"file": str, "sha256?": str, "size?": int}]})
+    except ValueError as error:
+        wrong = str(error)[:100]
+    if wrong:
         raise DataError(
-            f"{path}: expected a card with `files`, rows of `file` and `sha256`; fetch or write it again"
-        ) from error
+            f"{path}: expected a card with `files`, rows of `file` and `sha256` ({wrong}); fetch or write it again"
+        )
+    rows = (row for row in card.get("files", []) if row.get("sha256"))
+    return {row["file"]: Listed(row["sha256"].lower(), row.get("size"), path.name) for row in rows}
 
 
 def verify_size(path: Path, listed: dict[str, Listed]) -> None:
@@ -116,7 +115,6 @@ def verify(path: Path, listed: dict[str, Listed]) -> str:
 def write_sum(path: Path, digest: str) -> None:
     """Put the SHA-256 of a file into the SHA256SUMS beside it, replacing an older one."""
     sums = path.with_name(SUMS_NAME)
-    rows = {name: listed.sha256 for name, listed in (_read_list(sums) if os.path.lexists(sums) else {}).items()} | {
-        path.name: digest
-    }
+    listed = _read_list(sums) if os.path.lexists(sums) else {}
+    rows = {name: row.sha256 for name, row in listed.items()} | {path.name: digest}
     write_whole(sums, "".join(f"{rows[name]}  {name}\n" for name in sorted(rows)).encode(errors="surrogateescape"))

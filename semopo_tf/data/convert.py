@@ -27,7 +27,6 @@ from semopo_tf.types import Episode
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LOCK_NAME = ".convert.lock"
-FILE_NAME = re.compile(r"(\d{6})-([0-9a-f]{8})-\d+\.npz")
 
 
 class Source(NamedTuple):
@@ -80,19 +79,18 @@ def hdf5_files(source: Path) -> list[Path]:
     if not source.is_dir():
         _require_hdf5(source)
         return [source]
-    names = [
-        path for path in source.iterdir() if path.name.lower().endswith(HDF5_SUFFIXES) and not path.name.startswith(".")
-    ]
-    if names and any(source.glob("[!.]*.npz")):
+    paths = [path for path in source.glob("[!.]*") if path.name.lower().endswith(HDF5_SUFFIXES)]
+    if paths and any(source.glob("[!.]*.npz")):
         raise DataError(f"{source}: expected HDF5 files or npz episodes, received both; move one kind elsewhere")
-    for path in names:
+    for path in paths:
         _require_hdf5(path)
         if path.is_symlink():
             raise DataError(f"{path}: is a link, refused; put the file itself into the directory")
-    return sorted(
-        names,
-        key=lambda path: ([int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path.name)], path.name),
-    )
+
+    def natural(path: Path) -> tuple:
+        return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path.name)], path.name
+
+    return sorted(paths, key=natural)
 
 
 def _require_hdf5(path: Path) -> None:
@@ -120,16 +118,14 @@ def sources(paths: list[Path]) -> list[Source]:
     Raises:
       DataError: for a file that differs from its list.
     """
-    listed = listed_files(paths[0].parent)
+    folder = paths[0].parent
+    listed = listed_files(folder)
     files = [Source(path, path.stat().st_size, path.stat().st_mtime_ns, verify(path, listed)) for path in paths]
-    unknown = sum(path.name not in listed for path in paths)
-    if unknown:
-        print(
-            f"{paths[0].parent}: no checksum is known for {unknown} of {len(paths)} files; put the publisher's "
-            f"{SUMS_NAME} beside them to verify them"
-        )
+    if unknown := sum(path.name not in listed for path in paths):
+        remedy = f"put the publisher's {SUMS_NAME} beside them to verify them"
+        print(f"{folder}: no checksum is known for {unknown} of {len(paths)} files; {remedy}")
     else:
-        print(f"{paths[0].parent}: {len(paths)} files have the SHA-256 that is listed for them")
+        print(f"{folder}: {len(paths)} files have the SHA-256 that is listed for them")
     return files
 
 
@@ -145,27 +141,24 @@ def _require_unchanged(files: list[Source]) -> None:
 def to_episodes(files: list[Source], target: Path, repair: bool) -> None:
     """Write one npz file for each episode of HDF5 files, then the card."""
     tag = hashlib.sha256("".join(source.sha256 for source in files).encode()).hexdigest()[:8]
+    folder = files[0].path.parent
     with _directory(target, files, repair) as card:
         done = _whole_prefix(target, tag)
         counter = Repairs(repair)
         with contextlib.closing(read_in_child([source.path for source in files], len(done))) as answers:
-            facts = next(answers)["found"]
+            facts = next(answers)["contents"]
             for number, answer in enumerate(answers, len(done)):
-                where = f"{files[0].path.parent}: episode {number}"
+                where = f"{folder}: episode {number}"
                 episode = validate_episode(counter.amend(answer["arrays"], where), where)
                 done.append(target / f"{number:06d}-{tag}-{len(episode.reward) - 1}.npz")
                 write_episode(done[-1], episode)
         _require_unchanged(files)
         if facts["outside"]:
-            print(
-                f"{files[0].path.parent}: {facts['outside']} of {facts['records']} records lie between no FIRST and "
-                "LAST and are left out"
-            )
+            left = f"{facts['outside']} of {facts['records']} records"
+            print(f"{folder}: {left} lie between no FIRST and LAST and are left out")
         if not done:
-            raise DataError(
-                f"{files[0].path.parent}: expected step_type to mark episodes (0 first, 2 last), received none in "
-                f"{facts['records']} records"
-            )
+            expected = "expected step_type to mark episodes (0 first, 2 last)"
+            raise DataError(f"{folder}: {expected}, received none in {facts['records']} records")
         counter.report()
         _finish(target, card | {"records_left_out": facts["outside"]}, done)
 
@@ -196,9 +189,9 @@ def to_hdf5(files: list[Source], target: Path, repair: bool) -> None:
         write_sum(target, sha256(temporary))
         FILES.rename(temporary, target)
         FILES.sync_directory(target.parent)
+    except StorageError:
+        raise
     except OSError as error:
-        if isinstance(error, StorageError):
-            raise
         raise StorageError(
             f"{target}: cannot be written ({error.strerror or error}); free some space or choose another DST"
         ) from error
@@ -219,10 +212,8 @@ def _alike(files: list[Source], counter: "Repairs") -> Iterator[Episode]:
         facts = [(array.dtype.str, array.shape[1:]) for array in episode[:4]]
         expected = expected or facts
         if facts != expected:
-            raise DataError(
-                f"{source.path}: expected types and shapes as in {files[0].path.name}, {expected}, received {facts}; "
-                "convert them apart"
-            )
+            like = f"as in {files[0].path.name}, {expected}"
+            raise DataError(f"{source.path}: expected types and shapes {like}, received {facts}; convert them apart")
         if not np.array_equal(episode.is_terminal, episode.discount == 0):
             raise DataError(
                 f"{source.path}: expected discount 0 where is_terminal and only there, as HDF5 keeps no other mark; "
@@ -285,9 +276,7 @@ def _whole_prefix(target: Path, tag: str) -> list[Path]:
     """The files 0, 1, ... of an earlier start up to the first that is missing or damaged; later ones are removed."""
     done: list[Path] = []
     for path in sorted(target.glob("*.npz")):
-        match = FILE_NAME.fullmatch(path.name)
-        whole = match is not None and match[2] == tag and int(match[1]) == len(done)
-        if whole:
+        if re.fullmatch(rf"{len(done):06d}-{tag}-\d+\.npz", path.name):
             with contextlib.suppress(DataError):
                 read_episode(path)
                 done.append(path)
@@ -305,12 +294,8 @@ def _finish(target: Path, card: dict[str, Any], written: list[Path]) -> None:
     for path in written:
         reward = read_episode(path).reward
         records += len(reward)
-        row = {
-            "file": path.name,
-            "return": float(reward.sum(dtype=np.float64)),
-            "size": path.stat().st_size,
-            "sha256": sha256(path),
-        }
+        row = {"file": path.name, "return": float(reward.sum(dtype=np.float64))}
+        row |= {"size": path.stat().st_size, "sha256": sha256(path)}
         rows.append(old.get(path.name, {}) | row)
     write_card(target, {**card, "status": "complete", "episodes": len(rows), "records": records, "files": rows})
     print(f"{target}: {len(rows)} episodes, {records} records")

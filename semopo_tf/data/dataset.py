@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -20,6 +20,7 @@ from semopo_tf.data.episodes import SHOWN_KEYS, StoredEpisode, episode_files, re
 from semopo_tf.errors import DataError, StorageError
 from semopo_tf.storage.files import FILES, locked, sha256, temporary_sibling, write_whole
 from semopo_tf.storage.npz import read_header, read_npy
+from semopo_tf.storage.schema import unfit
 from semopo_tf.storage.untrusted import parse_json, read_whole
 from semopo_tf.types import Episode
 
@@ -35,6 +36,11 @@ COLUMNS = {
     "returns": ("f8", 1),
     "native_returns": ("f8", 1),
 }  # name -> type, number of axes
+MANIFEST = {
+    "version": {CACHE_VERSION},
+    "files": [{"name": str, "size": int, "mtime_ns": int, "sha256": str}],
+    "arrays": dict,
+}
 RECORDS = ("action", "reward", "is_terminal")  # the columns with a row a record; the others have one an episode
 
 
@@ -98,9 +104,9 @@ def open_dataset(directory: Path, cache: Path | None = None) -> Dataset:
             if manifest is None or columns is None:
                 manifest = _build_cache(cache, files)
                 columns = _open_cache(cache, len(files))
+    except StorageError:
+        raise
     except OSError as error:
-        if isinstance(error, StorageError):
-            raise
         reason = error.strerror or error
         raise StorageError(
             f"{cache}: the dataset cache cannot be written ({reason}); choose another place with --cache_dir"
@@ -131,22 +137,19 @@ def _current_manifest(cache: Path, files: list[Path]) -> dict[str, Any] | None:
     """
     try:
         manifest = parse_json(read_whole(cache / "manifest.json", MAX_MANIFEST_BYTES)[0])
-        if manifest["version"] != CACHE_VERSION or [entry["name"] for entry in manifest["files"]] != [
-            path.name for path in files
-        ]:
+        if unfit(manifest, MANIFEST) or [entry["name"] for entry in manifest["files"]] != [path.name for path in files]:
             return None
         if any((cache / name).stat().st_size != size for name, size in manifest["arrays"].items()):
             return None
-        known = [{key: entry[key] for key in ("name", "size", "mtime_ns", "sha256")} for entry in manifest["files"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return None
     touched = False
-    for entry, old, path in zip(manifest["files"], known, files, strict=True):
+    for entry, path in zip(manifest["files"], files, strict=True):
         status = path.lstat()
-        if status.st_size != old["size"] or not stat.S_ISREG(status.st_mode):
+        if status.st_size != entry["size"] or not stat.S_ISREG(status.st_mode):
             return None
-        if status.st_mtime_ns != old["mtime_ns"]:
-            if sha256(path) != old["sha256"]:
+        if status.st_mtime_ns != entry["mtime_ns"]:
+            if sha256(path) != entry["sha256"]:
                 return None
             entry["mtime_ns"], touched = status.st_mtime_ns, True
     if touched:
@@ -183,19 +186,20 @@ def _build_cache(cache: Path, files: list[Path]) -> dict[str, Any]:
         entries: list[dict[str, Any]] = []
         unknown: set[str] = set()
         rows: dict[str, list[Any]] = {key: [] for key in COLUMNS}
-        with open(temporary / "frames.raw", "wb") as raw:
+        with open(temporary / "frames.npy", "wb") as frames:
             for episode, entry, keys in _consistent_episodes(files):
+                if not entries:
+                    _write_header(frames, 0, episode)
                 entries.append(entry)
                 unknown |= set(keys)
-                raw.write(np.ascontiguousarray(episode.image).data)
+                frames.write(np.ascontiguousarray(episode.image).data)
                 for key, value in _rows(episode).items():
                     rows[key].append(value)
-        records = sum(rows["length"])
-        _raw_to_npy(temporary / "frames.raw", temporary / "frames.npy", (records, *episode.image.shape[1:]))
+            frames.seek(0)
+            _write_header(frames, sum(rows["length"]), episode)
         for key, (kind, _) in COLUMNS.items():
-            np.save(
-                temporary / f"{key}.npy", np.concatenate(rows[key]) if key in RECORDS else np.array(rows[key], kind)
-            )
+            column = np.concatenate(rows[key]) if key in RECORDS else np.array(rows[key], kind)
+            np.save(temporary / f"{key}.npy", column)
         arrays = {path.name: path.stat().st_size for path in sorted(temporary.glob("*.npy"))}
         manifest = {"version": CACHE_VERSION, "files": entries, "arrays": arrays}
         FILES.write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
@@ -237,14 +241,10 @@ def _rows(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _raw_to_npy(raw: Path, target: Path, shape: tuple[int, ...]) -> None:
-    """Put an npy header before raw uint8 bytes, so that the number of records need not be known in advance."""
-    with open(target, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        with open(raw, "rb") as source:
-            while piece := source.read(1 << 24):
-                file.write(piece)
-    raw.unlink()
+def _write_header(file: IO[bytes], records: int, episode: Episode) -> None:
+    """Write the npy header of `records` frames. NumPy makes it equally long for every number of them."""
+    shape = (records, *episode.image.shape[1:])
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _warn(directory: Path, entries: list[dict[str, Any]], unknown: set[str]) -> None:

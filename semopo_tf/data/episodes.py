@@ -69,8 +69,7 @@ class StoredEpisode(NamedTuple):
 def read_stored(path: Path, amend: Amend | None = None) -> StoredEpisode:
     """`read_episode` with the facts of the file."""
     arrays, others, (data, status) = _unpack(path, EPISODE_KEYS.__contains__)
-    missing = [key for key in REQUIRED_KEYS if key not in arrays]
-    if missing:
+    if missing := [key for key in REQUIRED_KEYS if key not in arrays]:
         received = ", ".join([*arrays, *others][:SHOWN_KEYS])[:100] or "none"
         raise DataError(
             f"{path}: expected the keys {', '.join(REQUIRED_KEYS)}, missing {', '.join(missing)}, received "
@@ -133,20 +132,20 @@ def episode_files(directory: Path) -> list[Path]:
             "--offline_dir"
         )
     names = sorted(entry.name for entry in os.scandir(directory))
-    unfinished = [name for name in names if name.endswith(PARTIAL) and not name.startswith(".")]
-    if unfinished:
+    if unfinished := [name for name in names if name.endswith(PARTIAL) and not name.startswith(".")]:
         raise DataError(
             f"{directory / unfinished[0]}: an unfinished download ({len(unfinished)} such files); finish it or remove "
             "the file"
         )
     files = [directory / name for name in names if name.endswith(".npz") and not name.startswith(".")]
     if not files:
-        listing = (
-            f"found {len(names)} other entries, e.g. {', '.join(names[:3])}" if names else "the directory is empty"
+        received = (
+            f"received {len(names)} other entries, e.g. {', '.join(names[:3])}"
+            if names
+            else "received an empty directory"
         )
         if any(name.lower().endswith(HDF5_SUFFIXES) for name in names):
-            listing += (
-                f"; HDF5 is not trained on, make episodes of it with python -m semopo_tf.data convert {directory} DST"
-            )
-        raise DataError(f"{directory}: expected episode files *.npz; {listing}")
+            remedy = f"python -m semopo_tf.data convert {directory} DST"
+            received += f"; HDF5 is not trained on, make episodes of it with {remedy}"
+        raise DataError(f"{directory}: expected episode files *.npz, {received}")
     return files

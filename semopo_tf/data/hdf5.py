@@ -46,8 +46,8 @@ def serve(descriptor: int) -> None:
     """The child's whole life: take a request, set the limits, send the episodes.
 
     A request has `files` (paths in order), `memory` (bytes), `seconds` (of processor time) and `skip` (episodes not to
-    send). The answers are `{"found": ...}`, then `{"arrays": {name: array}}` for each episode, then `{"end": true}`; or
-    at any point `{"error": line}`.
+    send). The answers are `{"contents": ...}`, then `{"arrays": {name: array}}` for each episode, then `{"end": true}`,
+    or at any point `{"error": line}`.
     """
     pipe = Connection(descriptor)
     request = json.loads(pipe.recv_bytes())
@@ -59,9 +59,9 @@ def serve(descriptor: int) -> None:
         except DataError as error:
             send(pipe, {"error": str(error)})
         except MemoryError:
-            first, megabytes = request["files"][0], request["memory"] >> 20
-            line = f"{first}: reading it takes more than {megabytes} MB of memory; do not trust this file"
-            send(pipe, {"error": line})
+            megabytes = request["memory"] >> 20
+            line = f"reading it takes more than {megabytes} MB of memory; do not trust this file"
+            send(pipe, {"error": f"{request['files'][0]}: {line}"})
 
 
 def limit(memory: int, seconds: int) -> None:
@@ -84,7 +84,7 @@ def answers(paths: list[Path], skip: int) -> Iterator[dict[str, Any]]:
             step_type = np.concatenate([read_step_types(path, shard["step_type"]) for path, shard in shards])
         bounds = cut(step_type)
         inside = sum(stop - start for start, stop in bounds)
-        yield {"found": {"episodes": len(bounds), "records": len(step_type), "outside": len(step_type) - inside}}
+        yield {"contents": {"episodes": len(bounds), "records": len(step_type), "outside": len(step_type) - inside}}
         for start, stop in bounds[skip:]:
             yield {"arrays": read_episode(shards, start, stop)}
         yield {"end": True}
@@ -95,9 +95,9 @@ def damage(path: Path) -> Iterator[None]:
     """Turn what h5py raises on a bad file into a DataError with the cause."""
     try:
         yield
+    except DataError:
+        raise
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
         message = " ".join(str(error).split())
         if "unable to lock file" in message:
             raise DataError(
@@ -130,10 +130,8 @@ def checked(path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}: expected equal lengths of 1 to {MAX_RECORDS}, received {lengths}; fetch the file again"
                 )
             ranges = sorted(piece for name, dataset in datasets.items() for piece in _stored(path, name, dataset))
-            if (
-                any(left[1] > right[0] for left, right in itertools.pairwise(ranges))
-                or ranges[-1][1] > path.stat().st_size
-            ):
+            overlap = any(left[1] > right[0] for left, right in itertools.pairwise(ranges))
+            if overlap or ranges[-1][1] > path.stat().st_size:
                 raise DataError(
                     f"{path}: damaged HDF5 file (stored pieces overlap or lie outside it); fetch the file again"
                 )
@@ -150,8 +148,7 @@ def _require_names(path: Path, file: Any) -> list[str]:
     for name in names:
         if file.id.links.get_info(name.encode(errors="surrogateescape")).type != h5py.h5l.TYPE_HARD:
             raise DataError(f"{path}: {name} is a link to another place, refused; fetch a file that holds its own data")
-    missing = [name for name in LAYOUT if name not in names]
-    if missing:
+    if missing := [name for name in LAYOUT if name not in names]:
         raise DataError(
             f"{path}: expected the datasets {', '.join(LAYOUT)}, missing {', '.join(missing)}, received "
             f"{', '.join(names[:8]) or 'none'}"
@@ -192,11 +189,8 @@ def _stored(path: Path, name: str, dataset: Any) -> list[tuple[int, int]]:
     """
     import h5py
 
-    layout, stored, chunks = (
-        dataset.id.get_create_plist().get_layout(),
-        dataset.id.get_storage_size(),
-        dataset.chunks or (),
-    )
+    layout, stored = dataset.id.get_create_plist().get_layout(), dataset.id.get_storage_size()
+    chunks = dataset.chunks or ()
     declared, piece = math.prod(dataset.shape) * dataset.dtype.itemsize, math.prod(chunks) * dataset.dtype.itemsize
     if piece > EPISODE_BYTES:
         raise DataError(
@@ -216,18 +210,15 @@ def _stored(path: Path, name: str, dataset: Any) -> list[tuple[int, int]]:
     grid = [range(0, size, step) for size, step in zip(dataset.shape, chunks, strict=True)]
     expected = math.prod(len(axis) for axis in grid)
     honest = len(pieces) == expected and {chunk.chunk_offset for chunk in pieces} == set(itertools.product(*grid))
-    if not honest or any(chunk.filter_mask or not _possible(dataset, chunk.size, piece) for chunk in pieces):
+    filters = _filters(dataset)
+    plain = piece + 4 * (3 in filters)  # bytes of every stored piece where nothing compresses; 4 are its checksum
+    packed = bool({1, 32000} & set(filters))
+    if not honest or any(chunk.filter_mask or not (packed or chunk.size == plain) for chunk in pieces):
         raise DataError(
             f"{path}: {name} stores {len(pieces)} pieces where it says {expected}, or not as it says; fetch the file "
             "again"
         )
     return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in pieces]
-
-
-def _possible(dataset: Any, stored: int, piece: int) -> bool:
-    """Whether a chunk of `piece` bytes can take `stored` bytes: without compression as many, plus 4 for a checksum."""
-    filters = _filters(dataset)
-    return bool({1, 32000} & set(filters)) or stored == piece + 4 * (3 in filters)
 
 
 def _filters(dataset: Any) -> dict[int, tuple[int, ...]]:
@@ -280,10 +271,8 @@ def read_step_types(path: Path, dataset: Any) -> np.ndarray:
 
 def cut(step_type: np.ndarray) -> list[tuple[int, int]]:
     """The records [start, stop) of every whole episode: a FIRST, any number of MIDDLE, a LAST."""
-    marks = np.flatnonzero(step_type != MIDDLE)
-    return [
-        (int(a), int(b) + 1) for a, b in itertools.pairwise(marks) if step_type[a] == FIRST and step_type[b] == LAST
-    ]
+    marks = itertools.pairwise(np.flatnonzero(step_type != MIDDLE).tolist())
+    return [(a, b + 1) for a, b in marks if step_type[a] == FIRST and step_type[b] == LAST]
 
 
 def read_episode(shards: list[tuple[Path, dict[str, Any]]], start: int, stop: int) -> dict[str, np.ndarray]:
@@ -320,13 +309,8 @@ def write_hdf5(path: Path, episodes: Iterator[Episode]) -> int:
         for count, episode in enumerate(episodes, 1):  # noqa: B007
             step_type = np.where(episode.is_first, FIRST, np.where(episode.is_last, LAST, MIDDLE)).astype(np.int64)
             observation = episode.image.transpose(0, 3, 1, 2)
-            arrays = {
-                "observation": observation,
-                "action": episode.action,
-                "reward": episode.reward,
-                "discount": episode.discount,
-            }
-            for name, array in {**arrays, "step_type": step_type}.items():
+            arrays = {"observation": observation, "action": episode.action, "reward": episode.reward}
+            for name, array in {**arrays, "discount": episode.discount, "step_type": step_type}.items():
                 columns[name] = columns.get(name) or _create(file, name, array)
                 columns[name].resize(columns[name].shape[0] + len(array), axis=0)
                 columns[name][-len(array) :] = array

@@ -31,12 +31,8 @@ def read_in_child(paths: list[Path], skip: int) -> Generator[dict[str, Any], Non
     with contextlib.closing(Child(READER, environment=ENVIRONMENT)) as child:
         try:
             child.send({"files": [str(path) for path in paths], "memory": MEMORY, "seconds": seconds, "skip": skip})
-            while "end" not in (answer := child.receive(SILENCE, EPISODE_BYTES)):
-                if "error" in answer:
-                    raise DataError(answer["error"])
+            while not {"end", "error"} & set(answer := child.receive(SILENCE, EPISODE_BYTES)):
                 yield answer
-        except DataError:
-            raise
         except TimeoutError as error:
             raise DataError(
                 f"{paths[0]}: the process that reads it gave no answer for {SILENCE:.0f} s and was ended; do not trust "
@@ -47,6 +43,8 @@ def read_in_child(paths: list[Path], skip: int) -> Generator[dict[str, Any], Non
             raise DataError(
                 f"{paths[0]}: the process that reads it {how}; do not trust this file, fetch it again"
             ) from error
+    if "error" in answer:
+        raise DataError(answer["error"])
 
 
 def _ending(child: Child, seconds: int) -> str:

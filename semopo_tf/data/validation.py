@@ -28,15 +28,9 @@ def validate_episode(arrays: dict[str, np.ndarray], where: str) -> Episode:
     flags = _flags(arrays)
     _check_flags(flags, where)
     discount = arrays.get("discount", 1.0 - flags["is_terminal"]).astype(np.float32)
-    return Episode(
-        arrays["image"],
-        arrays["action"].astype(np.float32),
-        arrays["reward"],
-        discount,
-        is_first=flags["is_first"],
-        is_last=flags["is_last"],
-        is_terminal=flags["is_terminal"],
-    )
+    first, last, terminal = (flags[key] for key in FLAGS)
+    action = arrays["action"].astype(np.float32)
+    return Episode(arrays["image"], action, arrays["reward"], discount, first, last, terminal)
 
 
 def _check_shapes(arrays: dict[str, np.ndarray], where: str) -> None:
@@ -49,11 +43,10 @@ def _check_shapes(arrays: dict[str, np.ndarray], where: str) -> None:
         "reward": (reward.ndim == 1 and reward.dtype.kind == "f", "float [L]"),
     }
     for key, array in arrays.items():
-        if key not in fits:
-            fits[key] = (array.ndim == 1 and array.dtype.kind in "bfiu", "bool or number [L]")
-    for key, (good, expected) in fits.items():
+        number = array.ndim == 1 and array.dtype.kind in "bfiu"
+        good, expected = fits.get(key, (number, "bool or number [L]"))
         if not good:
-            received = f"{arrays[key].dtype} {list(arrays[key].shape)}"
+            received = f"{array.dtype} {list(array.shape)}"
             raise DataError(f"{where}: expected {key} as {expected}, received {received}")
     for key, array in arrays.items():
         if len(array) != len(image):
@@ -95,11 +88,8 @@ def _check_values(arrays: dict[str, np.ndarray], where: str) -> None:
 def _flags(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The three flags, [L] bool: as stored, else from the ends of the file and the discount."""
     record = np.arange(len(arrays["reward"]))
-    derived = {
-        "is_first": record == 0,
-        "is_last": record == record[-1],
-        "is_terminal": arrays["discount"] == 0 if "discount" in arrays else np.zeros(len(record), bool),
-    }
+    terminal = arrays["discount"] == 0 if "discount" in arrays else np.zeros(len(record), bool)
+    derived = {"is_first": record == 0, "is_last": record == record[-1], "is_terminal": terminal}
     return {key: arrays[key].astype(bool) if key in arrays else derived[key] for key in FLAGS}
 
 
@@ -131,9 +121,8 @@ def repair_flags(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndar
     """
     length = len(arrays["reward"]) if arrays["reward"].ndim else 0
     stored = [arrays[key] for key in (*FLAGS, "discount") if key in arrays]
-    if any(array.shape != (length,) or array.dtype.kind not in "bfiu" for array in stored):
-        return arrays
-    if arrays["action"].shape[:-1] != (length,):
+    flat = all(array.shape == (length,) and array.dtype.kind in "bfiu" for array in stored)
+    if not flat or arrays["action"].shape[:-1] != (length,):
         return arrays
     record = np.arange(length)
     inside = record < length - 1

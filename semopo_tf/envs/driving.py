@@ -5,8 +5,9 @@ parabola of curvature `k`, so a ground point at distance z and lateral offset x 
 
     u = F * (x + k * z**2 / 2 - sway) / z          v = horizon + F * CAMERA_HEIGHT / z
 
-Every clip is a fixed function of its number: palette, road, objects, speed and all slow signals are drawn from it.
-Nothing depends on an agent's actions. Frames are drawn at twice the size and averaged, which calms the far road marks.
+Every clip is a fixed function of its number: palette, road, objects, speed and all slow signals follow from it.
+Nothing depends on the actions of an agent. Frames are drawn at twice the size and averaged, so that far road marks
+flicker less.
 """
 
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ import numpy as np
 
 F = 1.1  # focal length in half image widths
 CAMERA_HEIGHT = 1.5  # metres
-NEAR, FAR = 3.0, 110.0  # metres at which objects are drawn
+NEAR, FAR = 3.0, 110.0  # metres between which objects are drawn
 FOG = 80.0  # metres over which contrast falls by e
-ENTROPY = 0xD217  # keeps the clips' generators apart from every other use of a clip's number
+ENTROPY = 0xD217  # separates the generators of the clips from other uses of the same numbers
 
 # sky above, sky at the horizon, ground, second ground colour, asphalt, hills: RGB 0..255.
 PALETTES = np.array(
@@ -34,7 +35,7 @@ PALETTES = np.array(
 
 
 class Scene(NamedTuple):
-    """What stays fixed during one clip. `M` roadside objects and cars, sorted by nothing."""
+    """What stays fixed during one clip. The `M` roadside objects and cars are in no order."""
 
     palette: np.ndarray  # [6, 3] float32
     horizon: float  # v of the horizon at rest
@@ -45,7 +46,7 @@ class Scene(NamedTuple):
     kind: np.ndarray  # [M] index into PAINTERS
     along: np.ndarray  # [M] metres along the road at frame 0
     aside: np.ndarray  # [M] lateral metres from our lane's centre
-    speed: np.ndarray  # [M] metres per frame along the road (0 for things that stand)
+    speed: np.ndarray  # [M] metres per frame along the road (0 for standing objects)
     scale: np.ndarray  # [M] height in metres
     tint: np.ndarray  # [M, 3] float32 RGB
 
@@ -105,7 +106,7 @@ def _scene(rng: np.random.Generator) -> Scene:
 
 
 def _tints(rng: np.random.Generator, kind: np.ndarray) -> np.ndarray:
-    """Base colours of the objects, [M, 3]: white posts, green trees, earthy houses, cars of any colour."""
+    """Base colours of the objects, [M, 3]: white posts, green trees, brown houses, cars of any colour."""
     base = np.array([(200, 200, 196), (58, 86, 44), (172, 146, 122), (120, 120, 124)], np.float32)[kind]
     spread = np.array([0.0, 0.15, 0.2, 0.7])[kind][:, None]  # how far hues differ within one kind
     return (base * rng.uniform(1 - spread, 1 + spread, base.shape)).astype(np.float32)
@@ -160,9 +161,8 @@ def _ground(scene: Scene, now: Motion, u: np.ndarray, v: np.ndarray) -> np.ndarr
     _, haze, field, field2, asphalt, _ = scene.palette
     z = (F * CAMERA_HEIGHT / np.maximum(v - now.horizon, 1e-3)).astype(np.float32)[:, None]
     along = z + np.float32(now.distance)
-    x = (u[None] * z / F - now.curvature * z**2 / 2 + now.sway).astype(
-        np.float32
-    )  # lateral metres from our lane's centre
+    x = u[None] * z / F - now.curvature * z**2 / 2 + now.sway  # lateral metres from our lane's centre
+    x = x.astype(np.float32)
     across = np.abs(x - scene.centre)  # from the road's middle
     detail = 1 / (1 + (z / 14) ** 2)  # texture finer than a far pixel would only flicker
     coarse = 1 / (1 + (z / 60) ** 2)
@@ -185,7 +185,7 @@ def _marks(scene: Scene, across: np.ndarray, along: np.ndarray) -> np.ndarray:
 
 
 def _lookup(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The repeated texture at lattice cell (floor x, floor y)."""
+    """The texture, repeated without end, at the integer parts of x and y."""
     rows, columns = texture.shape
     return texture[np.floor(x).astype(np.int32) % rows, np.floor(y).astype(np.int32) % columns]
 
@@ -205,7 +205,7 @@ def _paint_things(canvas: np.ndarray, scene: Scene, now: Motion, t: int) -> None
 
 
 def _box(canvas: np.ndarray, x: float, foot: float, wide: float, tall: float, tint: np.ndarray) -> None:
-    """Fill an upright rectangle that stands at column `x` and row `foot`, in pixels of `canvas`."""
+    """Fill an upright rectangle whose foot is centred on column `x` and row `foot`, in pixels of `canvas`."""
     rows = slice(max(round(foot - tall), 0), max(round(foot), 0))
     canvas[rows, max(round(x - wide / 2), 0) : max(round(x + wide / 2), 0)] = tint
 
@@ -243,14 +243,8 @@ def _car(canvas: np.ndarray, x: float, foot: float, tall: float, tint: np.ndarra
     _box(canvas, x, foot - 0.15 * tall, 1.25 * tall, 0.45 * tall, tint)
     _box(canvas, x, foot - 0.58 * tall, 1.0 * tall, 0.42 * tall, tint * 0.45)
     for offset in (-0.5, 0.5):
-        _box(
-            canvas,
-            x + offset * tall,
-            foot - 0.4 * tall,
-            max(0.16 * tall, 1),
-            max(0.12 * tall, 1),
-            np.minimum(tint + 120, 255),
-        )
+        lamp = np.minimum(tint + 120, 255)
+        _box(canvas, x + offset * tall, foot - 0.4 * tall, max(0.16 * tall, 1), max(0.12 * tall, 1), lamp)
 
 
 PAINTERS = (_post, _tree, _house, _car)

@@ -29,14 +29,8 @@ LEAST_WAVES, MOST_WAVES = len(BASE_WAVES), 60
 STEEPNESS = 1.7  # of the grey level in units of the texture's standard deviation
 SOFTNESS = 16.0  # of the agent's edge; the discs' are twice as sharp at 32 pixels
 COLOR = np.array([0.95, 0.25, 0.10])
-DISC_RADIUS, DISC_GREY, DISC_SPEED, DISC_REACH, DISC_START, DISC_SOFTNESS = (
-    (0.30, 0.24),
-    (0.12, 0.88),
-    0.09,
-    0.75,
-    0.7,
-    32.0,
-)
+DISC_RADIUS, DISC_GREY = (0.30, 0.24), (0.12, 0.88)
+DISC_SPEED, DISC_REACH, DISC_START, DISC_SOFTNESS = 0.09, 0.75, 0.7, 32.0
 WORLD_STREAM, BEHAVIOUR_STREAM = 0xE0B, 0xBEA
 
 
@@ -65,15 +59,12 @@ def make_world(task: str, options: Mapping[str, float]) -> World:
     """
     if task not in TASKS:
         raise ConfigError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
-    unknown = sorted(set(options) - set(World._fields))
-    if unknown:
+    if unknown := sorted(set(options) - set(World._fields)):
         raise ConfigError(f"--options {unknown[0]}: expected one of {', '.join(World._fields)} for {task}")
     world = TASKS[task]._replace(**{name: type(getattr(TASKS[task], name))(value) for name, value in options.items()})
+    waves = world.exo_dims in (0, 2) or LEAST_WAVES <= world.exo_dims <= MOST_WAVES
     allowed = {
-        "exo_dims": (
-            world.exo_dims in (0, 2) or LEAST_WAVES <= world.exo_dims <= MOST_WAVES,
-            f"0, 2 or {LEAST_WAVES} to {MOST_WAVES}",
-        ),
+        "exo_dims": (waves, f"0, 2 or {LEAST_WAVES} to {MOST_WAVES}"),
         "discs": (0 <= world.discs <= len(DISC_RADIUS), f"0 to {len(DISC_RADIUS)}"),
         "contrast": (0 <= world.contrast <= 0.5, "0 to 0.5"),
         "sprite": (0 < world.sprite <= 1, "more than 0, at most 1"),
@@ -100,9 +91,8 @@ class Picture:
         self._world = world
         self.vectors = wave_vectors(max(world.exo_dims, LEAST_WAVES))
         amplitude = 1 / np.linalg.norm(self.vectors, axis=1)
-        angle = np.pi * (
-            self._x[..., None] * self.vectors[:, 0] + self._y[..., None] * self.vectors[:, 1] + self.vectors.sum(1)
-        )
+        right, down = self.vectors.T
+        angle = np.pi * (self._x[..., None] * right + self._y[..., None] * down + self.vectors.sum(1))
         scale = amplitude / np.sqrt((amplitude**2).sum() / 2)  # the texture's variance over all phases is 1
         # cos(angle + phase) = cos(angle) cos(phase) - sin(angle) sin(phase)
         self._cos, self._sin = scale * np.cos(angle), scale * np.sin(angle)
@@ -179,6 +169,7 @@ class ExBMDP:
         self.world = make_world(task, options)
         self.image_shape = (size, size, 3)
         self.picture = Picture(self.world, size)
+        self.agent_pixels = self.picture.agent_pixels
         self._step = DECISIONS  # none is running
 
     def reset(self, seed: int) -> Observation:
@@ -214,10 +205,6 @@ class ExBMDP:
         image = self.picture.draw(self.position, self._background.phases, self._background.discs)
         log = {"position": self.position, "velocity": self.velocity, **self._background.log()}
         return Observation(image, received, self._step == 0, self._step == DECISIONS, False, log)
-
-    def agent_pixels(self, position: np.ndarray) -> np.ndarray:
-        """Where the agent at `position` [2] is drawn: [size, size] bool."""
-        return self.picture.agent_pixels(position)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -271,11 +258,9 @@ class Behaviour:
                 f"behaviour {self._kind}: expected 1 environment, received {len(seeds)}; it sees the true state of one"
             )
         plan = self._plan(int(seeds[0])) if state is None else state
-        action = plan["noise"][step]
+        action, now = plan["noise"][step], self._environment
         if plan["goal"] is not None:
-            action = action + controller(
-                self._environment.position, self._environment.velocity, plan["goal"], plan["gains"]
-            )
+            action = action + controller(now.position, now.velocity, plan["goal"], plan["gains"])
         return np.clip(action, -1, 1).astype(np.float32)[None], plan
 
     def _plan(self, seed: int) -> dict[str, Any]:
@@ -287,10 +272,8 @@ class Behaviour:
         if kind == "iid":
             return {"noise": rng.uniform(-1, 1, (DECISIONS, 2)), "goal": None}
         if kind == "random":
-            return {
-                "noise": rng.normal(0, 0.15, 2) + 0.9 * _held(rng) + rng.normal(0, 0.08, (DECISIONS, 2)),
-                "goal": None,
-            }
+            noise = rng.normal(0, 0.15, 2) + 0.9 * _held(rng) + rng.normal(0, 0.08, (DECISIONS, 2))
+            return {"noise": noise, "goal": None}
         noise = np.zeros((DECISIONS, 2))
         for step in range(1, DECISIONS):
             noise[step] = 0.8 * noise[step - 1] + rng.normal(0, 0.3, 2)

@@ -61,16 +61,9 @@ def _imported_backend() -> str:
 
 def probe(backend: str) -> str | None:
     """Render a tiny image with `backend` in a child process. Returns None when it works, else the reason."""
-    command = [sys.executable, "-c", PROBE]
+    command, environment = [sys.executable, "-c", PROBE], os.environ | {"MUJOCO_GL": backend}
     try:
-        result = subprocess.run(
-            command,
-            env=os.environ | {"MUJOCO_GL": backend},
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-            check=False,
-        )
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return f"no answer within {PROBE_SECONDS} s"
     # The exit status is no evidence: OpenGL libraries may fail while the interpreter closes, after a good image.

@@ -85,15 +85,10 @@ def play(
     if not environments:
         raise ConfigError("play: expected at least 1 environment, received 0")
     discarded = [] if discarded is None else discarded
-    spaces = [_spaces(environment) for environment in environments]
-    for start in range(0, len(seeds), len(environments)):
-        yield from _wave_with_retries(
-            list(zip(environments, spaces)),
-            policy,
-            list(seeds[start : start + len(environments)]),
-            len(seeds),
-            discarded,
-        )
+    stages = [(environment, _spaces(environment)) for environment in environments]
+    for start in range(0, len(seeds), len(stages)):
+        wave = list(seeds[start : start + len(stages)])
+        yield from _wave_with_retries(stages, policy, wave, len(seeds), discarded)
 
 
 def _wave_with_retries(
@@ -109,11 +104,8 @@ def _wave_with_retries(
                 done[index] = _episode(game.observed, game.actions)
                 continue
             discarded.append(Discarded(seeds[index], attempt, game.failure))
-            print(
-                f"semopo_tf: warning: episode {seeds[index]}, attempt {attempt + 1} is discarded: {game.failure}",
-                file=sys.stderr,
-                flush=True,
-            )
+            what = f"episode {seeds[index]}, attempt {attempt + 1} is discarded: {game.failure}"
+            print(f"semopo_tf: warning: {what}", file=sys.stderr, flush=True)
             require_few(len({entry.seed for entry in discarded}), total, game.failure)
         if len(done) == len(seeds):
             return [done[index] for index in range(len(seeds))]

@@ -67,11 +67,11 @@ class Simulator:
         self._child = Child(SERVER)
         self.send("start", *self._settings)
         try:
-            low, high, camera = self._answer()["facts"]
+            answer = self._answer()
         except SemopoError:
             self.close()
             raise
-        self.facts = Facts(np.array(low), np.array(high), camera)
+        self.facts = Facts(**answer["arrays"], camera=answer["camera"])
 
     def send(self, method: str, *arguments: Any) -> None:
         """Begin `reset` (seed) or `step` (control, a list of A numbers) in the child; `receive` returns its View.
@@ -135,7 +135,7 @@ def serve(descriptor: int) -> None:
                 if simulation is None:
                     simulation = Simulation(*arguments)
                     low, high, camera = simulation.facts
-                    send(pipe, {"facts": [low.tolist(), high.tolist(), camera]})
+                    send(pipe, {"camera": camera, "arrays": {"low": low, "high": high}})
                 else:
                     view = simulation.reset(*arguments) if method == "reset" else simulation.step(np.array(*arguments))
                     record = view._asdict()
@@ -160,20 +160,21 @@ class Simulation:
             self._env = suite.load(domain, task, task_kwargs={"random": self._random})
         spec = self._env.action_spec()
         camera = DEFAULT_CAMERA.get(domain, 0) if camera == -1 else camera
-        self.facts = Facts(
-            np.full(spec.shape, spec.minimum, np.float64), np.full(spec.shape, spec.maximum, np.float64), camera
-        )
+        low, high = (np.full(spec.shape, bound, np.float64) for bound in (spec.minimum, spec.maximum))
+        self.facts = Facts(low, high, camera)
         self._picture = Picture(self._env.physics, size, camera, floor_is_sky=domain in FLOOR_IS_SKY)
         self._repeat = action_repeat
         self._sky = sky
 
     def reset(self, seed: int) -> View:
+        """Begin the episode of `seed`."""
         self._random.seed(np.random.SeedSequence(seed).generate_state(8))
         with physics_errors():
             step = self._env.reset()
         return self._view(0.0, step)
 
     def step(self, control: np.ndarray) -> View:
+        """Apply `control` [A] for `action_repeat` simulator steps, or until the episode ends."""
         total = 0.0
         with physics_errors():
             for _ in range(self._repeat):
@@ -185,14 +186,8 @@ class Simulation:
 
     def _view(self, reward: float, step: Any) -> View:
         sky = self._picture.sky() if self._sky else None
-        return View(
-            self._picture.image(),
-            sky,
-            float(reward),
-            step.first(),
-            step.last(),
-            bool(step.last() and step.discount == 0),
-        )
+        terminal = bool(step.last() and step.discount == 0)
+        return View(self._picture.image(), sky, float(reward), step.first(), step.last(), terminal)
 
 
 def find_task(name: str, known: list[tuple[str, str]]) -> tuple[str, str]:

@@ -1,9 +1,9 @@
-"""Environments seen through pixels: DeepMind Control tasks, the built-in testbed, and a registry for users' own.
+"""Environments seen through pixels: tasks of DeepMind Control, the built-in testbed, and environments of users.
 
 dmc_<domain>_<task>        a task of the suite
 dmcdrv_<domain>_<task>     the same in front of a moving background
 exbmdp_scroll, _point, _hard    the testbed (`exbmdp.py`)
-<module>:<name>            a class or function of a module that Python can import, also from the working directory
+<module>:<name>            a class or function in a module that can be imported, also from the working directory
 """
 
 import difflib
@@ -14,14 +14,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from semopo_tf.envs import exbmdp
 from semopo_tf.envs.rollout import ACTION_TOLERANCE, RandomPolicy
 from semopo_tf.envs.suite import Simulator
-from semopo_tf.envs.videos import DRIVING, Background, blue_mask, composite, load_background
+from semopo_tf.envs.videos import DRIVING, Background, blue_mask, composite, load_background, require
 from semopo_tf.errors import ConfigError, DataError, NumericalError, SimulatorError
 from semopo_tf.types import Environment, Observation, Policy
 
@@ -34,91 +34,74 @@ UNLIMITED = 1e9  # the suite reports +-1e10 for an actuator without limits
 _registry: dict[str, Callable[..., Environment]] = {}
 
 
+class Settings(NamedTuple):
+    """The settings of an environment, the keywords of `make`."""
+
+    size: int = 64  # height and width of the images in pixels
+    action_repeat: int = 2  # simulator steps per decision; their rewards are summed
+    camera: int = -1  # index of a camera of the model, or -1 for the task's usual one
+    background: str = "none"  # or a folder of videos, or `builtin:driving`
+    background_color: str = "grey"  # or `rgb`
+    background_split: str = "train"  # or `test`; the two share no clip
+    background_seed: int = 0  # chooses and orders the clips
+    # Which pixels the background replaces. `sky`: where the camera sees nothing; the floor stays visible, except in the
+    # domains whose camera looks down on it (`suite.FLOOR_IS_SKY`). `blue`: where blue exceeds red and green, which
+    # includes the floor.
+    mask_rule: str = "sky"
+    # Settings of the task itself, as a mapping or as pairs. The testbed has some, an environment of a user may.
+    options: Mapping[str, float] | Sequence[tuple[str, float]] = ()
+
+
 def register(name: str, make: Callable[..., Environment]) -> None:
-    """Make `name` a task for every command. A second registration replaces the first, as when a notebook's cell runs
-    again.
+    """Make `name` a task for every command. A second registration replaces the first, so a cell of a notebook
+    can run again.
 
     Args:
-      make: called with the keywords of `make` (size, action_repeat, camera, background, background_color,
-        background_split, background_seed, mask_rule, options) and free to ignore those that mean nothing to it.
+      make: called with all fields of `Settings` as keywords; it may ignore those that mean nothing to it.
     """
     _registry[name] = make
 
 
-def make(
-    task: str,
-    *,
-    size: int = 64,
-    action_repeat: int = 2,
-    camera: int = -1,
-    background: str = "none",
-    background_color: str = "grey",
-    background_split: str = "train",
-    background_seed: int = 0,
-    mask_rule: str = "sky",
-    options: Mapping[str, float] | Sequence[tuple[str, float]] = (),
-) -> Environment:
+def make(task: str, **settings: Any) -> Environment:
     """Build an environment.
 
     Args:
-      size: height and width of the images in pixels.
-      action_repeat: simulator steps per decision; their rewards are summed.
-      camera: index of a camera of the model, or -1 for the task's usual one.
-      background: `none`, a folder of videos or `builtin:driving`.
-      background_color: `grey` or `rgb`.
-      background_split: `train` or `test`, which share no clip.
-      background_seed: chooses and orders the clips.
-      mask_rule: which pixels the background replaces. `sky`: where the camera sees nothing; the floor stays visible,
-        except in the domains whose camera looks down on it (`suite.FLOOR_IS_SKY`). `blue`: where blue exceeds red and
-        green, which includes the floor.
-      options: settings of the task itself, as a mapping or as pairs; the testbed has some, a registered environment
-        may.
+      settings: fields of `Settings`; those that are not given have their defaults.
 
     Raises:
       ConfigError: for an unknown task or a wrong setting.
       SimulatorError: when the simulator or its rendering does not work.
       DataError: when the background has no frames to give.
     """
-    _require(size >= 1, "size", "at least 1", size)
-    _require(action_repeat >= 1, "action_repeat", "at least 1", action_repeat)
-    make_own = _registry.get(task) or (_import(task) if ":" in task else None)
-    if make_own:
-        return make_own(
-            size=size,
-            action_repeat=action_repeat,
-            camera=camera,
-            background=background,
-            background_color=background_color,
-            background_split=background_split,
-            background_seed=background_seed,
-            mask_rule=mask_rule,
-            options=dict(options),
-        )
-    if task.startswith(exbmdp.PREFIX):
-        _require(background == "none", "background", f"none, as {task} draws its own", background)
-        _require(action_repeat == 1, "action_repeat", f"1, as {task} has no other", action_repeat)
-        return exbmdp.ExBMDP(task, size=size, options=dict(options))
+    chosen = Settings(**settings)
+    chosen = chosen._replace(options=dict(chosen.options))
+    require(chosen.size >= 1, "size", "at least 1", chosen.size)
+    require(chosen.action_repeat >= 1, "action_repeat", "at least 1", chosen.action_repeat)
+    if make_own := _registry.get(task) or (_import(task) if ":" in task else None):
+        return make_own(**chosen._asdict())
+    return _make_testbed(task, chosen) if task.startswith(exbmdp.PREFIX) else _make_suite(task, chosen)
+
+
+def _make_testbed(task: str, settings: Settings) -> Environment:
+    require(settings.background == "none", "background", f"none, as {task} draws its own", settings.background)
+    require(settings.action_repeat == 1, "action_repeat", f"1, as {task} has no other", settings.action_repeat)
+    return exbmdp.ExBMDP(task, size=settings.size, options=dict(settings.options))
+
+
+def _make_suite(task: str, settings: Settings) -> Environment:
     name = _suite_name(task)
-    _require(not options, "options", f"none, as {task} has none", dict(options))
-    _require(mask_rule in MASK_RULES, "mask_rule", " or ".join(MASK_RULES), mask_rule)
-    if task.startswith(PLAIN) and background != "none":
+    require(not settings.options, "options", f"none, as {task} has none", settings.options)
+    require(settings.mask_rule in MASK_RULES, "mask_rule", " or ".join(MASK_RULES), settings.mask_rule)
+    if task.startswith(PLAIN) and settings.background != "none":
         raise ConfigError(
-            f"task {task!r} shows no background, received --background {background}; use "
-            f"{MOVING}{task.removeprefix(PLAIN)}"
+            f"task {task!r} shows no background, received --background {settings.background}; use {MOVING}{name}"
         )
-    if task.startswith(MOVING) and background == "none":
+    if task.startswith(MOVING) and settings.background == "none":
         raise ConfigError(
             f"task {task!r} needs a moving background; add --background {DRIVING} or --background with a folder of "
             "videos"
         )
-    frames = (
-        None
-        if background == "none"
-        else shared_background(background, size, background_color, background_split, background_seed)
-    )
-    return SuiteEnvironment(
-        name, size=size, action_repeat=action_repeat, camera=camera, background=frames, mask_rule=mask_rule
-    )
+    return SuiteEnvironment(name, settings)
 
 
 def _import(task: str) -> Callable[..., Environment]:
@@ -151,19 +134,14 @@ def behaviours(task: str) -> dict[str, Callable[[Environment], Policy]]:
     return {"random": lambda environment: RandomPolicy(environment.action_size)}
 
 
-def _require(condition: bool, flag: str, expected: str, received: object) -> None:
-    if not condition:
-        raise ConfigError(f"--{flag}: expected {expected}, received {received!r}")
-
-
 @functools.lru_cache(maxsize=4)
 def shared_background(source: str, size: int, color: str, split: str, seed: int) -> Background:
-    """`load_background`, once per process: several environments with the same settings look at the same frames."""
+    """`load_background`, once per process: environments with the same settings share their frames."""
     return load_background(source, size=size, color=color, split=split, seed=seed, frames=BACKGROUND_FRAMES)
 
 
 def shows_no_background(task: str) -> bool:
-    """Whether a task is one of the package's own that has no moving background."""
+    """Whether a task belongs to the package and has no moving background."""
     return task.startswith((PLAIN, exbmdp.PREFIX)) and task not in _registry
 
 
@@ -173,10 +151,10 @@ def background_of(environment: Environment) -> Background | None:
 
 
 def _suite_name(task: str) -> str:
-    """`<domain>_<task>` of a suite task; only the simulator knows whether it exists.
+    """The name of a suite task without its prefix. Only the simulator knows whether the task exists.
 
     Raises:
-      ConfigError: when the name has neither prefix, with the nearest names.
+      ConfigError: when the name has neither prefix; it lists the nearest names.
     """
     for prefix in (PLAIN, MOVING):
         if task.startswith(prefix):
@@ -190,8 +168,8 @@ def _suite_name(task: str) -> str:
 
 
 def card_of(settings: dict[str, Any], clips: list[str]) -> dict[str, dict[str, Any]]:
-    """The entries of a dataset's card for the keywords of `make` and the background's clips; `settings_of` reads them
-    back.
+    """The entries of a dataset card for the keywords of `make` and the clips of the background. `settings_of` reads
+    them back.
     """
     background = {name: settings[f"background_{name}"] for name in ("color", "split", "seed")}
     options = {"options": dict(settings["options"])} if settings.get("options") else {}
@@ -207,7 +185,7 @@ def card_of(settings: dict[str, Any], clips: list[str]) -> dict[str, dict[str, A
 
 
 def settings_of(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `make` that a dataset was collected with, from its card.
+    """The keywords of `make` with which a dataset was collected, from its card.
 
     Raises:
       DataError: when the card lacks one.
@@ -232,10 +210,9 @@ def settings_of(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment_versions() -> dict[str, str]:
-    """Versions of what decides an episode's pixels and physics, and the rendering backend; `none` for an absent one."""
-    return {name: _version(name) for name in ("dm_control", "mujoco", "numpy")} | {
-        "backend": os.environ.get("MUJOCO_GL") or "none"
-    }
+    """Versions of the packages that decide pixels and physics, and the rendering backend; `none` for an absent one."""
+    versions = {name: _version(name) for name in ("dm_control", "mujoco", "numpy")}
+    return versions | {"backend": os.environ.get("MUJOCO_GL") or "none"}
 
 
 def _version(package: str) -> str:
@@ -252,12 +229,11 @@ class SuiteEnvironment:
     anew. `step` may be split into `send` and `receive`, so that several environments simulate at the same time.
     """
 
-    def __init__(
-        self, name: str, *, size: int, action_repeat: int, camera: int, background: Background | None, mask_rule: str
-    ) -> None:
-        self.background = background
-        self._sky = background is not None and mask_rule == "sky"
-        self._simulator = Simulator(name, size=size, action_repeat=action_repeat, camera=camera, sky=self._sky)
+    def __init__(self, name: str, settings: Settings) -> None:
+        size, action_repeat, camera, source, *look, mask_rule, _ = settings  # look: colour, split and seed
+        self.background = None if source == "none" else shared_background(source, size, *look)
+        sky = self.background is not None and mask_rule == "sky"
+        self._simulator = Simulator(name, size=size, action_repeat=action_repeat, camera=camera, sky=sky)
         self._low, self._high, self.camera = self._simulator.facts
         self.action_size = len(self._low)
         self.image_shape = (size, size, 3)

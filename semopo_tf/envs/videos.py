@@ -15,7 +15,6 @@ DRIVING_CLIPS = {"train": range(16), "test": range(16, 20)}
 DRIVING_LENGTH = 125  # frames per built-in clip
 SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".gif"))
 CHANNELS = {"grey": 1, "rgb": 3}
-SPLITS = ("train", "test")
 SHUFFLE_STREAM = 0x51DE0  # keeps the order of clips independent of other uses of the same seed
 START_STREAM = 0xBAC6  # keeps the first frame independent of the initial state drawn from the same seed
 
@@ -58,22 +57,22 @@ def load_background(source: str, *, size: int, color: str, split: str, seed: int
       ConfigError: for an unknown colour, split or built-in name.
       DataError: when the folder is missing or holds no clip that can be decoded.
     """
-    _require_choice("background_color", color, tuple(CHANNELS))
-    _require_choice("background_split", split, SPLITS)
+    require(color in CHANNELS, "background_color", " or ".join(CHANNELS), color)
+    require(split in DRIVING_CLIPS, "background_split", " or ".join(DRIVING_CLIPS), split)
     if source.startswith("builtin:"):
-        _require_choice("background", source, (DRIVING,))
-        clips: list[int] | list[Path] = list(DRIVING_CLIPS[split])
-        where = source
+        require(source == DRIVING, "background", DRIVING, source)
+        where, clips = source, list[int | Path](DRIVING_CLIPS[split])
     else:
-        clips = clips_of_split(Path(source).expanduser(), split)
         where = str(Path(source).expanduser())
+        clips = [*clips_of_split(Path(where), split)]
     order = np.random.default_rng(np.random.SeedSequence([seed, SHUFFLE_STREAM])).permutation(len(clips))
     return _fill([clips[index] for index in order], size, color, frames, where)
 
 
-def _require_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"--{flag}: expected {' or '.join(choices)}, received {value!r}")
+def require(condition: bool, flag: str, expected: str, received: object) -> None:
+    """Raises ConfigError about a flag unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"--{flag}: expected {expected}, received {received!r}")
 
 
 def clips_of_split(folder: Path, split: str) -> list[Path]:
@@ -105,17 +104,9 @@ def video_files(folder: Path) -> list[Path]:
     """
     try:
         entries = sorted(folder.absolute().iterdir())
-    except NotADirectoryError as error:
-        raise DataError(
-            f"{folder}: expected a folder of videos, received a file; give its folder or {DRIVING}"
-        ) from error
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: no such folder of videos; correct --background or use {DRIVING}") from error
     except OSError as error:
-        raise DataError(
-            f"{folder}: the folder of videos cannot be read ({error.strerror}); correct its permissions or use "
-            f"{DRIVING}"
-        ) from error
+        remedy = f"correct --background or the folder's permissions, or use {DRIVING}"
+        raise DataError(f"{folder}: expected a folder of videos ({error.strerror}); {remedy}") from error
     visible = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     files = [path for path in visible if path.is_file() and not path.is_symlink()]
     if not files:
@@ -126,12 +117,12 @@ def video_files(folder: Path) -> list[Path]:
     return files
 
 
-def _fill(clips: list[int] | list[Path], size: int, color: str, frames: int, where: str) -> Background:
+def _fill(clips: list[int | Path], size: int, color: str, frames: int, where: str) -> Background:
     """Decode clips in the given order until `frames` frames are there, one native frame in memory at a time."""
     filled, origin = np.empty((frames, size, size, CHANNELS[color]), np.uint8), np.empty(frames, np.intp)
     count, used, skipped = 0, list[str](), []
     for clip in clips:
-        name, before = _clip_name(clip), count
+        name, before = clip.name if isinstance(clip, Path) else f"driving-{clip:02d}", count
         try:
             for frame in _clip_frames(clip, size, color):
                 filled[count] = frame
@@ -155,10 +146,6 @@ def _fill(clips: list[int] | list[Path], size: int, color: str, frames: int, whe
     filled = filled[repeated]
     filled.flags.writeable = False
     return Background(filled, used, skipped, origin[repeated])
-
-
-def _clip_name(clip: int | Path) -> str:
-    return clip.name if isinstance(clip, Path) else f"driving-{clip:02d}"
 
 
 def _clip_frames(clip: int | Path, size: int, color: str) -> Iterator[np.ndarray]:

@@ -25,7 +25,7 @@ from semopo_tf.report.probes import probe_part
 from semopo_tf.report.run_record import reached, read_run, usual_settings
 from semopo_tf.report.scores import STATISTICS, score_table
 from semopo_tf.report.svg import Style
-from semopo_tf.report.tables import NOTHING, Table
+from semopo_tf.report.tables import NOTHING, Table, span
 from semopo_tf.storage.files import FILES, write_whole
 
 BEHAVIOURS = {"iid": "uniform random actions", "expert": "analytic controller"}  # others are shown by name
@@ -41,11 +41,10 @@ def main(argv: list[str]) -> int:
         differs from what a run writes.
     """
     arguments = parse(argv)
-    logdirs = {logdir.expanduser().resolve(): logdir.expanduser() for logdir in arguments.logdirs}
+    logdirs = {logdir.resolve(): logdir for logdir in arguments.logdirs}
     runs = [read_run(logdir) for logdir in logdirs.values()]
     used = {Path(run.settings["offline_dir"]).expanduser().resolve() for run in runs if run.settings}
-    given = (directory.expanduser() for directory in arguments.data)
-    references = [read_reference(directory) for directory in given if directory.resolve() not in used]
+    references = [read_reference(directory) for directory in arguments.data if directory.resolve() not in used]
     groups, left_out = grouped(runs)
     style, table = Style(labels(groups)), score_table(groups, arguments.normalisation)
     units = sorted(comparisons.UNITS, key=lambda unit: unit != arguments.unit)
@@ -132,18 +131,14 @@ def runs_part(groups: Sequence[Group], left_out: Collection[str]) -> Part:
 
 
 def _run_row(group: Group, stages: Sequence[str]) -> list[str]:
-    updates = [_range([reached(run, stage) for run in group.runs]) for stage in stages]
+    updates = [span([reached(run, stage) for run in group.runs]) for stage in stages]
     minutes = []
     for stage in stages:
         known = [run.minutes[stage] for run in group.runs if stage in run.minutes]
         minutes.append(f"{sum(known) / len(known):.1f}" if known else NOTHING)
     done = "imported" if group.runs[0].origin else f"{len(group.finished)} of {len(group.runs)}"
-    seeds, episodes = ", ".join(str(run.seed) for run in group.runs), _range([len(run.returns()) for run in group.runs])
+    seeds, episodes = ", ".join(str(run.seed) for run in group.runs), span([len(run.returns()) for run in group.runs])
     return [group.dataset.label, group.label, seeds, *updates, episodes, *minutes, done]
-
-
-def _range(values: Sequence[int]) -> str:
-    return f"{min(values)}" if min(values) == max(values) else f"{min(values)}-{max(values)}"
 
 
 def settings(groups: Sequence[Group]) -> str:

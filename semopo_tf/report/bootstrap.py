@@ -88,11 +88,7 @@ def indices(shape: tuple[int, int], replicates: int, seed: int, place: int = 0) 
       shape: (N, M) of the matrix.
       place: index of the matrix among those of the statistic; each has its own draws.
     """
-    return _draw(np.random.default_rng((seed, place)), shape, replicates)
-
-
-def _draw(generator: np.random.Generator, shape: tuple[int, ...], replicates: int) -> np.ndarray:
-    return generator.integers(shape[0], size=(replicates, *shape))
+    return np.random.default_rng((seed, place)).integers(shape[0], size=(replicates, *shape))
 
 
 def bootstrap(
@@ -116,9 +112,9 @@ def bootstrap(
     block = max(1, BLOCK // max(matrix.size for matrix in given))
     values = []
     for start in range(0, replicates, block):
-        resampled = []
+        count, resampled = min(block, replicates - start), []
         for generator, matrix in zip(generators, given, strict=True):
-            runs = _draw(generator, matrix.shape, min(block, replicates - start))
+            runs = generator.integers(len(matrix), size=(count, *matrix.shape))  # as in `indices`, block by block
             resampled.append(np.take_along_axis(matrix[None], runs, 1))
         values.append(statistic(*resampled))
     tail = (1 - confidence) / 2

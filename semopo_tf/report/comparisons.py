@@ -7,6 +7,7 @@ intervals are too narrow for claims about methods.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -142,10 +143,7 @@ def profiles(scores: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, bo
     """Thresholds, and for every method the fraction of scores above each with its band."""
     lowest, highest = min(each.min() for each in scores.values()), max(each.max() for each in scores.values())
     thresholds = np.linspace(min(0.0, float(lowest)), max(LEAST_REACH, float(highest)), THRESHOLDS)
-
-    def profile(x: np.ndarray) -> np.ndarray:
-        return bootstrap.performance_profile(x, thresholds)
-
+    profile = partial(bootstrap.performance_profile, thresholds=thresholds)
     return thresholds, {label: interval(profile, each) for label, each in scores.items()}
 
 

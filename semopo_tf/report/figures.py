@@ -12,16 +12,17 @@ from semopo_tf.report.run_record import RunRecord, points
 from semopo_tf.report.svg import Bar, Line, Style, bars, lines
 from semopo_tf.report.tables import TIMES
 
-CURVES = (
-    # (heading, stage, metrics: the first of them that a run has)
-    ("image loss, nats per frame", "model", ("image_loss",)),
-    ("reward loss, nats", "model", ("reward_loss",)),
-    ("KL of the policy's state, nats", "model", ("endo_kl", "joint_kl")),
-    ("return in the environment", "policy", ("eval_return",)),
-    ("imagined reward minus penalty, per step", "policy", ("imagined_reward",)),
-    ("penalty, per step", "policy", ("penalty",)),
-)
+CURVES = {
+    # heading: metrics, the first of them that a run has
+    "image loss, nats per frame": ("image_loss",),
+    "reward loss, nats": ("reward_loss",),
+    "KL of the policy's state, nats": ("endo_kl", "joint_kl"),
+    "return in the environment": ("eval_return",),
+    "imagined reward minus penalty, per step": ("imagined_reward",),
+    "penalty, per step": ("penalty",),
+}
 MEASURES = {"mean_norm": "mean of norms", "log_prob_variance": "variance of log-probabilities"}
+POLICY_NORMS = {"actor_grad_norm", "critic_grad_norm"}  # not of a model
 LEAST_POINTS = 2  # of a curve
 UNCERTAINTIES = {
     "Figure 2": "Uncertainty of the policy's state: endogenous and joint",
@@ -34,18 +35,19 @@ def learning_curves(groups: Sequence[Group], style: Style) -> Part:
     """A panel for every dataset and metric."""
     title, panels = "Losses and returns during training", []
     for dataset, same in by_dataset(groups).items():
-        for heading, stage, metrics in CURVES:
-            if curves := [line for group in same for line in _curve(group, stage, metrics)]:
-                svg = lines(f"{dataset.label}\n{heading}", curves, style, x=f"{stage} updates")
-                shows = f"{dataset.label}, {heading}; {_legend(curves)}"
-                panels.append(Panel(f"curves {dataset.label} {metrics[0]}", shows, svg))
-    if not panels:
-        return Part("Curves", title, missing="no run has a metric at two or more steps.")
+        for heading, metrics in CURVES.items():
+            told = (run.stage_of(metric) for group in same for run in group.runs for metric in metrics)
+            stages = list(dict.fromkeys(filter(None, told)))
+            for stage in stages:
+                if curves := [line for group in same for line in _curve(group, stage, metrics)]:
+                    svg = lines(f"{dataset.label}\n{heading}", curves, style, x=f"{stage} updates")
+                    name = " ".join(["curves", dataset.label, metrics[0], *([stage] if len(stages) > 1 else [])])
+                    panels.append(Panel(name, f"{dataset.label}, {heading}; {_legend(curves)}", svg))
     caption = f"""Mean over seeds with a band of one population standard deviation on either side; a single seed has no
         band. {counted(groups)} Values of the model phase are averages over the updates since the last record; returns
         are means over the episodes of one evaluation during training. Thin dotted lines are unfinished runs. The losses
         of models with different likelihoods, or of one stream and two, are not comparable in height."""
-    return figure_part("Curves", title, panels, caption)
+    return figure_part("Curves", title, panels, caption, "no run has a metric at two or more steps.")
 
 
 def gradient_norms(groups: Sequence[Group], style: Style) -> Part:
@@ -53,29 +55,29 @@ def gradient_norms(groups: Sequence[Group], style: Style) -> Part:
     title, panels = "Gradient norms in the model phase", []
     for task in dict.fromkeys(group.dataset.task for group in groups):
         same, curves = [group for group in groups if group.dataset.task == task], []
+        stages: dict[str, None] = {}
         for label in labels(same):
             runs = [run for group in same if group.label == label for run in group.finished]
-            rows = (row for run in runs for row in run.metrics if row["phase"] == "model")
-            for metric in sorted({key for row in rows for key in row if key.endswith("_grad_norm")}):
+            names = {key for run in runs for row in run.metrics for key in row if key.endswith("_grad_norm")}
+            for metric in sorted(names - POLICY_NORMS):
                 name = label if metric == "model_grad_norm" else f"{label}: {metric.removesuffix('_grad_norm')}"
-                curves += _mean_line(name, [points(run, "model", metric) for run in runs])
+                curves += _mean_line(name, [points(run, metric) for run in runs])
+                stages |= dict.fromkeys(filter(None, (run.stage_of(metric) for run in runs)))
         if curves:
             heading = f"{task}: gradient norm"
-            svg = lines(heading, curves, style, x="model updates", log=True)
+            svg = lines(heading, curves, style, x=f"{' or '.join(stages)} updates", log=True)
             panels.append(Panel(f"figure9 {task}", f"{heading}; {_legend(curves)}", svg))
-    if not panels:
-        why = "no finished run has a *_grad_norm in the model phase of its metrics.jsonl."
-        return Part("Figure 9", title, missing=why, command="python train.py ...")
+    why = "no finished run has a *_grad_norm in the model phase of its metrics.jsonl."
     caption = f"""Global norm of the model's gradient before clipping, averaged over the updates of a record; mean over
         the finished runs of all levels and seeds of a task, with a band of one population standard deviation (none for
         a single run). {counted(groups)} A small norm says that the loss is flat, not that the model is good; the scale
         depends on the size of the network and the weights of the losses."""
-    return figure_part("Figure 9", title, panels, caption)
+    return figure_part("Figure 9", title, panels, caption, why, "python train.py ...")
 
 
 def uncertainties(groups: Sequence[Group], style: Style) -> list[Part]:
     """Figures 2, 7 and 8."""
-    measured = [group for group in groups if _with(group, "uncertainty")]
+    measured = [group for group in groups if group.analysed("uncertainty")]
     if not measured:
         why, command = "no finished run has analysis/uncertainty.json.", analyse_command(groups)
         return [Part(name, title, missing=why, command=command) for name, title in UNCERTAINTIES.items()]
@@ -100,10 +102,9 @@ def uncertainties(groups: Sequence[Group], style: Style) -> list[Part]:
             influences; it does not say that the streams are separated correctly.""",
     }
     why = "no separated model is among the runs with analysis/uncertainty.json."
+    command = "python train.py --configs semopo ..."
     return [
-        figure_part(name, title, panels[name], about + captions[name])
-        if panels[name]
-        else Part(name, title, missing=why, command="python train.py --configs semopo ...")
+        figure_part(name, title, panels[name], about + captions[name], why, command)
         for name, title in UNCERTAINTIES.items()
     ]
 
@@ -112,10 +113,10 @@ def action_entropy(groups: Sequence[Group], style: Style) -> Part:
     """Figure 6: a panel for every dataset, from the runs of the first method with the record."""
     title, panels, sources = "Entropy of the actions that the model is trained on", [], []
     for dataset, same in by_dataset(groups).items():
-        group = next((group for group in same if _with(group, "entropy")), None)
+        group = next((group for group in same if group.analysed("entropy")), None)
         if group is None:
             continue
-        entropies = [run.analyses["entropy"] for run in _with(group, "entropy")]
+        entropies = [run.analyses["entropy"] for run in group.analysed("entropy")]
         curves = []
         for rule in ("conservative", "uniform"):
             curves += _mean_line(rule, [dict(enumerate(each["rules"][rule]["entropy"], 1)) for each in entropies])
@@ -123,14 +124,12 @@ def action_entropy(groups: Sequence[Group], style: Style) -> Part:
         panels.append(Panel(f"figure6 {dataset.label}", f"{dataset.label}; {_legend(curves)}", svg))
         epoch = f"epochs of {entropies[0]['updates_per_epoch']} updates"
         sources.append(f"{dataset.label}: {group.label}, n = {len(entropies)} seeds, {epoch}.")
-    if not panels:
-        why = "no finished run has analysis/entropy.json."
-        return Part("Figure 6", title, missing=why, command=analyse_command(groups))
+    why = "no finished run has analysis/entropy.json."
     caption = f"""Differential entropy of the actions in the batches of each epoch: a histogram of every dimension on
         [-1, 1], summed over dimensions as if they were independent, which gives an upper bound. Conservative sampling
         draws from a growing pool, uniform sampling from all episodes. {" ".join(sources)} It depends on the dataset and
         its order, not on the model, and says nothing about returns."""
-    return figure_part("Figure 6", title, panels, caption)
+    return figure_part("Figure 6", title, panels, caption, why, analyse_command(groups))
 
 
 def counted(groups: Iterable[Group], detail: Callable[[Group], str] = lambda group: "") -> str:
@@ -150,7 +149,8 @@ def _curve(group: Group, stage: str, metrics: Sequence[str]) -> list[Line]:
     """The mean over finished runs, and a faint line for every unfinished one."""
 
     def curve(run: RunRecord) -> dict[int, float]:
-        return next((each for metric in metrics if (each := points(run, stage, metric))), {})
+        told = (points(run, metric) for metric in metrics if run.stage_of(metric) == stage)
+        return next(filter(None, told), {})
 
     found = _mean_line(group.label, [curve(run) for run in group.finished])
     for run in group.runs:
@@ -176,18 +176,13 @@ def _legend(curves: Sequence[Line]) -> str:
     return "lines: " + ", ".join(line.label for line in curves)
 
 
-def _with(group: Group, name: str) -> list[RunRecord]:
-    """Finished runs that have an analysis."""
-    return [run for run in group.finished if name in run.analyses]
-
-
 def _streams(group: Group) -> set[str]:
-    runs = _with(group, "uncertainty")
+    runs = group.analysed("uncertainty")
     return {stream for run in runs for stream in run.analyses["uncertainty"]["measures"]["mean_norm"]}
 
 
 def _states(group: Group) -> str:
-    return f" {TIMES} {_with(group, 'uncertainty')[0].analyses['uncertainty']['states']} states"
+    return f" {TIMES} {group.analysed('uncertainty')[0].analyses['uncertainty']['states']} states"
 
 
 def _bars(
@@ -207,7 +202,7 @@ def _bars(
 
 def _pooled(group: Group, measure: str, stream: str) -> Bar | None:
     """Over the states of all seeds; each seed has the same number of them."""
-    measures = [run.analyses["uncertainty"]["measures"][measure] for run in _with(group, "uncertainty")]
+    measures = [run.analyses["uncertainty"]["measures"][measure] for run in group.analysed("uncertainty")]
     each = [streams[stream] for streams in measures if stream in streams]
     means, stds = (np.array([values[key] for values in each]) for key in ("mean", "std"))
     return Bar(float(means.mean()), float(np.sqrt(np.mean(stds**2) + means.var()))) if each else None

@@ -41,6 +41,10 @@ class Group(NamedTuple):
     def finished(self) -> list[RunRecord]:
         return [run for run in self.runs if run.finished]
 
+    def analysed(self, name: str) -> list[RunRecord]:
+        """Finished runs that have an analysis."""
+        return [run for run in self.finished if name in run.analyses]
+
 
 def grouped(runs: Sequence[RunRecord]) -> tuple[list[Group], list[str]]:
     """Groups in the order of the page, and a line for each run that is left out as a duplicate."""
@@ -125,16 +129,17 @@ def _own_settings(run: RunRecord) -> dict[str, str]:
     return own | ({"world_model": "of another run" if own["world_model"] else "own"} if own else {})
 
 
+def _rank(names: Sequence[str], name: str) -> int:
+    """The position of a name, after all others where it is not among them."""
+    return names.index(name) if name in names else len(names)
+
+
 def _dataset_order(dataset: Dataset) -> tuple:
     names = list(paper.table(5))
-    tasks = list(dict.fromkeys(name.split()[0] for name in names))
-    order = [
-        (known.index(name) if name in known else len(known))
-        for known, name in ((tasks, dataset.paper.split()[0]), (names, dataset.paper))
-    ]
-    return (*order, dataset.label)
+    tasks = [name.split()[0] for name in names]
+    return _rank(tasks, dataset.paper.split()[0]), _rank(names, dataset.paper), dataset.label
 
 
 def _method_order(group: Group) -> tuple:
-    order = [*ABLATIONS, *(method for method in paper.METHODS if method not in ABLATIONS)]
-    return (order.index(group.method) if group.method in order else len(order), bool(group.runs[0].origin), group.label)
+    methods = list(dict.fromkeys([*ABLATIONS, *paper.METHODS]))
+    return _rank(methods, group.method), bool(group.runs[0].origin), group.label

@@ -106,8 +106,16 @@ class Panel(NamedTuple):
     svg: bytes
 
 
-def figure_part(name: str, title: str, panels: Sequence[Panel], caption: str) -> Part:
-    """A figure whose panels stand side by side where there is room."""
+def figure_part(
+    name: str, title: str, panels: Sequence[Panel], caption: str, missing: str = "", command: str = ""
+) -> Part:
+    """A figure whose panels stand side by side where there is room.
+
+    Args:
+      missing: why there is no figure where there is no panel, and `command`, what supplies it.
+    """
+    if not panels:
+        return Part(name, title, missing=missing, command=command)
     pictures = "".join(
         f"<img alt='{html.escape(panel.shows, quote=True)}' src='{embedded(panel.svg, 'svg+xml')}'>" for panel in panels
     )

@@ -26,33 +26,23 @@ policies that TIA learned from the distracted pixels; how ours were collected is
 QUOTED = f"""Rows marked paper are the printed values, {paper.SEEDS} seeds; a column without a value above them is a
 method that none of these runs trained."""
 UNNAMED = "no finished run with scores is on a dataset that has the name of one of the paper's."
+UNDISTRACTED = "no finished run with scores is on a dataset dmc_* that has the name of one of the paper's."
+UNCOLOURED = "no finished run on grey data of Table 2 was evaluated with an rgb background."
+OVER_SEEDS = "return and population standard deviation over seeds"
 TABLES = {
     # number: (title, caption, format, why it is missing where no run belongs in it)
-    1: (
-        "Normalised return on LQV-D4RL",
-        "Mean normalised return and population standard deviation over seeds.",
-        ".2f",
-        UNNAMED,
-    ),
+    1: ("Normalised return on LQV-D4RL", f"Mean normalised {OVER_SEEDS}.", ".2f", UNNAMED),
     2: (
         "Normalised return before an rgb background, data grey",
         "As Table 1, but evaluated with --background_color rgb while the data are grey.",
-        ".2f",
-        "no finished run on grey data of Table 2 was evaluated with an rgb background.",
+        *(".2f", UNCOLOURED),
     ),
     4: (
         "Raw return without distractors (V-D4RL)",
-        "Mean return and population standard deviation over seeds; the paper quotes all columns but semopo from the "
-        "V-D4RL paper.",
-        ".0f",
-        "no finished run with scores is on a dataset dmc_* that has the name of one of the paper's.",
+        f"Mean {OVER_SEEDS}; the paper quotes all columns but semopo from the V-D4RL paper.",
+        *(".0f", UNDISTRACTED),
     ),
-    5: (
-        "Raw return on LQV-D4RL",
-        "Mean return and population standard deviation over seeds.",
-        ".0f",
-        UNNAMED,
-    ),
+    5: ("Raw return on LQV-D4RL", f"Mean {OVER_SEEDS}.", ".0f", UNNAMED),
 }
 
 

@@ -15,9 +15,9 @@ from semopo_tf.report.groups import Group, analyse_command, by_dataset
 from semopo_tf.report.page import Part, caption_html, embedded
 from semopo_tf.report.run_record import RunRecord
 from semopo_tf.storage.untrusted import read_whole
+from semopo_tf.storage.video import read_frames
 
 MAX_PICTURE_BYTES = 1 << 26
-MAX_VIDEO_BYTES = 1 << 28
 STRIP_FRAMES = 8  # of a reconstruction video
 ROWS = {
     # of that video, top to bottom
@@ -95,8 +95,7 @@ def strip_html(names: Sequence[str], image: np.ndarray, shows: str) -> str:
 
 def _first(group: Group, name: str) -> RunRecord | None:
     """The first seed that has an analysis with its picture."""
-    known = (run for run in group.finished if name in run.analyses)
-    return next((run for run in known if (run.logdir / "analysis" / f"{name}.png").exists()), None)
+    return next((run for run in group.analysed(name) if (run.logdir / "analysis" / f"{name}.png").exists()), None)
 
 
 def _frames(run: RunRecord) -> str:
@@ -135,7 +134,10 @@ def _rows(run: RunRecord) -> dict[str, np.ndarray]:
 
 
 def _strip(group: Group, run: RunRecord, video: Path) -> str:
-    frames = _video(video)
+    try:
+        frames = np.stack(list(read_frames(video)))
+    except ValueError as error:
+        raise DataError(f"{video}: cannot be read as a video ({error}); remove it") from error
     chosen = np.linspace(0, len(frames) - 1, STRIP_FRAMES).astype(int)
     width, context = frames.shape[2] // max(1, run.settings["video.episodes"]), run.settings["video.context"]
     image = np.concatenate(list(frames[chosen][:, :, :width]), 1)
@@ -143,15 +145,6 @@ def _strip(group: Group, run: RunRecord, video: Path) -> str:
         {video.name}; the first {context} are filtered, the rest are open-loop predictions under the true actions."""
     names = ROWS.get(run.settings["model.kind"], ROWS["joint"])
     return f"<figure>{strip_html(names, image, ' '.join(caption.split()))}{caption_html(caption)}</figure>"
-
-
-def _video(path: Path) -> np.ndarray:
-    """Frames [T, H, W, 3]."""
-    try:
-        read_whole(path, MAX_VIDEO_BYTES)
-        return imageio.imread(path, plugin="FFMPEG")
-    except (OSError, RuntimeError, ValueError, IndexError) as error:
-        raise DataError(f"{path}: cannot be read as a video; remove it") from error
 
 
 def _picture(run: RunRecord, name: str) -> np.ndarray:

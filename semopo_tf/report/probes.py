@@ -1,7 +1,6 @@
 """The table of linear probes, from analysis/probe.json of the runs on the testbed."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ finds nothing does not prove that nothing is there."""
 def probe_part(groups: Sequence[Group]) -> Part:
     """A row for each method and stream."""
     title = "Linear probes of the true states"
-    probed = {number: runs for number, group in enumerate(groups) if (runs := _probed(group))}
+    probed = {number: runs for number, group in enumerate(groups) if (runs := group.analysed("probe"))}
     if not probed:
         why = "no finished run has analysis/probe.json; only the testbed (exbmdp_*) stores true states."
         return Part("Probes", title, missing=why, command="python -m semopo_tf.probe --logdir LOGDIR")
@@ -39,10 +38,6 @@ def probe_part(groups: Sequence[Group]) -> Part:
     return table_part("Probes", title, Table("probes", header, rows), CAPTION)
 
 
-def _probed(group: Group) -> list[RunRecord]:
-    return [run for run in group.finished if "probe" in run.analyses]
-
-
 def _paths(stream: str, quantities: Sequence[str]) -> list[tuple[str, ...]]:
     """Where probe.json has the columns of a stream's row; an empty path where it has none."""
     reward = ("reward_r2",) if stream != "exo" else ()
@@ -52,13 +47,7 @@ def _paths(stream: str, quantities: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _cell(runs: Sequence[RunRecord], path: Sequence[str]) -> str:
-    values = []
-    for run in runs:
-        value: Any = run.analyses["probe"]
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float):
-            values.append(value)
+    values = [value for run in runs if isinstance(value := run.probed(*path), int | float)]
     if not values:
         return NOTHING
     return f"{np.mean(values):.2f}" if len(values) == 1 else f"{np.mean(values):.2f} ± {np.std(values):.2f}"

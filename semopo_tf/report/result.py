@@ -7,6 +7,7 @@ from semopo_tf.report.groups import Dataset
 from semopo_tf.report.page import Panel, Part, figure_part
 from semopo_tf.report.scores import Score, ScoreTable
 from semopo_tf.report.svg import Dots, Style, dots
+from semopo_tf.report.tables import span
 
 LISTED_DATASETS = 3  # in the sentence; more of them are counted
 CAPTION = """Mean return of an episode. A dot is one seed (the mean over its episodes at the last evaluated update), a
@@ -44,25 +45,20 @@ def returns_part(table: ScoreTable, style: Style) -> Part:
         data = card["returns"] if card else None
         rows = [Dots("the data", [], data["mean"], (data["min"], data["max"]))] if data else []
         for score in scores:
-            rows.append(
-                Dots(score.group.label, [float(each.mean()) for each in score.returns.values()], score.raw.mean)
-            )
+            seeds = [float(each.mean()) for each in score.returns.values()]
+            rows.append(Dots(score.group.label, seeds, score.raw.mean))
         shows = "; ".join(f"{row.label} {row.mean:.1f}" for row in rows)
         svg = dots(dataset.label, rows, style, x="return of an episode", marks=bounds[:2] if bounds else ())
         panels.append(Panel(f"return {dataset.label}", f"{dataset.label}, mean return: {shows}", svg))
-    title = "The return of each method beside its data"
-    if not panels:
-        why, command = "no finished run has scores.", "python evaluate.py --logdir LOGDIR"
-        return Part("Return", title, missing=why, command=command)
-    return figure_part("Return", title, panels, CAPTION)
+    title, why = "The return of each method beside its data", "no finished run has scores."
+    return figure_part("Return", title, panels, CAPTION, why, "python evaluate.py --logdir LOGDIR")
 
 
 def _on_dataset(table: ScoreTable, dataset: Dataset, scores: Sequence[Score]) -> str:
     """`on <data>, <method> has the highest mean return ...`"""
     best, card = max(scores, key=lambda score: score.raw.mean), table.cards[dataset]
-    has = (
-        f" has the highest mean return of {len(scores)} methods:" if len(scores) > 1 else ", the only method, averages"
-    )
+    several = f" has the highest mean return of {len(scores)} methods:"
+    has = several if len(scores) > 1 else ", the only method, averages"
     seeds = f"{_number(best.raw.seeds, 'seed')} of {_number(best.raw.episodes, 'episode')}"
     over = f"the {_number(card['episodes'], 'episode')} of its data" if card else ""
     data = f", against {card['returns']['mean']:.1f} over {over}" if card else ""
@@ -79,16 +75,12 @@ def _counted(table: ScoreTable, compared: Mapping[Dataset, Sequence[Score]]) -> 
     above = sum(best[dataset].raw.mean > mean for dataset, mean in data.items())
     seeds = [score.raw.seeds for scores in compared.values() for score in scores]
     episodes = [len(each) for scores in compared.values() for score in scores for each in score.returns.values()]
-    text += f", with {_range(seeds)} seeds of {_range(episodes)} episodes"
+    text += f", with {span(seeds, ' to ')} seeds of {span(episodes, ' to ')} episodes"
     return f"{text}; on {above} of the {len(data)} datasets with a card it is above the mean return of the data"
 
 
 def _number(count: int | str, noun: str) -> str:
     return f"{count} {noun}{'' if str(count) == '1' else 's'}"
-
-
-def _range(values: Sequence[int]) -> str:
-    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
 
 def _listing(names: Sequence[str]) -> str:

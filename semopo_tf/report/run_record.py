@@ -23,9 +23,10 @@ MAX_ANALYSIS_BYTES = 1 << 24
 LEVELS = ("random", "medrep", "medium")
 STREAMS = ("endo", "exo", "joint")
 MEASURES = ("mean_norm", "log_prob_variance")
-# Entry of a card's background -> setting of an environment.
+# Setting of an environment -> entry of a card's background.
 BACKGROUND = {
-    **{"source": "background", "color": "background_color", "split": "background_split"},
+    **{f"background_{key}": key for key in ("color", "split")},
+    "background": "source",
     "mask_rule": "mask_rule",
 }
 # Patterns of the files (`schema.unfit`): these keys at least; one that ends with `?` may be absent.
@@ -36,25 +37,24 @@ METRIC = {"phase": str, "step": int}
 TIMING = {"phase": str, "time": float, "start?": bool}
 SCORE = {"phase": str, "step": int, "episode_seed": int, "return": float, "source": str, "environment?": dict}
 ENTROPY = {"entropy": [float], "pool": [int]}
+
+
+def _streams(pattern: Any) -> dict[str, Any]:
+    """The pattern of an object that may have an entry for every stream."""
+    return {f"{stream}?": pattern for stream in STREAMS}
+
+
+UNCERTAINTY = _streams({"mean": float, "std": float})
 ANALYSES: dict[str, dict[str, Any]] = {
-    "probe": {
-        "r2": {f"{stream}?": dict for stream in STREAMS},
-        "open_loop": {f"{stream}?": dict for stream in STREAMS},
-        "reward_r2": float,
-    },
+    "probe": {"r2": _streams(dict), "open_loop": _streams(dict), "reward_r2": float},
     "uncertainty": {
         "states": int,
-        "measures": {
-            measure: {f"{stream}?": {"mean": float, "std": float} for stream in STREAMS} for measure in MEASURES
-        },
-        "frames": {"groups": [[list]], "values": {f"{stream}?": [[float]] for stream in STREAMS}},
+        "measures": dict.fromkeys(MEASURES, UNCERTAINTY),
+        "frames": {"groups": [[list]], "values": _streams([[float]])},
     },
     "reconstruction": {"rows": [str], "frames": int, "size": int, "places": [list], "mse": dict},
     "entropy": {
-        "epochs": int,
-        "updates_per_epoch": int,
-        "bins": int,
-        "dimensions": int,
+        **dict.fromkeys(("epochs", "updates_per_epoch", "bins", "dimensions"), int),
         "rules": {"conservative": ENTROPY, "uniform": ENTROPY},
     },
 }
@@ -82,6 +82,10 @@ class RunRecord(NamedTuple):
         """Stages of learning in the order of the run."""
         return list(dict.fromkeys(row["phase"] for row in self.metrics))
 
+    def stage_of(self, metric: str) -> str:
+        """The last stage that recorded a metric; empty where none has."""
+        return next((row["phase"] for row in reversed(self.metrics) if metric in row), "")
+
     @property
     def card(self) -> dict[str, Any]:
         """The card of the dataset; empty where there is none."""
@@ -108,11 +112,18 @@ class RunRecord(NamedTuple):
         """Returns of the episodes at the last evaluated step, in environments of this condition."""
         return [row["return"] for row in self.scores if self.condition(row) == condition]
 
+    def probed(self, *path: str) -> Any:
+        """The entry of analysis/probe.json at a path of keys; None where there is none."""
+        entry: Any = self.analyses.get("probe")
+        for key in path:
+            entry = entry.get(key) if isinstance(entry, dict) else None
+        return entry
+
     def _usual(self) -> dict[str, Any]:
         """The environment of the dataset's card; without one, that of the final evaluation."""
         environment, background = self.card.get("environment", {}), self.card.get("background", {})
         if background.get("source", "none") != "none":
-            return environment | {new: background[old] for old, new in BACKGROUND.items() if old in background}
+            return environment | {key: background[name] for key, name in BACKGROUND.items() if name in background}
         evaluated = (row for row in reversed(self.scores) if row["source"] == "train" and "environment" in row)
         return next((row["environment"] for row in evaluated), environment)
 
@@ -127,7 +138,7 @@ def read_run(logdir: Path) -> RunRecord:
     imported, ours = ((logdir / name).is_file() for name in ("origin.json", "config.yaml"))
     metrics = _records(logdir / "metrics.jsonl", METRIC) if imported or ours else []
     if not imported and not metrics:
-        raise ConfigError(f"{logdir}: expected the logdir of a run with metrics, found none")
+        raise ConfigError(f"{logdir}: expected the logdir of a run with metrics, received none")
     stages = list(dict.fromkeys(row["phase"] for row in metrics))
     scores = _newest(_records(logdir / "scores.jsonl", SCORE), stages)
     if imported:
@@ -153,9 +164,10 @@ def phase_minutes(logdir: Path) -> dict[str, float]:
     return minutes
 
 
-def points(run: RunRecord, phase: str, metric: str) -> dict[int, float]:
-    """{step: value} of a metric, where it is a finite number."""
-    rows = (row for row in run.metrics if row["phase"] == phase and type(row.get(metric)) in (int, float))
+def points(run: RunRecord, metric: str) -> dict[int, float]:
+    """{step: value} of a metric in the last stage that recorded it, where it is a finite number."""
+    stage = run.stage_of(metric)
+    rows = (row for row in run.metrics if row["phase"] == stage and type(row.get(metric)) in (int, float))
     return {row["step"]: float(row[metric]) for row in rows if math.isfinite(row[metric])}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from semopo_tf.report import paper
 from semopo_tf.report.groups import Dataset, Group, by_dataset, labels
 from semopo_tf.report.run_record import RunRecord
-from semopo_tf.report.tables import TIMES
+from semopo_tf.report.tables import TIMES, span
 
 STATISTICS = ("mean", "std", "min", "p25", "median", "p75", "max")  # of the episodes' returns, in a complete card
 
@@ -103,9 +103,8 @@ def score_table(groups: Sequence[Group], rule: str) -> ScoreTable:
 def spread(values: Iterable[np.ndarray]) -> Spread:
     """Of the mean over each seed's episodes; `values` has one array per seed."""
     means, counts = zip(*((each.mean(), len(each)) for each in values), strict=True)
-    low, high = min(counts), max(counts)
     std = float(np.std(means)) if len(means) > 1 else np.nan
-    return Spread(float(np.mean(means)), std, len(means), f"{low}" if low == high else f"{low}-{high}")
+    return Spread(float(np.mean(means)), std, len(means), span(counts))
 
 
 def _bounds(task: str, rule: str, groups: Iterable[Group]) -> Bounds | None:

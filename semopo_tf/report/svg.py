@@ -63,15 +63,10 @@ class Style:
     def __init__(self, labels: Sequence[str]):
         self._numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
 
-    def color(self, label: str) -> str:
-        return COLORS[self._number(label) % len(COLORS)]
-
-    def dashes(self, label: str) -> str:
-        number = self._number(label)
-        return DASHES[(number + number // len(COLORS)) % len(DASHES)]
-
-    def _number(self, label: str) -> int:
-        return self._numbers.setdefault(label, len(self._numbers))
+    def of(self, label: str) -> tuple[str, str]:
+        """(colour, dashes); a new label gets the next number."""
+        number = self._numbers.setdefault(label, len(self._numbers))
+        return COLORS[number % len(COLORS)], DASHES[(number + number // len(COLORS)) % len(DASHES)]
 
 
 def _drawn(draw: Callable[..., "Figure"]) -> Callable[..., bytes]:
@@ -93,23 +88,23 @@ def _drawn(draw: Callable[..., "Figure"]) -> Callable[..., bytes]:
 
 @_drawn
 def lines(title: str, curves: Sequence[Line], style: Style, *, x: str, y: str = "", log: bool = False) -> "Figure":
+    """Curves over one axis; those of `faint_of` are thin and dotted."""
     figure, axes = _panel(title)
     for line in curves:
-        color, dashes = style.color(line.faint_of or line.label), ":" if line.faint_of else style.dashes(line.label)
-        marker, width = "o" if np.size(line.x) < 12 else "", 0.9 if line.faint_of else 1.6
-        drawn: dict[str, Any] = {
-            "color": color,
-            "linestyle": dashes,
-            "linewidth": width,
-            "marker": marker,
-            "markersize": 3,
-        }
-        axes.plot(line.x, line.y, label=line.label, **drawn)
+        color, dashes = style.of(line.faint_of or line.label)
+        linestyle, width = (":", 0.9) if line.faint_of else (dashes, 1.6)
+        marker = "o" if np.size(line.x) < 12 else ""
+        drawn: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": width, "marker": marker}
+        axes.plot(line.x, line.y, label=line.label, markersize=3, **drawn)
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, linewidth=0)
     axes.set(xlabel=x, ylabel=y)
     if log:
-        _logarithmic(axes)
+        from matplotlib.ticker import LogFormatter
+
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     _legend(figure, axes)
     return figure
 
@@ -128,12 +123,8 @@ def bars(title: str, series: Mapping[str, Mapping[str, Bar]], style: Style, *, y
     for number, (label, each) in enumerate(series.items()):
         x = [positions.index(position) + (number - (len(series) - 1) / 2) * width for position in each]
         heights, stds = [bar.value for bar in each.values()], [bar.std for bar in each.values()]
-        whiskers: dict[str, Any] = {
-            "yerr": [np.minimum(heights, stds), stds],
-            "capsize": 2,
-            "error_kw": {"linewidth": 0.9},
-        }
-        axes.bar(x, heights, width * 0.92, color=style.color(label), label=label, **whiskers)
+        whiskers: dict[str, Any] = {"yerr": [np.minimum(heights, stds), stds], "error_kw": {"linewidth": 0.9}}
+        axes.bar(x, heights, width * 0.92, color=style.of(label)[0], label=label, capsize=2, **whiskers)
     names = [position.replace(" ", "\n", 1) for position in positions]
     turned = len(positions) * max(len(line) for name in names for line in name.split("\n")) > AXIS_LETTERS
     rotation, alignment = (25, "right") if turned else (0, "center")
@@ -176,7 +167,7 @@ def dots(title: str, rows: Sequence[Dots], style: Style, *, x: str, marks: Seque
     figure, axes = _panel(title, height=0.9 + (0.26 + 0.14 * tallest) * len(rows))
     axes.use_sticky_edges = False  # a margin on both sides of the grey bar
     for y, row in zip(range(len(rows))[::-1], rows, strict=True):
-        color = GREY if row.range else style.color(row.label)
+        color = GREY if row.range else style.of(row.label)[0]
         if row.range:
             axes.barh(y, row.range[1] - row.range[0], 0.5, left=row.range[0], color=GREY, alpha=0.35)
         axes.plot([row.mean] * 2, [y - 0.36, y + 0.36], color=color, linewidth=2.2)
@@ -196,15 +187,6 @@ def _panel(title: str, height: float = SIZE[1]) -> tuple["Figure", "Axes"]:
     axes = figure.subplots()
     axes.set_title(title)
     return figure, axes
-
-
-def _logarithmic(axes: "Axes") -> None:
-    """A logarithmic y axis, labelled with plain numbers."""
-    from matplotlib.ticker import LogFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:

@@ -1,4 +1,4 @@
-"""A table as HTML, CSV and LaTeX. Text after a newline in a cell is set small."""
+"""Tables as HTML, CSV and LaTeX, where text after a newline in a cell is set small; and as plain text."""
 
 import csv
 import html
@@ -56,6 +56,12 @@ class Table(NamedTuple):
         return {f"tables/{self.name}.csv": self.csv(), f"tables/{self.name}.tex": self.tex()}
 
 
+def span(values: Sequence[int], between: str = "-") -> str:
+    """The smallest and the largest of some numbers; one number where all are equal."""
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low}{between}{high}"
+
+
 def _kind(row: Sequence[str]) -> str:
     return f" class={PAPER}" if len(row) > 1 and row[1] == PAPER else ""
 
@@ -68,3 +74,14 @@ def _lines(cell: str) -> str:
 def _tex(cell: str) -> str:
     figure, *small = ("".join(TEX.get(letter, letter) for letter in line) for line in cell.split("\n"))
     return figure + "".join(rf" {{\scriptsize ({line})}}" for line in small)
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: str = ">") -> str:
+    """Plain text, a line for each row.
+
+    Args:
+      numbers: alignment of all columns but the first, `>` right or `<` left.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    forms = [f"<{widths[0]}", *(f"{numbers}{width}" for width in widths[1:])]
+    return "\n".join("  ".join(map(format, row, forms)).rstrip() for row in rows)

@@ -22,16 +22,20 @@ import numpy as np
 
 import semopo_tf
 from semopo_tf.errors import CheckpointError, StorageError
+from semopo_tf.run.directory import replace_directory, set_aside
 from semopo_tf.storage import npz
-from semopo_tf.storage.files import FILES, Files, free_memory, temporary_sibling, write_aside
+from semopo_tf.storage.files import FILES, Files, free_memory
+from semopo_tf.storage.schema import unfit
 from semopo_tf.storage.untrusted import parse_json, read_whole
 
 FORMAT = 1
 PATTERN = re.compile(r"ckpt-([a-z]+)-([0-9]{9})")
 MEMBERS = ("tensors.npz", "state.json")
 MANIFEST = "MANIFEST.json"
-# Required fields of a state, besides phase and step.
-STATE = {"metrics_size": int, "timing_size": int, "sums": list, "count": int}
+# The fields of a manifest, of its entries and of a state.
+MANIFEST_FORM = {"format": int, "files": dict}
+ENTRY = {"size": int, "sha256": str}
+STATE = {"phase": str, "step": int, "metrics_size": int, "timing_size": int, "sums": list, "count": int}
 TEXT_BYTES = 1 << 24  # largest manifest or state
 RELISTINGS = 20  # attempts of a reader while a writer removes what it has just listed
 PICKLES = (".pkl", ".pickle")
@@ -71,45 +75,20 @@ def save(
             f"{names[0]}: not finite at {phase} step {step}; not saved, the previous checkpoint stays the newest"
         )
     target = logdir / name_of(phase, step)
-    if _is_good(target):
-        return target
-    content: dict[str, bytes | memoryview] = {
-        "tensors.npz": npz.pack(tensors),
-        "state.json": _state_json(phase, step, state),
-    }
+    with contextlib.suppress(CheckpointError):
+        return load(target).path
+    facts = {**state, "phase": phase, "step": step, "version": semopo_tf.__version__}
+    content: dict[str, bytes | memoryview] = {"tensors.npz": npz.pack(tensors), "state.json": _json(facts)}
+    entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
     try:
-        _write(target, content, files)
+        replace_directory(target, content | {MANIFEST: _json({"format": FORMAT, "files": entries})}, files)
     except OSError as error:
-        for left in (temporary_sibling(target), _aside(target)):
-            files.remove_tree(left)
         raise StorageError(
             f"{target}: the checkpoint cannot be written ({error.strerror}); it needs "
             f"{_megabytes(sum(map(len, content.values())))}, {_free(logdir, files)} are free; free some space and run "
             "again, the previous checkpoint is good"
         ) from error
     return target
-
-
-def _write(target: Path, content: Mapping[str, bytes | memoryview], files: Files) -> None:
-    """Write a checkpoint directory, which gets its name once everything is on the disk."""
-    entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
-    temporary = write_aside(target, {**content, MANIFEST: _json({"format": FORMAT, "files": entries})}, files)
-    damaged = _set_aside(target, files) if os.path.lexists(target) else None
-    files.rename(temporary, target)
-    files.sync_directory(target.parent)
-    if damaged:
-        files.remove_tree(damaged)
-
-
-def _aside(path: Path) -> Path:
-    return temporary_sibling(path.with_name(f"{path.name}-old"))
-
-
-def _set_aside(path: Path, files: Files) -> Path:
-    """Rename a checkpoint to a hidden name, and return that."""
-    files.remove_tree(_aside(path))
-    files.rename(path, _aside(path))
-    return _aside(path)
 
 
 def prune(logdir: Path, phases: Sequence[str], *, keep: int, files: Files = FILES) -> list[str]:
@@ -127,7 +106,7 @@ def prune(logdir: Path, phases: Sequence[str], *, keep: int, files: Files = FILE
         return []
     try:
         load(paths[-1])
-        aside = [_set_aside(path, files) for path in surplus]
+        aside = [set_aside(path, files) for path in surplus]
         files.sync_directory(logdir)
     except (CheckpointError, OSError) as error:
         return [f"{error}; no older checkpoint is removed"]
@@ -175,25 +154,18 @@ def load_newest(logdir: Path, phases: Sequence[str]) -> tuple[Checkpoint | None,
         if not paths:
             _refuse_pickle(logdir)
             return None, []
-        checkpoint, faults = _newest_good(paths)
-        if checkpoint:
-            return checkpoint, faults
+        faults: list[str] = []
+        for path in reversed(paths):
+            try:
+                return load(path), faults
+            except CheckpointError as error:
+                faults.append(f"{error}; using an older one")
         if all(os.path.lexists(path) for path in paths):
             break
     raise CheckpointError(
         f"{logdir}: none of {len(paths)} checkpoints can be used: {' | '.join(faults)}; move the folder away to start "
         "afresh"
     )
-
-
-def _newest_good(paths: Sequence[Path]) -> tuple[Checkpoint | None, list[str]]:
-    faults: list[str] = []
-    for path in reversed(paths):
-        try:
-            return load(path), faults
-        except CheckpointError as error:
-            faults.append(f"{error}; using an older one")
-    return None, faults
 
 
 def listed(logdir: Path, phases: Sequence[str]) -> list[Path]:
@@ -225,8 +197,8 @@ def load(path: Path) -> Checkpoint:
         ) from error
     if names := npz.not_finite(tensors):
         raise CheckpointError(f"{path}: {_short(names[0])} is not finite")
-    phase, step, state = _state(path, content["state.json"])
-    return Checkpoint(path, phase, step, tensors, state)
+    state = _state(path, content["state.json"])
+    return Checkpoint(path, state["phase"], state["step"], tensors, state)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -234,28 +206,26 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         data = _read(path / MANIFEST, TEXT_BYTES)
         manifest = parse_json(data)
-        form = manifest["format"]
-        if type(form) is int and form != FORMAT:
-            received = f"{form} of semopo_tf {_writer(path)}"
-            raise CheckpointError(
-                f"{path}: expected checkpoint format {FORMAT}, received {received}; use the version that wrote it"
-            )
-        entries = {
-            name: {"size": entry["size"], "sha256": entry["sha256"]} for name, entry in manifest["files"].items()
-        }
-        canonical = _json({"format": FORMAT, "files": entries})
-    except CheckpointError:
-        raise
+        if wrong := unfit(manifest, MANIFEST_FORM):
+            raise ValueError(wrong)
     except npz.MALFORMED as error:
         raise CheckpointError(f"{path}: incomplete, no readable {MANIFEST}") from error
+    if manifest["format"] != FORMAT:
+        received = f"{manifest['format']} of semopo_tf {_writer(path)}"
+        raise CheckpointError(
+            f"{path}: expected checkpoint format {FORMAT}, received {received}; use the version that wrote it"
+        )
+    entries = manifest["files"]
     if different := sorted(set(entries) ^ set(MEMBERS)):
         raise CheckpointError(
             f"{path}: expected the files {', '.join(MEMBERS)} in the manifest, different: "
             f"{_short(', '.join(different))}"
         )
-    if data != canonical or any(type(entry["size"]) is not int for entry in entries.values()):
-        raise CheckpointError(f"{path}: {MANIFEST} differs from what was written")
-    return entries
+    if not unfit(entries, dict.fromkeys(MEMBERS, ENTRY)):
+        plain = {name: {key: entry[key] for key in ENTRY} for name, entry in entries.items()}
+        if data == _json({"format": FORMAT, "files": plain}):
+            return plain
+    raise CheckpointError(f"{path}: {MANIFEST} differs from what was written")
 
 
 def _writer(path: Path) -> str:
@@ -285,26 +255,26 @@ def _read(path: Path, limit: int) -> bytes:
     return read_whole(path, limit)[0]
 
 
-def _state(path: Path, data: bytes) -> tuple[str, int, dict[str, Any]]:
-    """Phase, step and state from state.json; phase and step must match the directory's name."""
+def _state(path: Path, data: bytes) -> dict[str, Any]:
+    """The content of state.json, whose phase and step must match the directory's name."""
     try:
         state = parse_json(data)
-        phase, step = state["phase"], state["step"]
-        wrong = [key for key, kind in STATE.items() if type(state[key]) is not kind or (kind is int and state[key] < 0)]
+        if wrong := unfit(state, STATE):
+            raise ValueError(wrong)
     except npz.MALFORMED as error:
         raise CheckpointError(
-            f"{path / 'state.json'}: expected an object with phase, step, {', '.join(STATE)} ({_short(error)})"
+            f"{path / 'state.json'}: expected an object with {', '.join(STATE)} ({_short(error)})"
         ) from error
-    if wrong or not all(type(value) is float for value in state["sums"]):
+    sizes = (state["metrics_size"], state["timing_size"], state["count"])
+    if min(sizes) < 0 or not all(type(value) is float for value in state["sums"]):
         raise CheckpointError(
             f"{path / 'state.json'}: expected sums to be a list of numbers and sizes to be at least 0, received others"
         )
     match = PATTERN.fullmatch(path.name)
-    if type(phase) is not str or type(step) is not int or (match and (phase, step) != (match[1], int(match[2]))):
-        raise CheckpointError(
-            f"{path}: expected a state of the same phase and step, received {_short(phase)} {_short(step)}"
-        )
-    return phase, step, state
+    if match and (state["phase"], state["step"]) != (match[1], int(match[2])):
+        received = f"{_short(state['phase'])} {_short(state['step'])}"
+        raise CheckpointError(f"{path}: expected a state of the same phase and step, received {received}")
+    return state
 
 
 def _refuse_file(path: Path) -> NoReturn:
@@ -322,17 +292,6 @@ def _refuse_pickle(logdir: Path) -> None:
     for path in [logdir, *logdir.glob("variables.p*")]:
         if path.suffix in PICKLES and not path.is_dir():
             _refuse_file(path)
-
-
-def _is_good(path: Path) -> bool:
-    try:
-        return bool(load(path))
-    except CheckpointError:
-        return False
-
-
-def _state_json(phase: str, step: int, state: Mapping[str, Any]) -> bytes:
-    return _json({**state, "phase": phase, "step": step, "version": semopo_tf.__version__})
 
 
 def _json(tree: Mapping[str, Any]) -> bytes:

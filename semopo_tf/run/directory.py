@@ -1,4 +1,4 @@
-"""The run directory: locking it, and surviving a full disk or a closed output.
+"""The run directory: locking it, replacing directories in it, and surviving a full disk or a closed output.
 
 `metrics.jsonl` is deterministic: one JSON object per line with `phase` and `step`, no wall-clock time. Times go to
 `timing.jsonl`.
@@ -9,12 +9,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from semopo_tf.errors import DataError, StorageError
-from semopo_tf.storage.files import FILES, Files, locked, temporary_sibling
+from semopo_tf.storage.files import FILES, Files, locked, temporary_sibling, write_aside
 from semopo_tf.storage.records import read_records
 
 WARNING_SECONDS = 60.0
@@ -49,6 +49,36 @@ def open_run(logdir: Path, files: Files = FILES) -> Iterator[None]:
                 "machine stopped"
             )
         yield
+
+
+def replace_directory(target: Path, content: Mapping[str, bytes | memoryview], files: Files = FILES) -> None:
+    """Write a directory, its files in order. It gets its name, and replaces what has it, once all is on the disk.
+
+    Raises:
+      OSError: when the disk refuses; the attempt is cleaned up.
+    """
+    try:
+        temporary = write_aside(target, content, files)
+        old = set_aside(target, files) if os.path.lexists(target) else None
+        files.rename(temporary, target)
+        files.sync_directory(target.parent)
+    except OSError:
+        for left in (temporary_sibling(target), _aside(target)):
+            files.remove_tree(left)
+        raise
+    if old:
+        files.remove_tree(old)
+
+
+def set_aside(path: Path, files: Files = FILES) -> Path:
+    """Rename a directory that will be removed to a hidden name, and return that."""
+    files.remove_tree(_aside(path))
+    files.rename(path, _aside(path))
+    return _aside(path)
+
+
+def _aside(path: Path) -> Path:
+    return temporary_sibling(path.with_name(f"{path.name}-old"))
 
 
 @contextlib.contextmanager

@@ -19,23 +19,19 @@ from semopo_tf.engine.compiling import compiled
 from semopo_tf.engine.loop import StageLoop
 from semopo_tf.errors import DataError, StorageError
 from semopo_tf.random import Key
+from semopo_tf.run.directory import replace_directory
 from semopo_tf.storage import npz
-from semopo_tf.storage.files import FILES, Files, free_memory, temporary_sibling, write_aside
+from semopo_tf.storage.files import FILES, Files, free_memory
 from semopo_tf.storage.npz import not_finite
-from semopo_tf.storage.untrusted import parse_json, read_whole
+from semopo_tf.storage.schema import read_object, unfit
+from semopo_tf.storage.untrusted import read_whole
 from semopo_tf.types import Batch, Learner, Stage
 
-MAX_FACTS = 1 << 24  # bytes
 SHOWN = 3  # names in a message
 FIELDS = {
-    "phase": str,
-    "step": int,
-    "seed": int,
-    "image_size": int,
-    "action_size": int,
-    "not_finite": list,
-    "checkpoint": str,
-    "device": str,
+    **dict.fromkeys(("phase", "checkpoint", "device"), str),
+    **dict.fromkeys(("step", "seed", "image_size", "action_size"), int),
+    "not_finite": [str],
 }
 
 
@@ -109,12 +105,8 @@ def write(
         "state.npz": npz.pack(state),
     }
     try:
-        temporary = write_aside(target, content, files)
-        files.remove_tree(target)
-        files.rename(temporary, target)
-        files.sync_directory(logdir)
+        replace_directory(target, content, files)
     except OSError as error:
-        files.remove_tree(temporary_sibling(target))
         raise StorageError(f"{target}: cannot be written ({error.strerror}); free some space") from error
     return target
 
@@ -125,18 +117,14 @@ def read(path: Path) -> Dump:
     Raises:
       DataError: when it is not a dump, or damaged.
     """
+    remedy = "give the dump of a stopped run, as this version writes it"
+    facts = read_object(path / "dump.json", lambda facts: unfit(facts, FIELDS), remedy)
     try:
-        facts = parse_json(read_whole(path / "dump.json", MAX_FACTS)[0])
-        wrong = [name for name, kind in FIELDS.items() if not isinstance(facts.get(name), kind)]
-        if wrong:
-            raise DataError(f"{path / 'dump.json'}: expected the field {wrong[0]}; it was written by another version")
         batch, state = (
             npz.unpack(read_whole(path / name, free_memory() or sys.maxsize)[0]) for name in ("batch.npz", "state.npz")
         )
         return Dump(facts, Batch(**batch), state)
     except npz.MALFORMED as error:
-        if isinstance(error, DataError):
-            raise
         reason = type(error).__name__
         raise DataError(
             f"{path}: expected the dump of a stopped run (dump.json, batch.npz, state.npz), received none or a "

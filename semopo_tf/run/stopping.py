@@ -39,12 +39,7 @@ class Stop:
         self._unsaved = False
         self._save = False
         self._first_heard = 0.0
-        self._signal: signal.Signals | None = None
-
-    @property
-    def signal(self) -> signal.Signals | None:
-        """The signal that asked the run to stop, if one did."""
-        return self._signal
+        self.signal: signal.Signals | None = None  # the one that asked the run to stop, if one did
 
     def unsaved(self) -> None:
         """From now on a signal must wait until the trainer has saved."""
@@ -61,10 +56,9 @@ class Stop:
         """
         with self._lock:
             self._unsaved = False
-        if self._signal:
+        if self.signal:
             raise Stopped(
-                f"stopped by {self._signal.name} at {where}, which is saved; the same command goes on",
-                128 + self._signal,
+                f"stopped by {self.signal.name} at {where}, which is saved; the same command goes on", 128 + self.signal
             )
 
     def take_save(self) -> bool:
@@ -80,9 +74,9 @@ class Stop:
             return
         with self._lock:
             now = time.monotonic()
-            if self._unsaved and self._signal is None:
-                self._signal, self._first_heard = signal.Signals(number), now
-            if self._signal and now - self._first_heard <= ONE_REQUEST_SECONDS:
+            if self._unsaved and self.signal is None:
+                self.signal, self._first_heard = signal.Signals(number), now
+            if self.signal and now - self._first_heard <= ONE_REQUEST_SECONDS:
                 return
         end(signal.Signals(number))
 

@@ -63,6 +63,7 @@ class Trainer:
         make_learner: Callable[..., Learner] = build.make_learner,
     ):
         self._config, self._logdir = config, logdir
+        self._batch = {"batch": config.batch.size, "length": config.batch.length}
         self._stop = stop or Stop()
         self._saved = ""  # name of the newest checkpoint
         self._make_learner = make_learner
@@ -101,15 +102,10 @@ class Trainer:
         if path.exists():
             dataset.require_files(read_run_data(self._logdir)["files"])
             return
-        columns = zip(
-            dataset.manifest["files"],
-            dataset.length.tolist(),
-            dataset.returns.tolist(),
-            dataset.native_returns.tolist(),
-            strict=True,
-        )
+        columns = {"length": dataset.length, "return": dataset.returns, "native_return": dataset.native_returns}
         files = [
-            file | {"length": length, "return": own, "native_return": native} for file, length, own, native in columns
+            file | {name: column[index].item() for name, column in columns.items()}
+            for index, file in enumerate(dataset.manifest["files"])
         ]
         facts = {"image_size": height, "action_size": dataset.action.shape[1], "card": self._card, "files": files}
         write_whole(path, json.dumps(facts, indent=1).encode())
@@ -118,24 +114,20 @@ class Trainer:
         """Fail now rather than at the first evaluation, hours later."""
         environment = make_environment(self._config.task, self._settings)
         environment.close()
-        stored, rendered = self._dataset.frames.shape[1:], tuple(environment.image_shape)
-        if stored != rendered:
-            raise DataError(
-                f"{self._dataset.directory}: images of {list(stored)}, but {self._config.task} shows {list(rendered)}; "
-                "correct --env.size"
-            )
-        expected, received = self._dataset.action.shape[1], environment.action_size
-        if expected != received:
-            raise DataError(
-                f"{self._dataset.directory}: actions of size {expected}, but {self._config.task} takes {received}; "
-                "correct --task"
-            )
+        frames, actions = self._dataset.frames, self._dataset.action
+        for what, stored, verb, real, flag in (
+            ("images of", list(frames.shape[1:]), "shows", list(environment.image_shape), "--env.size"),
+            ("actions of size", actions.shape[1], "takes", environment.action_size, "--task"),
+        ):
+            if stored != real:
+                raise DataError(
+                    f"{self._dataset.directory}: {what} {stored}, but {self._config.task} {verb} {real}; correct {flag}"
+                )
 
     def _make_parts(self) -> None:
         """Sampler, learner and acting policy."""
         config, dataset = self._config, self._dataset
-        image_size, action_size = dataset.frames.shape[1], dataset.action.shape[1]
-        self._sizes = {"image_size": image_size, "action_size": action_size}
+        self._sizes = {"image_size": dataset.frames.shape[1], "action_size": dataset.action.shape[1]}
         available = devices.device_memory(self._device)  # before the learner's variables take their share
         self._learner = self._make_learner(config, **self._sizes, jit=self._jit)
         self._on_device = self._place_replay(available)
@@ -154,15 +146,16 @@ class Trainer:
           DeviceError: when a stage needs more than there is, with what would lower it.
         """
         config, dataset = self._config, self._dataset
-        needed = cost.estimate(
-            self._learner, batch=config.batch.size, length=config.batch.length, frames=dataset.frames.nbytes
-        )
+        needed = cost.estimate(self._learner, **self._batch, frames=dataset.frames.nbytes)
         needed = cost.place_frames(needed, config.replay, available)
         place = "device" if needed.frames else "host"
         print(f"data: {len(dataset.names)} episodes, {len(dataset.frames)} records, frames on the {place}")
         print(f"{needed.describe()}; available {available / 2**30:.1f} GB")
         cost.require_memory(needed, available)
         return place == "device"
+
+    def _key(self, stream: str, step: int) -> Key:
+        return Key(self._config.seed, stream, tf.constant(step, tf.int64))
 
     def _sample_now(self, view: str, key: Key, *, batch: int, length: int) -> Batch:
         """A batch outside the compiled chunks, wherever the images are stored."""
@@ -172,8 +165,7 @@ class Trainer:
 
     def _make_loop(self, stage: Stage) -> StageLoop:
         """The compiled loop of a stage. What the stage prepares from the frames is computed here, once."""
-        config, sampler, sizes = self._config, self._sampler, dict(self._config.batch)
-        names = {"batch": sizes["size"], "length": sizes["length"]}
+        config, sampler, sizes = self._config, self._sampler, self._batch
         table, host_images = None, None
         if stage.prepare:
             started = time.monotonic()
@@ -184,19 +176,15 @@ class Trainer:
         elif not stage.images:
             table = tf.zeros([len(self._dataset.frames), 0])
         elif not self._on_device:
-            shape = (*names.values(), *self._dataset.frames.shape[1:])
+            shape = (*sizes.values(), *self._dataset.frames.shape[1:])
             longest = config.updates_per_call or config.pool.grow_every
             capacity = max(1, min(longest, HOST_STACK_BYTES // int(np.prod(shape))))
-
-            def gather(step: int) -> np.ndarray:
-                return sampler.host_images(
-                    stage.view, Key(config.seed, stage.name, tf.constant(step, tf.int64)), **names
-                )
-
-            host_images = HostImages(gather, shape, capacity)
+            host_images = HostImages(
+                lambda step: sampler.host_images(stage.view, self._key(stage.name, step), **sizes), shape, capacity
+            )
 
         def sample(view: str, key: Key, image: tf.Tensor | None = None) -> Batch:
-            return sampler.sample(view, key, **names, image=image, table=table)
+            return sampler.sample(view, key, **sizes, image=image, table=table)
 
         return StageLoop(stage, sample, seed=config.seed, jit=self._jit.of(stage), host_images=host_images)
 
@@ -209,9 +197,8 @@ class Trainer:
         with devices.using(self._device):
             position = self._restore()
             self._check_space()
-            with contextlib.closing(
-                TensorBoard(self._logdir, self._axis(position.phase, position.step))
-            ) as self._tensorboard:
+            self._tensorboard = TensorBoard(self._logdir, self._axis(position.phase, position.step))
+            with contextlib.closing(self._tensorboard):
                 for stage in self._learner.stages[self._phases.index(position.phase) :]:
                     self._run_stage(stage, position if stage.name == position.phase else Position(stage.name))
                 self._finish()
@@ -250,32 +237,25 @@ class Trainer:
 
     def _trace(self, checkpoint: Checkpoint | None) -> list[dict[str, Any]]:
         """The versions and devices that computed the run, each with its first step; warns when this start adds one."""
-        now = {
-            "semopo_tf": semopo_tf.__version__,
-            "tensorflow": tf.__version__,
-            "numpy": np.__version__,
-            "device": self._device_name,
-        }
+        now = {"semopo_tf": semopo_tf.__version__, "tensorflow": tf.__version__, "numpy": np.__version__}
+        now["device"] = self._device_name
         trace = list(checkpoint.state.get("versions", [])) if checkpoint else []
         if checkpoint and trace:
             last = trace[-1]["versions"]
-            different = [
-                f"{name} {last.get(name, 'none')} (now {now[name]})" for name in now if last.get(name) != now[name]
-            ]
-            if not different:
+            changed = {name: last.get(name, "none") for name in now if last.get(name) != now[name]}
+            if not changed:
                 return trace
+            different = ", ".join(f"{name} {value} (now {now[name]})" for name, value in changed.items())
             print(
-                f"warning: {checkpoint.path.name} was computed with {', '.join(different)}: the run goes on, but no "
-                "longer to the same bytes"
+                f"warning: {checkpoint.path.name} was computed with {different}: the run goes on, but no longer to the "
+                "same bytes"
             )
         phase, step = (checkpoint.phase, checkpoint.step) if checkpoint else (self._phases[0], 0)
         return [*trace, {"phase": phase, "step": step, "versions": now}]
 
     def _check_space(self) -> None:
         """Warn now if the disk will fill up before the run is done."""
-        size = sum(
-            int(np.prod(variable.shape)) * variable.dtype.size for variable in self._learner.variables().values()
-        )
+        size = sum(int(np.prod(each.shape)) * each.dtype.size for each in self._learner.variables().values())
         if warning := checkpoints.space_warning(self._logdir, size, keep=self._config.keep_checkpoints):
             print(f"warning: {warning}")
 
@@ -325,24 +305,17 @@ class Trainer:
             print(f"{stage.name} {step}: a weight is not finite; looking for the update that caused it", flush=True)
             first = self._rewind(good, stage)
             step, state = dump.first_bad_update(loop, learner, first, step + 1) or (step, state)
-            for name, variable in learner.variables().items():
-                variable.assign(state[name])
+            build.restore(learner.variables(), state, self._logdir)
         batch, key = loop.batch(step)
         names = dump.examine(learner, stage, batch, key, jit=self._jit.of(stage))
         last = good.path.name if good else "none"
-        facts = {
-            "phase": stage.name,
-            "step": step,
-            "seed": self._config.seed,
-            "not_finite": names,
-            "checkpoint": last,
-            "device": self._device,
-        }
+        facts = {"phase": stage.name, "step": step, "seed": self._config.seed, "not_finite": names}
+        facts |= {"checkpoint": last, "device": self._device}
         directory = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, batch, state)
         return NumericalError(
             f"{stage.name} update {step + 1}: expected finite numbers, received {dump.shown(names)}; last good "
-            f"checkpoint: {last}; "
-            f"lower the learning rate, or look closer with python -m semopo_tf.replay_dump {directory}"
+            f"checkpoint: {last}; lower the learning rate, or look closer with python -m semopo_tf.replay_dump "
+            f"{directory}"
         )
 
     def _rewind(self, good: Checkpoint | None, stage: Stage) -> int:
@@ -362,8 +335,7 @@ class Trainer:
         at the end of the stage.
         """
         config = self._config
-        video = config.video.every if stage.pictured else 0
-        evaluate = config.eval.every if stage.evaluated else 0
+        video, evaluate = stage.pictured and config.video.every, stage.evaluated and config.eval.every
         clock = {"log": config.log_every, "video": video, "evaluate": evaluate, "save": config.save_every}
         return {name: every for name, every in clock.items() if every}
 
@@ -390,7 +362,9 @@ class Trainer:
         row = loop.take_means()
         stage = loop.stage
         if stage.validated and self._config.valid_fraction:
-            row |= {f"valid_{name}": float(value) for name, value in self._validate(step).items()}
+            key = self._key("valid", step)
+            held_out = self._validation(self._sample_now("valid", key, **self._batch), key)
+            row |= {f"valid_{name}": float(value) for name, value in held_out.items()}
         self._write(phase, step, row)
         for name, text in alarms.raised(row, last=step == stage.steps).items():
             if name not in self._warned:
@@ -403,29 +377,22 @@ class Trainer:
             self._timing.append({"phase": phase, "step": step, "time": round(time.time(), 3), **more})
 
     def _write(self, phase: str, step: int, values: dict[str, float]) -> None:
-        wrong = [name for name, value in values.items() if not np.isfinite(value)]
-        if wrong:
+        if wrong := [name for name, value in values.items() if not np.isfinite(value)]:
             raise NumericalError(
                 f"{phase} update {step}: metrics row: expected finite numbers, received {', '.join(wrong[:3])}; lower "
                 "the learning rate"
             )
         with self._patience:
             self._metrics.append({"phase": phase, "step": step, **values})
+        scalars = {f"{phase}/{name}": value for name, value in values.items()}
         with self._patience:
-            self._tensorboard.scalars(
-                self._axis(phase, step), {f"{phase}/{name}": value for name, value in values.items()}
-            )
-
-    def _validate(self, step: int) -> dict[str, tf.Tensor]:
-        """The learner's metrics of one held-out batch."""
-        key, batch = Key(self._config.seed, "valid", tf.constant(step, tf.int64)), self._config.batch
-        return self._validation(self._sample_now("valid", key, batch=batch.size, length=batch.length), key)
+            self._tensorboard.scalars(self._axis(phase, step), scalars)
 
     def _report_video(self, phase: str, step: int, loop: StageLoop) -> None:
         """The learner's pictures of fixed training windows: an MP4 in `videos/` and a GIF for TensorBoard."""
         video = self._config.video
         length = min(video.length, int(self._dataset.length.min()))
-        key = Key(self._config.seed, "report", tf.constant(0, tf.int64))
+        key = self._key("report", 0)
         batch = self._sample_now("all", key, batch=video.episodes, length=length)
         pictures = self._learner.pictures(batch, key, min(video.context, length - 1))
         rows = {name: row.numpy() for name, row in pictures.items()}
@@ -446,11 +413,8 @@ class Trainer:
 
     def _write_returns(self, phase: str, step: int, returns: Sequence[float], discarded: int) -> None:
         mean, std = float(np.mean(returns)), float(np.std(returns))
-        self._write(
-            phase,
-            step,
-            {"eval_return": mean, "eval_return_std": std, "eval_episodes": len(returns), "eval_discarded": discarded},
-        )
+        row = {"eval_return": mean, "eval_return_std": std, "eval_episodes": len(returns), "eval_discarded": discarded}
+        self._write(phase, step, row)
         spread = f"return {mean:.1f} +- {std:.1f} over {len(returns)} episodes"
         print(f"evaluation at {phase} {step}: {spread}{build.replayed(discarded)}", flush=True)
 
@@ -464,12 +428,8 @@ class Trainer:
         tensors = {name: variable.numpy() for name, variable in self._learner.variables().items()}
         if npz.not_finite(tensors):
             raise self._not_finite(loop, step)
-        state = {
-            "metrics_size": self._metrics.settle(),
-            "timing_size": self._timing.settle(),
-            "sums": loop.sums.tolist(),
-            "count": loop.count,
-        }
+        state: dict[str, Any] = {"metrics_size": self._metrics.settle(), "timing_size": self._timing.settle()}
+        state |= {"sums": loop.sums.tolist(), "count": loop.count}
         state |= {"pending": [name for name in pending if name != "save"], "versions": self._versions}
         path = checkpoints.save(self._logdir, phase, step, tensors, state)
         for fault in checkpoints.prune(self._logdir, self._phases, keep=self._config.keep_checkpoints):
@@ -482,19 +442,13 @@ class Trainer:
         if config.eval.final_episodes:
             seeds = build.episode_seeds(config.eval.seed, config.eval.final_episodes)
             known = {row["episode_seed"]: row for row in read_records(self._scores.path) if row["source"] == "train"}
-            facts: dict[str, Any] = {
-                "phase": last.name,
-                "step": last.steps,
-                "checkpoint": self._saved or None,
-                "source": "train",
-            }
+            facts: dict[str, Any] = {"phase": last.name, "step": last.steps, "checkpoint": self._saved or None}
             for played in self._play([seed for seed in seeds if seed not in known]):
-                known[played.seed] = build.score_row(config, self._settings, played, **facts)
+                known[played.seed] = build.score_row(config, self._settings, played, **facts, source="train")
                 self._scores.append(known[played.seed])
             rows = [known[seed] for seed in seeds]
-            self._write_returns(
-                last.name, last.steps, [row["return"] for row in rows], sum(row.get("discarded", 0) for row in rows)
-            )
+            discarded = sum(row.get("discarded", 0) for row in rows)
+            self._write_returns(last.name, last.steps, [row["return"] for row in rows], discarded)
         self._metrics.settle()
         self._timing.settle()
         write_whole(self._logdir / "DONE", b"")

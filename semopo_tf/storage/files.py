@@ -37,14 +37,12 @@ class Files:
         """Write some of `data`. Returns how many bytes; Python repeats a call that a signal interrupts."""
         return os.write(descriptor, data)
 
-    def truncate(self, descriptor: int, size: int) -> None:
-        os.ftruncate(descriptor, size)
-
-    def sync(self, descriptor: int) -> None:
-        os.fsync(descriptor)
-
-    def close(self, descriptor: int) -> None:
-        os.close(descriptor)
+    truncate = staticmethod(os.ftruncate)
+    sync = staticmethod(os.fsync)
+    close = staticmethod(os.close)
+    rename = staticmethod(os.rename)
+    unlink = staticmethod(os.unlink)
+    remove_directory = staticmethod(os.rmdir)
 
     def make_one_directory(self, path: Path) -> None:
         path.mkdir(DIRECTORY_MODE)
@@ -60,28 +58,24 @@ class Files:
         finally:
             os.close(descriptor)
 
-    def rename(self, source: Path, target: Path) -> None:
-        os.rename(source, target)
-
-    def unlink(self, path: Path) -> None:
-        os.unlink(path)
-
-    def remove_directory(self, path: Path) -> None:
-        path.rmdir()
-
     def free_bytes(self, path: Path) -> int:
         """What a user may still write on the device of `path`."""
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
 
-    def write(self, path: Path, data: bytes | memoryview) -> None:
-        """Write a whole file and force it to the disk."""
-        descriptor = self.create(path)
+    @contextlib.contextmanager
+    def closing(self, descriptor: int) -> Iterator[int]:
+        """Close a descriptor at the end of the block."""
         try:
-            self.put_all(descriptor, data)
-            self.sync(descriptor)
+            yield descriptor
         finally:
             self.close(descriptor)
+
+    def write(self, path: Path, data: bytes | memoryview) -> None:
+        """Write a whole file and force it to the disk."""
+        with self.closing(self.create(path)) as descriptor:
+            self.put_all(descriptor, data)
+            self.sync(descriptor)
 
     def put_all(self, descriptor: int, data: bytes | memoryview) -> None:
         """Write all of `data`, however little of it each call takes."""
@@ -106,11 +100,8 @@ class Files:
             if entry.is_dir():
                 self.sync_tree(entry)
                 continue
-            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
+            with self.closing(os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)) as descriptor:
                 self.sync(descriptor)
-            finally:
-                self.close(descriptor)
         self.sync_directory(path)
 
     def remove_tree(self, path: Path) -> None:
@@ -188,33 +179,24 @@ class Growing:
         if not self._waiting:
             return
         try:
-            self._write()
+            with self._files.closing(self._files.open_end(self.path)) as descriptor:
+                size = os.fstat(descriptor).st_size
+                if self._whole is not None and self._whole < size:
+                    self._files.truncate(descriptor, self._whole)
+                self._whole = size if self._whole is None else min(self._whole, size)
+                self._files.put_all(descriptor, self._waiting)
+                self._files.sync(descriptor)
         except OSError as error:
             raise StorageError(
                 f"{self.path}: cannot be written ({error.strerror}); free some space and run again"
             ) from error
         self._waiting, self._whole = b"", None
 
-    def _write(self) -> None:
-        descriptor = self._files.open_end(self.path)
-        try:
-            size = os.fstat(descriptor).st_size
-            if self._whole is not None and self._whole < size:
-                self._files.truncate(descriptor, self._whole)
-            self._whole = size if self._whole is None else min(self._whole, size)
-            self._files.put_all(descriptor, self._waiting)
-            self._files.sync(descriptor)
-        finally:
-            self._files.close(descriptor)
-
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -236,14 +218,12 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[str]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
     except OSError as error:
         raise StorageError(f"{path}: cannot be opened for the lock of {what} ({error.strerror})") from error
-    try:
+    with FILES.closing(descriptor):
         previous = _take(descriptor, path, wait, what)
         try:
             yield previous
         finally:
             os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)
 
 
 def _take(descriptor: int, path: Path, wait: bool, what: str) -> str:
@@ -267,9 +247,7 @@ def _take(descriptor: int, path: Path, wait: bool, what: str) -> str:
 
 def _owner(descriptor: int) -> str:
     """The printable content of a lock file."""
-    return "".join(
-        letter for letter in os.pread(descriptor, OWNER_BYTES, 0).decode(errors="replace") if letter.isprintable()
-    )
+    return "".join(filter(str.isprintable, os.pread(descriptor, OWNER_BYTES, 0).decode(errors="replace")))
 
 
 def _named_owner(descriptor: int) -> str:

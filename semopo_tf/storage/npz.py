@@ -108,41 +108,40 @@ def read_npz(
     except NpzError:
         raise
     except MALFORMED as error:
-        raise NpzError(_damaged(data)) from error
+        raise NpzError(
+            f"truncated or damaged npz archive ({len(data)} bytes); fetch or convert the file again"
+        ) from error
     return arrays, sorted(set(members) - set(arrays))
 
 
-def _damaged(data: bytes) -> str:
-    return f"truncated or damaged npz archive ({len(data)} bytes); fetch or convert the file again"
-
-
 def _check_end(data: bytes, max_members: int) -> None:
-    """The archive's last record: it must end the file, and the list of members must be small and reach up to it."""
+    """The archive's last record: it must end the file, and the list of members must be small and reach up to it.
+
+    Raises:
+      NpzError: for too large a list.
+      One of MALFORMED: for a damaged archive.
+    """
     start = len(data) - END_RECORD.size
-    if start < 0 or not data.startswith(b"PK\x03\x04"):
-        raise NpzError(_damaged(data))
     signature, disk, first_disk, here, total, size, offset, comment = END_RECORD.unpack_from(data, start)
     whole = signature == b"PK\x05\x06" and disk == first_disk == comment == 0 and here == total
     if data[max(start - 20, 0) : start].startswith(b"PK\x06\x07"):
         start -= END_RECORD_64.size
         total, size, offset = _large_end(data, start)
-    if not whole or offset + size != start:
-        raise NpzError(_damaged(data))
+    if not whole or offset + size != start or not data.startswith(b"PK\x03\x04"):
+        raise zipfile.BadZipFile("no whole archive")
     if total > max_members or size > max_members * DIRECTORY_BYTES:
         raise NpzError(f"expected at most {max_members} arrays, received {total}; store what learning needs alone")
 
 
 def _large_end(data: bytes, start: int) -> tuple[int, int, int]:
     """Number of members, size and offset of their list, from the record of an archive too large for the short one."""
-    if start < 0:
-        raise NpzError(_damaged(data))
     signature, length, _, _, disk, first_disk, here, total, size, offset, locator, last_disk, record, disks = (
         END_RECORD_64.unpack_from(data, start)
     )
     whole = (signature, length, locator, record) == (b"PK\x06\x06", 44, b"PK\x06\x07", start) and here == total
     needed = offset > zipfile.ZIP64_LIMIT or total > zipfile.ZIP_FILECOUNT_LIMIT
     if not (whole and needed and disk == first_disk == last_disk == 0 and disks == 1):
-        raise NpzError(_damaged(data))
+        raise zipfile.BadZipFile("no whole archive")
     return total, size, offset
 
 
@@ -157,13 +156,11 @@ def _members(archive: zipfile.ZipFile, stored: bool) -> dict[str, zipfile.ZipInf
             raise NpzError(f"expected each array once, received {name[:60]} twice")
         if member.flag_bits & ENCRYPTED:
             raise NpzError("expected a plain archive, received an encrypted one")
+        packed = f"received compression {member.compress_type}"
         if stored and member.compress_type != zipfile.ZIP_STORED:
-            raise NpzError(f"{name[:60]}: expected it stored, received compression {member.compress_type}")
+            raise NpzError(f"{name[:60]}: expected it stored, {packed}")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise NpzError(
-                f"expected members stored or deflated, received compression {member.compress_type}; use "
-                "numpy.savez_compressed"
-            )
+            raise NpzError(f"expected members stored or deflated, {packed}; use numpy.savez_compressed")
         archive.open(member).close()  # compares the name with that at the data
         members[name] = member
     return members
@@ -173,19 +170,9 @@ def _array(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.n
     """Unpack one member; the checksum is compared at its end."""
     with archive.open(member) as file:
         try:
-            header = read_header(file)
+            return _read_array(file, member.file_size)
         except NpzError as error:
             raise NpzError(f"{name[:60]}: {error}") from error
-        if header.size != member.file_size:
-            raise NpzError(
-                f"{name[:60]}: expected the {header.size} bytes that its header promises, received {member.file_size}"
-            )
-        content = bytearray()
-        while piece := file.read(PIECE):
-            content += piece
-    if len(content) != header.size - header.start:
-        raise NpzError(f"{name[:60]}: ends early; fetch or convert the file again")
-    return _shaped(content, header)
 
 
 def read_npy(data: bytes) -> np.ndarray:
@@ -194,10 +181,21 @@ def read_npy(data: bytes) -> np.ndarray:
     Raises:
       NpzError: for anything but one plain array that fills the file.
     """
-    header = read_header(io.BytesIO(data[: len(MAGIC) + 2 + MAX_HEADER]))
-    if header.size != len(data):
-        raise NpzError(f"expected the {header.size} bytes that its header promises, received {len(data)}")
-    return _shaped(bytearray(data[header.start :]), header)
+    return _read_array(io.BytesIO(data), len(data))
+
+
+def _read_array(file: IO[bytes], size: int) -> np.ndarray:
+    """The array of an npy file of `size` bytes: row by row in this machine's byte order, however it was stored."""
+    header = read_header(file)
+    if header.size != size:
+        raise NpzError(f"expected the {header.size} bytes that its header promises, received {size}")
+    content = bytearray()
+    while piece := file.read(PIECE):
+        content += piece
+    if len(content) != size - header.start:
+        raise NpzError("ends early; fetch or convert the file again")
+    array: np.ndarray = np.ndarray(header.shape, header.dtype, content, order="F" if header.fortran else "C")
+    return array.astype(header.dtype.newbyteorder("="), order="C", copy=False)
 
 
 def read_header(file: IO[bytes]) -> Header:
@@ -224,9 +222,3 @@ def read_header(file: IO[bytes]) -> Header:
         return Header(np.dtype(descr), axes, match["fortran"] == b"True", len(start) + length)
     except (TypeError, ValueError) as error:
         raise NpzError("expected the header of a plain array, received something else") from error
-
-
-def _shaped(content: bytearray, header: Header) -> np.ndarray:
-    """Row by row in this machine's byte order, however it was stored."""
-    array: np.ndarray = np.ndarray(header.shape, header.dtype, content, order="F" if header.fortran else "C")
-    return array.astype(header.dtype.newbyteorder("="), order="C", copy=False)

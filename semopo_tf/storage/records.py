@@ -30,21 +30,16 @@ class Records:
         Raises:
           CheckpointError: when there are fewer, or they do not end with a row.
         """
-        if size == 0 and not self.path.exists():
+        expected = f"{self.path}: expected rows of {size} bytes as at the checkpoint, received"
+        if not self.path.exists():
+            if size:
+                raise CheckpointError(f"{expected} no file; restore it")
             return
-        try:
-            with open(self.path, "r+b") as file:
-                file.seek(max(0, size - 1))
-                if size and file.read(1) != b"\n":
-                    raise CheckpointError(
-                        f"{self.path}: expected rows of {size} bytes as at the checkpoint, received {self.size}; "
-                        "restore the file"
-                    )
-                file.truncate(size)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{self.path}: expected rows of {size} bytes as at the checkpoint, received no file; restore it"
-            ) from error
+        with open(self.path, "r+b") as file:
+            file.seek(max(0, size - 1))
+            if size and file.read(1) != b"\n":
+                raise CheckpointError(f"{expected} {self.size}; restore the file")
+            file.truncate(size)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """One row, on the disk before this returns.

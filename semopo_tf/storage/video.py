@@ -1,7 +1,6 @@
 """Videos: MP4 files and GIFs are written, and videos from anywhere are read, frame by frame and with limits."""
 
 import contextlib
-import io
 import os
 import resource
 import subprocess
@@ -16,7 +15,6 @@ from semopo_tf.storage.files import FILES, write_whole
 
 VIDEO_FPS = 15
 MAX_PIXELS = 1 << 25  # of one frame that is read; 7680 x 4320
-MAX_VIDEO_BYTES = 1 << 30  # of the frames of a video that is read as a whole
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,m4v,gif"
 ENCODERS = {1: ("pgm", "gray", b"P5"), 3: ("ppm", "rgb24", b"P6")}  # channels -> codec, pixels, first line of a picture
 FRAME_SECONDS = 30
@@ -77,9 +75,7 @@ def encode_gif(frames: np.ndarray) -> bytes:
     """frames [T, H, W, 3] uint8 -> GIF bytes."""
     import imageio.v3 as imageio
 
-    buffer = io.BytesIO()
-    imageio.imwrite(buffer, frames, extension=".gif", duration=1000 / VIDEO_FPS, loop=0)
-    return buffer.getvalue()
+    return imageio.imwrite("<bytes>", frames, extension=".gif", duration=1000 / VIDEO_FPS, loop=0)
 
 
 def video_grid(rows: Mapping[str, np.ndarray], scale: int = 2) -> np.ndarray:
@@ -92,28 +88,10 @@ def video_grid(rows: Mapping[str, np.ndarray], scale: int = 2) -> np.ndarray:
     Returns:
       [T, rows * H * scale, B * W * scale, 3] uint8.
     """
-    stacked = []
-    for row in rows.values():
-        color = np.broadcast_to(row, (*row.shape[:-1], 3)) if row.shape[-1] == 1 else row
-        stacked.append(np.concatenate(list(color), axis=2))  # [T, H, B*W, 3]
+    colored = [np.broadcast_to(row, (*row.shape[:-1], 3)) for row in rows.values()]
+    stacked = [np.concatenate(list(row), axis=2) for row in colored]  # [T, H, B*W, 3] each
     grid = np.clip(np.concatenate(stacked, axis=1) * 255 + 0.5, 0, 255).astype(np.uint8)
     return grid.repeat(scale, 1).repeat(scale, 2)
-
-
-def read_video(path: Path) -> np.ndarray:
-    """All frames of a small video, [T, H, W, 3] uint8.
-
-    Raises:
-      DataError: with the reason alone when the file holds no video that can be decoded, or too long a one.
-    """
-    frames: list[np.ndarray] = []
-    for frame in read_frames(path):
-        frames.append(frame)
-        if frame.shape != frames[0].shape:
-            raise DataError("its frames differ in size")
-        if len(frames) * frame.nbytes > MAX_VIDEO_BYTES:
-            raise DataError(f"more than {MAX_VIDEO_BYTES >> 20} MB of frames")
-    return np.stack(frames)
 
 
 def read_frames(path: Path, channels: int = 3) -> Iterator[np.ndarray]:

@@ -1,5 +1,5 @@
-"""The analyses of a run: their records and pictures, which batches the entropy is of, and what the uncertainty is
-about.
+"""The analyses of a run: their records and pictures, the batches that the entropy describes, and the state whose
+uncertainty is measured.
 """
 
 import json
@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 
 
 def trained(data, logdir, *names, **flags):
-    """A run of few updates at the tiny sizes."""
+    """A run of a few updates at the tiny sizes."""
     given = {key.replace("__", "."): str(value) for key, value in flags.items()}
     sizes = [word for key, value in (tiny.SIZES | given).items() for word in (f"--{key}", value)]
     words = [

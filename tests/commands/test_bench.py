@@ -1,4 +1,4 @@
-"""The bench: what a row measures, its table and file, and what it says about an earlier result."""
+"""The bench: what a row measures, its table and file, and its comparison with an earlier result."""
 
 import json
 

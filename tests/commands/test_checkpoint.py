@@ -124,7 +124,7 @@ def test_C14_a_pipe_in_place_of_a_file_does_not_hang_the_command(logdir):
 
 
 def test_F08_checking_beside_a_writer_is_no_damage(logdir, monkeypatch, capsys):
-    """What the writer has removed between listing and reading is left out."""
+    """A checkpoint that the writer removes between listing and reading is left out."""
     paths = checkpoints.listed(logdir, PHASES)
     assert checkpoints.prune(logdir, PHASES, keep=1) == []
     monkeypatch.setattr(checkpoint, "listed", lambda *_: paths)

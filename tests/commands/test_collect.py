@@ -295,7 +295,7 @@ def test_moving_background_has_to_be_named(tmp_path):
 
 @pytest.fixture
 def script(tmp_path):
-    """Starts the user's file; `pause` is the length of one decision in milliseconds and part of the recipe."""
+    """Starts the user's file. `pause` is the length of a decision in milliseconds; it belongs to the recipe."""
     path = tmp_path / "mine.py"
     path.write_text(SCRIPT)
     paths = os.pathsep.join([str(Path(collect.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])

@@ -202,7 +202,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 def test_E05_training_without_evaluation_needs_no_simulator_and_another_names_what_to_install(tmp_path):
-    """In a process where the simulator cannot be imported, nor in the child that it starts."""
+    """The simulator can be imported neither in this process nor in the child that it starts."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     directory = synthetic.dataset(tmp_path / "data")

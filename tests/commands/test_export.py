@@ -1,4 +1,4 @@
-"""An exported policy acts as its run does, to the bit, in a process that has never seen the package."""
+"""An exported policy acts bit for bit as its run does, in a process that never imports the package."""
 
 import contextlib
 import io
@@ -221,7 +221,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(exported, tmp_path, flags, err
 
 
 class Full(Files):
-    """A disk with room for the model and none for its name."""
+    """A disk that takes the model and refuses to rename it."""
 
     def rename(self, source, target):
         raise OSError(28, "No space left on device")

@@ -136,7 +136,7 @@ FILES_OF = {"semopo": SEMOPO, "offline_dv2": OFFLINE_DV2, "dreamerv2": DREAMERV2
 
 
 def write(path: Path, rows: list[dict]) -> Path:
-    """As `json.dumps` of the originals writes them, with NaN and -Infinity."""
+    """Writes rows as the originals do with `json.dumps`, with NaN and -Infinity."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -148,7 +148,7 @@ def flags(file: Path, out: Path, format: str) -> list[str]:
 
 @pytest.fixture
 def imported(tmp_path):
-    """Import rows; gives (rows of metrics, rows of scores, origin)."""
+    """Import rows; returns (rows of metrics, rows of scores, origin)."""
 
     def run(rows: list[dict], format: str):
         out = tmp_path / "deep" / "out"

@@ -1,4 +1,4 @@
-"""Linear probes: what they find in features that hold a quantity and in features that do not, and a run's figures."""
+"""Linear probes: their scores on features with and without a quantity, and the figures of a run."""
 
 import json
 

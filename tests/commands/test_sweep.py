@@ -1,6 +1,4 @@
-"""Sweeps: what a page means, what is refused, and a real sweep of two runs that fails once, goes on, and is then left
-alone.
-"""
+"""Sweeps: the meaning of a page, what is refused, and a real sweep of two runs, one of which fails and is continued."""
 
 import json
 import os

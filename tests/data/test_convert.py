@@ -136,7 +136,7 @@ def test_what_hdf5_cannot_give_back_is_refused(tmp_path):
 
 
 def test_shards_are_joined_in_the_order_of_their_numbers(tmp_path):
-    """As V-D4RL's splitter cuts them: into equal parts, in the middle of episodes, and 10 comes after 9."""
+    """Shards as V-D4RL cuts them: equal parts, cut inside episodes, and shard 10 comes after 9."""
     whole = columns(20, 7, 31, 12)
     parts = {name: np.array_split(array, 11) for name, array in whole.items()}
     (tmp_path / "shards").mkdir()
@@ -689,7 +689,7 @@ def read_all(paths: list[Path]) -> dict[str, tuple[str | None, float]]:
 
 
 def mutations(whole: bytes, count: int, rng: np.random.Generator) -> list[bytes]:
-    """Single bits flipped, half of them among the bytes of structure at the front; every tenth file is cut instead."""
+    """Files with single bits flipped, half of them in the structure at the front; every tenth file is truncated."""
     found = []
     for number in range(count):
         if number % 10 == 9:
@@ -704,7 +704,7 @@ def mutations(whole: bytes, count: int, rng: np.random.Generator) -> list[bytes]
 
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.full)])
 def test_H06_mutated_files_with_checksums_are_refused_or_read_unchanged(tmp_path, rng, count):
-    """No traceback, no hang, and no other data: fletcher32 covers what is stored, the checks of structure the rest."""
+    """No traceback, no hang and no changed data: fletcher32 covers the stored data, the structural checks the rest."""
     synthetic.dataset(tmp_path / "in", episodes=2, records=9, size=SIZE)
     run(tmp_path / "in", tmp_path / "whole.hdf5")
     paths = [tmp_path / f"{number}.hdf5" for number in range(count)]

@@ -35,7 +35,7 @@ REQUIRED = ("image", "action", "reward")
 
 
 def episode(number=0, length=LENGTH, reward_type=np.float32) -> Episode:
-    """Every value says where it stands: pixels (number, record, 0), action (number, record) / 100, reward record / 8
+    """Every value encodes its position: pixels (number, record, 0), action (number, record) / 100, reward record / 8
     (exact in any float).
     """
     record = np.arange(length)
@@ -611,12 +611,12 @@ def test_D20_a_missing_directory_says_how_to_get_one(tmp_path):
 
 
 def test_D20_a_directory_without_episodes_says_what_it_holds(tmp_path):
-    with pytest.raises(DataError, match=r"expected episode files \*\.npz; the directory is empty"):
+    with pytest.raises(DataError, match=r"expected episode files \*\.npz, received an empty directory"):
         open_dataset(tmp_path)
     for name in ("a.hdf5", "b.hdf5", "c.txt", "d.txt"):
         (tmp_path / name).touch()
     with pytest.raises(
-        DataError, match=r"expected episode files \*\.npz; found 4 other entries, e\.g\. a\.hdf5, b\.hdf5, c\.txt"
+        DataError, match=r"expected episode files \*\.npz, received 4 other entries, e\.g\. a\.hdf5, b\.hdf5, c\.txt"
     ):
         open_dataset(tmp_path)
 
@@ -713,7 +713,7 @@ def test_D21_what_is_no_file_is_never_opened(tmp_path, monkeypatch, make, reason
 
 
 def test_D21_links_in_the_place_of_our_own_files_are_not_written_through(tmp_path):
-    """A foreign dataset may come with them."""
+    """A dataset from elsewhere may come with such a cache."""
     precious = tmp_path / "precious"
     precious.write_text("mine")
     for name in (".semopo_cache.lock", f".tmp-{os.getpid()}-x"):
@@ -772,7 +772,7 @@ def test_D23_a_dataset_of_any_size_is_opened_in_the_memory_of_a_few_episodes(tmp
 
 @pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.full)])
 def test_D24_many_small_files_are_scanned_in_seconds(tmp_path, count):
-    """What every start does: list the files and compare them with the cache's manifest. Reading shows its progress."""
+    """Every start lists the files and compares them with the manifest of the cache."""
     write_episode(tmp_path / "000000.npz", episode())
     for number in range(1, count):  # a file can have some thousand names, no more
         source = tmp_path / f"{number - number % 10_000:06d}.npz"
@@ -876,7 +876,7 @@ def hashed(monkeypatch):
 
 
 def cache_mark(cache: Path) -> tuple[int, int]:
-    """Changes when the cache is built again."""
+    """A value that changes when the cache is built again."""
     status = (cache / "frames.npy").stat()
     return status.st_mtime_ns, status.st_ino
 
@@ -987,7 +987,7 @@ def test_the_remains_of_a_killed_builder_do_no_harm(tmp_path):
     cache = tmp_path / ".semopo_cache"
     write_dataset(tmp_path)
     (tmp_path / f".tmp-{os.getpid()}-.semopo_cache").mkdir()
-    (tmp_path / f".tmp-{os.getpid()}-.semopo_cache" / "frames.raw").write_bytes(b"half")
+    (tmp_path / f".tmp-{os.getpid()}-.semopo_cache" / "frames.npy").write_bytes(b"half")
     assert len(open_dataset(tmp_path).frames) == 21
     assert json.loads((cache / "manifest.json").read_text())["version"] == dataset.CACHE_VERSION
     assert leftovers(tmp_path) == []

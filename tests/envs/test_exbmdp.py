@@ -1,4 +1,4 @@
-"""The built-in testbed: its dynamics by hand, what may depend on what, its pictures, its behaviours and its data."""
+"""The built-in testbed: its dynamics checked by hand, what may depend on what, pictures, behaviours and data."""
 
 import numpy as np
 import pytest

@@ -38,7 +38,7 @@ class Counting:
 
 
 class Recorder:
-    """Acts with (seed, step) and remembers what it was shown."""
+    """Acts with (seed, step) and records the images it sees."""
 
     def __init__(self):
         self.calls = []
@@ -173,7 +173,7 @@ def test_E04_an_environment_that_changes_its_spaces():
 
 
 class PhysicsError(RuntimeError):
-    """The simulator suite's has the same base."""
+    """The error of the simulator suite has the same base class."""
 
 
 class Spoiled(Counting):
@@ -197,7 +197,7 @@ class Spoiled(Counting):
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("at_reset", [False, True])
 def test_E02_L03_a_spoiled_episode_is_played_with_the_next_seed_and_counted(count, at_reset, capsys):
-    """Whatever is played beside it: the others are as ever, and so is the one that took its place."""
+    """The episodes played beside it do not change, and neither does the one that replaces it."""
     seeds, broken = [3, 0, 5, 2, 1], [5, retry_seed(5, 1)]
     discarded = []
     episodes = list(play([Spoiled(broken, at_reset=at_reset) for _ in range(count)], RandomPolicy(2), seeds, discarded))

@@ -26,7 +26,7 @@ from semopo_tf.envs.suite import Facts, View
 
 
 class Fake:
-    """Image and reward encode (seed, step); the first entry of a control makes trouble."""
+    """Image and reward encode (seed, step); the first entry of a control selects a failure."""
 
     def __init__(self, name, size, action_repeat, camera, sky):
         if name == "unknown_task":
@@ -73,7 +73,7 @@ SERVER = [
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Makes simulators served by the stand-in."""
+    """Makes simulators whose child runs the stand-in."""
     (tmp_path / "fake_simulation.py").write_text(FAKE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(suite, "SERVER", SERVER)
@@ -166,7 +166,7 @@ def test_R19_a_child_is_replaced_at_most_three_times(start):
 
 
 def test_E02_R19_dying_hanging_and_diverging_children_cost_an_attempt_each(start, monkeypatch):
-    """Through the loop that plays: a policy whose first entry makes the trouble, in the first episode alone."""
+    """Through `rollout.play`, with a policy whose first entry selects the failure, in the first episode only."""
 
     class World:
         action_size, image_shape = 2, (4, 4, 3)
@@ -263,7 +263,7 @@ def test_the_child_ends_with_its_parent(tmp_path):
 
 
 def running(process: int) -> bool:
-    """Whether a process exists and is no zombie that nobody has waited for."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

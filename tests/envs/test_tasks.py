@@ -25,7 +25,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def world(videos):
-    """Walker walk three times: without background, and with it by both rules."""
+    """Walker walk three times: without a background, and with one by either rule."""
     made = {
         "plain": tasks.make("dmc_walker_walk", size=SIZE),
         "sky": tasks.make("dmcdrv_walker_walk", size=SIZE, background=str(videos)),

@@ -102,7 +102,7 @@ def applied(entries: dict[str, Node], changes: list[tuple]) -> dict[str, Node]:
 
 
 class Disk:
-    """The model. `states` are all directory trees that may be found after the power has gone now."""
+    """The model. `states` are all directory trees that a power loss at this point may leave."""
 
     def __init__(self, logdir: Path):
         self._logdir, self._root = logdir, self._read(logdir)
@@ -143,7 +143,7 @@ class Disk:
 
 
 def trees(node: Node, every: int) -> Iterator:
-    """All that may be found of a file or directory."""
+    """All that a power loss may leave of a file or directory."""
     if node.entries is None:
         yield from contents(node, every)
         return
@@ -191,7 +191,7 @@ def rebased(log: list[tuple], old: Path, new: Path) -> list[tuple]:
 
 
 class Case(NamedTuple):
-    """A run directory before the writer's work, the work, and the steps whose checkpoints may be found afterwards."""
+    """A run directory before the writer's work, the work, and the steps whose checkpoints may be loaded afterwards."""
 
     present: tuple[int, ...]
     damaged: tuple[int, ...]
@@ -227,7 +227,7 @@ def run_case(case: Case, place: Path) -> list[tuple]:
 
 
 def assert_whole(logdir: Path, allowed: tuple[int, ...]) -> int:
-    """Exactly one of the allowed checkpoints is found, all of it. Returns its step."""
+    """Exactly one of the allowed checkpoints is loaded, and it is whole. Returns its step."""
     found, _ = checkpoints.load_newest(logdir, PHASES)
     assert found.step in allowed
     assert {name: array.tolist() for name, array in found.tensors.items()} == {
@@ -248,7 +248,7 @@ def place(tmp_path) -> Iterator[Path]:
 
 
 def loaded_states(case: Case, place: Path, log: list[tuple], every: int = 1) -> Iterator[tuple[int, int]]:
-    """(steps done, step of the checkpoint that is found) for every state; each distinct state is put on the file system
+    """(steps done, step of the loaded checkpoint) for every state; each distinct state is put on the file system
     once.
     """
     known: dict[str, int] = {}

@@ -207,7 +207,7 @@ DAMAGES = ("flip", "flips", "cut", "copy", "insert", "delete", "overwrite", "wor
 
 
 def mutate(good: bytes, rng: np.random.Generator) -> bytes:
-    """A damaged copy of `good`; now and then twice damaged."""
+    """A damaged copy of `good`, sometimes damaged twice."""
     data = bytearray(good)
     for _ in range(int(rng.integers(1, 3))):
         kind = DAMAGES[int(rng.integers(len(DAMAGES)))]
@@ -591,7 +591,7 @@ def classed(subjects: dict[str, Subject]) -> list[tuple[str, str, bytes]]:
 
 
 class Count:
-    """What happened to the inputs of one family."""
+    """Counts of what happened to the inputs of one family."""
 
     def __init__(self):
         self.inputs = self.same = self.other = self.refused = 0

@@ -55,7 +55,7 @@ def test_every_row_has_a_test_or_a_reason():
 
 
 def test_no_row_has_a_reason_and_a_test_and_no_reason_is_empty():
-    """A reason outlives what it excuses unless somebody looks."""
+    """A reason must not outlive the gap that it explains."""
     assert sorted(set(excused()) & set(rows_with_tests())) == []
     assert [row for row, reason in excused().items() if len(reason) < 10] == []
 

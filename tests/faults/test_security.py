@@ -1,4 +1,4 @@
-"""What the package never does, held over its source, and what a command never does, held over a run of it."""
+"""What the package never does, checked on its source, and what a command never does, checked on a run."""
 
 import ast
 import os
@@ -85,7 +85,7 @@ IMPORTS_BY_NAME = {
 
 
 def modules(tree: ast.AST) -> set[str]:
-    """First names of all that is imported."""
+    """First part of the name of every imported module."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

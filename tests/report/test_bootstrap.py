@@ -13,7 +13,7 @@ AGGREGATES = {name: getattr(statistics, name) for name in ("mean", "median", "in
 
 
 def scores(shape: tuple[int, ...] = (4, 3), seed: int = 0) -> np.ndarray:
-    """Some of them equal."""
+    """Scores, some of them equal."""
     return np.random.default_rng(seed).integers(0, 8, shape) / 5
 
 

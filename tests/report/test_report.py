@@ -1,5 +1,5 @@
-"""The page: its numbers are those of the files, what is lacking is named, its pictures decode, and it reaches for
-nothing elsewhere.
+"""The page: its numbers equal those of the files, it names what is missing, its pictures decode, and it loads nothing
+from elsewhere.
 """
 
 import base64
@@ -199,6 +199,7 @@ def test_without_scores_there_is_no_result_and_stages_may_have_other_names(tmp_p
     page = make(tmp_path / "page", logdir)
     assert "No finished run has been evaluated yet" in page and "<dt id=return>" in page
     assert "<th scope=col>only updates</th>" in page and "model updates</th>" not in page
+    assert "return in the environment; lines: semopo" in page  # a curve belongs to the stage that recorded it
     records.write_rows(logdir / "scores.jsonl", [records.score(WALKER, 0, 5.0) | {"phase": "only"}])
     assert run_record.read_run(logdir).returns() == [5.0]
 

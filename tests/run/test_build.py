@@ -1,4 +1,4 @@
-"""Which value wins, and how checkpoints meet variables."""
+"""Which source of a setting wins, and how checkpoints are restored into variables."""
 
 import numpy as np
 import pytest

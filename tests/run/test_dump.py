@@ -46,11 +46,21 @@ def dump_of(logdir: Path) -> Path:
     return found
 
 
-def test_N01_N04_a_learning_rate_of_1e20_stops_the_run_and_the_dump_shows_the_same(data, tmp_path, capsys):
-    """In processes of their own, as a user runs them."""
-    logdir = tmp_path / "run"
+def command(*words: str) -> subprocess.CompletedProcess:
+    """A command in its own process, as a user runs it."""
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def exploded(data, tmp_path_factory):
+    """A run whose learning rate is far too large: its directory, and how its command ended."""
+    logdir = tmp_path_factory.mktemp("runs") / "run"
     flags = synthetic.train_flags(data, logdir, *QUIET, *STEPS, "--model_opt.lr", "1e20", "--save_every", "1")
-    done = subprocess.run([sys.executable, "train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return logdir, command("train.py", *flags)
+
+
+def test_N01_N04_a_learning_rate_of_1e20_stops_the_run_and_the_dump_shows_the_same(exploded):
+    logdir, done = exploded
     assert done.returncode == 5
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("semopo_tf:")]
     place = dump_of(logdir)
@@ -67,13 +77,7 @@ def test_N01_N04_a_learning_rate_of_1e20_stops_the_run_and_the_dump_shows_the_sa
     ):
         assert words in line
     assert read_records(logdir / "metrics.jsonl") == []
-    again = subprocess.run(
-        [sys.executable, "-m", "semopo_tf.replay_dump", str(place)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    again = command("-m", "semopo_tf.replay_dump", str(place))
     assert again.returncode == 0, again.stderr
     assert f"reproduced: {facts['not_finite'][0]}" in again.stdout
 
@@ -178,7 +182,7 @@ def test_N03_a_weight_that_an_update_makes_infinite_is_traced_to_that_update(dat
 
 @pytest.mark.full
 def test_N03_N04_a_weight_that_no_update_made_wrong_is_named_as_it_is(data, tmp_path, capsys):
-    """As by a fault of the memory. The dump holds it, so it is found again."""
+    """As after a memory fault. The dump contains it, so `replay_dump` reproduces it."""
     from semopo_tf import config as configuration
 
     logdir = tmp_path / "run"
@@ -193,11 +197,9 @@ def test_N03_N04_a_weight_that_no_update_made_wrong_is_named_as_it_is(data, tmp_
 
 
 @pytest.fixture(scope="module")
-def made(data, tmp_path_factory):
+def made(exploded):
     """A dump of a run that stopped."""
-    logdir = tmp_path_factory.mktemp("runs") / "run"
-    stopped(synthetic.train_flags(data, logdir, *QUIET, *STEPS, "--model_opt.lr", "1e20"))
-    return dump_of(logdir)
+    return dump_of(exploded[0])
 
 
 def copied(made: Path, tmp_path: Path) -> Path:

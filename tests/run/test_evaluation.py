@@ -28,7 +28,7 @@ def videos(tmp_path_factory):
 
 
 def unlearning(config, **sizes):
-    """An agent that acts as ever and whose updates do nothing: they would take most of these tests' time."""
+    """An agent that acts normally but whose updates do nothing, which would take most of the time of the tests."""
     learner = build.make_learner(config, **sizes)
     learner.stages = tuple(
         stage._replace(update=lambda batch, key: {"finite": tf.ones([])}) for stage in learner.stages
@@ -88,7 +88,7 @@ def rows_added(run, *flags):
 
 
 def told(row):
-    """What a row says of its episode, whoever played it and in which process."""
+    """The part of a row that must not depend on the process that played the episode."""
     return {key: value for key, value in row.items() if key not in ("source", "versions")}
 
 

@@ -55,7 +55,7 @@ def test_C07_a_checkpoint_without_optimiser_state_is_refused(semopo):
 
 
 def test_C08_a_checkpoint_of_another_precision_is_refused(semopo):
-    """float16 keeps float32 weights and adds its loss scale; weights stored in half precision fit nowhere."""
+    """float16 keeps float32 weights and adds a loss scale; weights stored in half precision are refused."""
     half = tiny.snapshot(tiny.learner("semopo", precision="mixed_float16").variables())
     refused(semopo, half, r"has \S*scale\S* \(\d+ such differences\)")
     whole = tiny.snapshot(semopo.variables())

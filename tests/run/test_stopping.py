@@ -1,4 +1,4 @@
-"""What a signal does to this process and to a child, without a run around it."""
+"""What a signal does to this process and to a child process, without a run."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ROOT = Path(semopo_tf.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def nothing_ignored():
-    """Whatever started the tests: nohup ignores SIGHUP, and a shell SIGINT for what it runs in the background."""
+    """Independent of what started the tests: nohup ignores SIGHUP, and a shell ignores SIGINT for background jobs."""
     defaults = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
@@ -71,7 +71,7 @@ def test_handlers_and_the_wakeup_descriptor_are_given_back():
 
 
 def test_what_the_caller_ignores_stays_ignored():
-    """As under nohup."""
+    """As nohup does."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with listening() as stop:

@@ -1,4 +1,4 @@
-"""The file layer: whole files or none, and a lock that a dead owner cannot keep."""
+"""The file layer: files appear whole or not at all, and a dead process holds no lock."""
 
 import contextlib
 import errno
@@ -97,7 +97,6 @@ def test_removing_what_is_not_there_is_no_error(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
 def test_a_digest_is_that_of_the_whole_file(tmp_path, size):
-    """The file is read in pieces of one mebibyte."""
     data = os.urandom(size)
     (tmp_path / "a").write_bytes(data)
     assert sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
@@ -161,7 +160,7 @@ def test_a_lock_is_free_again_after_an_error_inside(tmp_path):
 
 
 def test_F07_G12_one_hundred_double_starts_have_one_winner_each_and_its_kill_leaves_no_stale_lock(tmp_path):
-    """Two processes at once, a hundred times; the winner is killed, and then the place must be free."""
+    """Two processes start at once, a hundred times; the winner is killed, and then the lock must be free."""
     done = subprocess.run(
         [sys.executable, "-c", DOUBLE_STARTS, str(tmp_path / "lock")],
         cwd=ROOT,

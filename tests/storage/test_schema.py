@@ -1,4 +1,4 @@
-"""The checker of JSON values: what fits, and the words for what does not."""
+"""The checker of JSON values: what fits, and the message for what does not."""
 
 import pytest
 
