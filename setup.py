@@ -18,7 +18,7 @@ setup(
     license="MIT",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["semopo_tf", "semopo_tf.*"]),
-    package_data={"semopo_tf": ["*.yaml", "report/*.yaml"]},
+    package_data={"semopo_tf": ["*.yaml", "report/*.yaml", "report/*.css"]},
     install_requires=[
         f"tensorflow{TENSORFLOW}",
         f"tensorboard{TENSORFLOW}",

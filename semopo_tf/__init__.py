@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _HOME = {
-    "load_policy": "evaluation",
+    "load_policy": "run.trained",
     "register": "envs.tasks",
     **dict.fromkeys(("Batch", "Environment", "Episode", "Imagined", "Latent", "Learner"), "types"),
     **dict.fromkeys(("Observation", "Policy", "Stage"), "types"),

@@ -18,7 +18,7 @@ from semopo_tf.config import Config
 from semopo_tf.data.cards import read_run_data
 from semopo_tf.data.dataset import Dataset, cache_place, open_dataset
 from semopo_tf.errors import ConfigError, NumericalError, run_command
-from semopo_tf.evaluation import Run, load_run, run_parser
+from semopo_tf.run.trained import Run, load_run, run_parser
 from semopo_tf.storage.files import FILES, write_whole
 from semopo_tf.storage.video import video_grid
 from semopo_tf.types import Batch, Tensor

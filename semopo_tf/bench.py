@@ -291,7 +291,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "tensorflow": version("tensorflow"),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),

@@ -124,7 +124,8 @@ def check_disk() -> str:
 
 
 def check_processors() -> str:
-    return f"{len(os.sched_getaffinity(0))} usable"
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{count} usable"
 
 
 def check_devices() -> str:

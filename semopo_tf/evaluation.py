@@ -1,26 +1,19 @@
 """`evaluate.py`: play a run's policy in the simulator, append a row per episode to scores.jsonl, and write videos."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from semopo_tf import config as configuration
-from semopo_tf.data.cards import read_run_data
-from semopo_tf.errors import CheckpointError, CommandParser, ConfigError, cut
 from semopo_tf.report import paper
-from semopo_tf.run.evaluate import evaluate
+from semopo_tf.run.trained import TASK_HELP, Run, as_batch, load_run, require_named, run_parser, scored
 from semopo_tf.storage.records import Records
 from semopo_tf.storage.video import video_grid, write_video
-from semopo_tf.types import Batch, Episode, Learner, Policy
+from semopo_tf.types import Episode
 
-if TYPE_CHECKING:
-    from semopo_tf.random import Key
-
-TASK_HELP = "the run's task; required if it is <module>:<class>, as the module is imported"
 VIDEO_EPISODES, VIDEO_LENGTH, VIDEO_CONTEXT = 3, 100, 5
 
 
@@ -52,34 +45,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def scored(
-    run: "Run", episodes: int | None = None, environments: int = 1, overrides: Mapping[str, str] | None = None
-) -> Iterator[tuple[dict[str, Any], Episode]]:
-    """Play a run's policy on the fixed list of episode seeds; yields the row of scores.jsonl and the episode of each.
-
-    Args:
-      episodes: number of seeds; `eval.final_episodes` by default.
-      environments: number played side by side; changes no result.
-      overrides: background, background_color, background_split and mask_rule, where they differ from the run's.
-
-    Raises:
-      SemopoError: as `build.environment_settings` and `run.evaluate.evaluate`.
-    """
-    from semopo_tf.run import build
-
-    config = run.config
-    count = episodes or config.eval.final_episodes
-    if not count:
-        raise ConfigError(
-            "--episodes: expected at least 1, received none, and the run's eval.final_episodes is 0; add --episodes 10"
-        )
-    settings = build.environment_settings(config, run.card, overrides)
-    facts: dict[str, Any] = {"phase": run.phase, "step": run.step, "checkpoint": run.checkpoint, "source": "evaluate"}
-    seeds = build.episode_seeds(config.eval.seed, count)
-    for played in evaluate(run.policy, config.task, settings, seeds, environments):
-        yield build.score_row(config, settings, played, **facts), played.episode
-
-
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """Mean return of one task's score rows: raw, and normalised if the paper has constants for the task."""
     from semopo_tf.run import build
@@ -93,14 +58,6 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     known = [f"{value:.3f} ({rule})" for rule, value in values.items() if value is not None]
     normalised = f"; normalised {', '.join(known)}" if known else ""
     return raw + build.replayed(sum(row["discarded"] for row in rows)) + normalised
-
-
-def run_parser(prog: str, about: str, run: str) -> CommandParser:
-    """A parser of a command about a checkpoint of a run, with the flags of `load_run`."""
-    parser = CommandParser(prog=prog, description=about)
-    parser.add_argument("--logdir", required=True, type=Path, help=run)
-    parser.add_argument("--checkpoint", help="name of a checkpoint directory of the run (default: the newest)")
-    return parser
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -118,108 +75,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for key, choices in configuration.SHOWN.items():
         parser.add_argument(f"--{key}", choices=choices)
     return parser.parse(argv, episodes=1, environments=1)
-
-
-def require_named(task: str, given: str | None) -> None:
-    """Require a task that imports a module on the command line: an untrusted run directory could name any module.
-
-    Raises:
-      ConfigError: when such a task is not given, or when another task is given.
-    """
-    if given not in ((task,) if ":" in task else (None, task)):
-        raise ConfigError(
-            f"--task: expected {cut(task)}, the run's task, received {given or 'none'}; add --task {cut(task)} if you "
-            "trust its module"
-        )
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained learner with its configuration, dataset card, sizes and checkpoint."""
-
-    config: configuration.Config
-    card: dict[str, Any] | None
-    sizes: dict[str, int]  # image_size and action_size
-    learner: Learner
-    policy: Policy
-    checkpoint: str  # name of its directory
-    phase: str
-    step: int
-
-    def key(self, domain: str, step: Any = 0) -> "Key":
-        """The key of a domain of evaluation: its draws depend on `eval.seed`, not on the run's seed."""
-        import tensorflow as tf
-
-        from semopo_tf.random import Key
-
-        return Key(self.config.eval.seed, domain, tf.constant(step, tf.int64))
-
-    @property
-    def world_model(self) -> Any:
-        """The learner's world model.
-
-        Raises:
-          ConfigError: when its method has none.
-        """
-        if world_model := getattr(self.learner, "world_model", None):
-            return world_model
-        raise ConfigError("--logdir: expected a run with a world model, received one without; choose another run")
-
-
-def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
-    """The learner of a run directory; needs neither its dataset nor a simulator.
-
-    Args:
-      checkpoint: directory name inside `logdir`; the newest good one by default.
-
-    Raises:
-      CheckpointError: when the directory holds no usable checkpoint.
-      ConfigError, DataError: when one of its files is malformed.
-    """
-    logdir = Path(logdir).expanduser()
-    if not (logdir / "config.yaml").is_file() or not (logdir / "dataset_manifest.json").is_file():
-        raise CheckpointError(
-            f"{logdir}: expected the logdir of a run (config.yaml, dataset_manifest.json), received none"
-        )
-    config = configuration.load_saved(logdir / "config.yaml")
-    manifest = read_run_data(logdir)
-    from semopo_tf.engine import compiling, devices
-    from semopo_tf.run import build, checkpoints
-
-    sizes = {key: manifest[key] for key in ("image_size", "action_size")}
-    device, _ = devices.choose_device("auto")
-    jit = compiling.choose_jit(config.jit, device)  # as in training: XLA changes the last bits
-    learner = build.make_learner(config, **sizes, jit=jit)
-    if checkpoint:
-        loaded = checkpoints.load(logdir / checkpoint)
-    else:
-        newest, faults = checkpoints.load_newest(logdir, [stage.name for stage in learner.stages])
-        for fault in faults:
-            print(f"warning: {fault}")
-        if newest is None:
-            raise CheckpointError(
-                f"{logdir}: no checkpoint yet; train until the first save_every = {config.save_every} updates"
-            )
-        loaded = newest
-    build.restore(learner.variables(), loaded.tensors, loaded.path)
-    about = (loaded.path.name, loaded.phase, loaded.step)
-    return Run(config, manifest["card"], sizes, learner, learner.policy(), *about)
-
-
-def load_policy(logdir: str | Path) -> Policy:
-    """The acting policy of a run, for notebooks: `action, state = policy(image, state, seeds, step)` (`types.Policy`).
-
-    Raises:
-      CheckpointError: when the directory holds no usable checkpoint.
-    """
-    return load_run(logdir).policy
-
-
-def as_batch(episodes: Sequence[Episode], length: int | None = None) -> Batch:
-    """The first `length` records of the episodes, or all of them, as one batch of tensors."""
-    import tensorflow as tf
-
-    return Batch(*(tf.constant(np.stack([getattr(e, name)[:length] for e in episodes])) for name in Batch._fields))
 
 
 def write_videos(directory: Path, run: Run, episodes: list[Episode]) -> list[Path]:

@@ -21,7 +21,7 @@ import numpy as np
 
 import semopo_tf
 from semopo_tf.errors import ConfigError, StorageError, run_command
-from semopo_tf.evaluation import Run, load_run, run_parser
+from semopo_tf.run.trained import Run, load_run, run_parser
 from semopo_tf.storage.files import FILES, Files, temporary_sibling
 
 FORMAT = 1

@@ -17,8 +17,8 @@ from semopo_tf import analysis
 from semopo_tf.envs import tasks
 from semopo_tf.envs.rollout import play
 from semopo_tf.errors import ConfigError, run_command
-from semopo_tf.evaluation import TASK_HELP, Run, as_batch, load_run, require_named, run_parser
 from semopo_tf.report import tables
+from semopo_tf.run.trained import TASK_HELP, Run, as_batch, load_run, require_named, run_parser
 from semopo_tf.types import Episode
 
 FIT, TEST, BLOCK = 60, 40, 10  # episodes to fit the probes, to score them, encoded in one call

@@ -117,6 +117,7 @@ def package_files() -> list[Path]:
 def test_the_wheel_carries_every_module_and_the_real_configuration(wheel):
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "semopo_tf").rglob("*.py")}
     expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "semopo_tf").rglob("*.yaml")}
+    expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "semopo_tf").rglob("*.css")}
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == expected
         assert archive.read("semopo_tf/configs.yaml") == (ROOT / "configs.yaml").read_bytes()

@@ -195,14 +195,14 @@ def names_of(template: ast.expr) -> list[str]:
 
 
 def domains() -> set[str]:
-    """Domains written out in `Key(...)`, and the stages, whose names are domains too."""
+    """Domains written out in `Key(...)` or a method that makes one, and the stages, whose names are domains too."""
+    first = {"Key": 1, "key": 0, "_key": 0, "Stage": 0}
     calls = [
         node
         for tree in SOURCES.values()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and called_name(node) in ("Key", "Stage")
+        if isinstance(node, ast.Call) and called_name(node) in first
     ]
-    first = {"Key": 1, "Stage": 0}
     written = [call.args[first[called_name(call)]] for call in calls]
     return {node.value for node in written if isinstance(node, ast.Constant)}
 

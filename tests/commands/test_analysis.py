@@ -15,9 +15,9 @@ from semopo_tf import analysis, training
 from semopo_tf import config as configuration
 from semopo_tf.engine import compiling
 from semopo_tf.errors import ConfigError, DataError, NumericalError
-from semopo_tf.evaluation import load_run
 from semopo_tf.methods.losses import MEASURES
 from semopo_tf.run import build
+from semopo_tf.run.trained import load_run
 from semopo_tf.run.trainer import Trainer
 from semopo_tf.training import claim
 from semopo_tf.types import Episode, Latent

@@ -480,7 +480,7 @@ def test_L01_twenty_kills_at_any_point_lose_nothing_and_change_nothing(tmp_path,
     def start(out):
         process = context.Process(
             target=collect.main,
-            args=(["--task", "exbmdp_point", "--episodes", "60", "--seed", "3", "--out", str(out)],),
+            args=(["--task", "exbmdp_point", "--episodes", "150", "--seed", "3", "--out", str(out)],),
         )
         process.start()
         return process

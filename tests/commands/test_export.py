@@ -20,8 +20,8 @@ from semopo_tf.data.episodes import write_episode
 from semopo_tf.envs import tasks
 from semopo_tf.envs.rollout import play
 from semopo_tf.errors import CheckpointError, ConfigError, StorageError
-from semopo_tf.evaluation import load_run
 from semopo_tf.run import build, checkpoints
+from semopo_tf.run.trained import load_run
 from semopo_tf.storage.files import Files
 
 ROOT = Path(semopo_tf.__file__).parents[1]

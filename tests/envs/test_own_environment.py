@@ -12,7 +12,7 @@ import pytest
 
 from semopo_tf.envs import tasks
 from semopo_tf.errors import ConfigError
-from semopo_tf.evaluation import require_named
+from semopo_tf.run.trained import require_named
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "environments.md").read_text()

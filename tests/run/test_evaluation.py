@@ -11,7 +11,7 @@ from semopo_tf import collect, evaluation, training
 from semopo_tf.envs import tasks
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.report import paper
-from semopo_tf.run import build, evaluate
+from semopo_tf.run import build, evaluate, trained
 from semopo_tf.run.stopping import Stop
 from semopo_tf.storage.records import read_records
 
@@ -130,7 +130,7 @@ def test_the_background_is_chosen_by_flags(walker, videos, monkeypatch):
 
 
 def test_without_its_background_a_task_is_the_plain_one(walker):
-    ((row, episode),) = evaluation.scored(evaluation.load_run(walker), 1, overrides={"background": "none"})
+    ((row, episode),) = trained.scored(trained.load_run(walker), 1, overrides={"background": "none"})
     assert (row["clips"], row["clip"], row["task"]) == ([], None, "dmcdrv_walker_walk")
     settings = {"size": 64, "action_repeat": REPEAT, "camera": -1}
     assert row["environment"] == settings | {"background": "none"}
@@ -170,8 +170,8 @@ def test_the_last_line_has_the_return_raw_and_by_the_rules_that_hold(task, norma
 
 
 def test_a_notebook_plays_the_same(point):
-    run = evaluation.load_run(str(point))
-    ((row, episode),) = evaluation.scored(run, 1)
+    run = trained.load_run(str(point))
+    ((row, episode),) = trained.scored(run, 1)
     assert told(row) == told(read_records(point / "scores.jsonl")[0])
     assert row["return"] == episode.reward.sum(dtype=np.float64)
 
