@@ -48,11 +48,10 @@ def config(*names: str, sizes: Mapping[str, str] | None = None, **flags: Any) ->
     return configuration.load(["--configs", *names, "walker_walk", "debug", *argv])
 
 
-def learner(*names: str, **flags: Any) -> SeMOPO:
+def learner(*names: str, device: str = "/CPU:0", **flags: Any) -> SeMOPO:
+    """device: whose program is made; every program also runs on a CPU."""
     given = config(*names, **flags)
-    return build.make_learner(
-        given, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=choose_jit(given.jit, "/CPU:0")
-    )
+    return build.make_learner(given, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=choose_jit(given.jit, device))
 
 
 def batch(rng: np.random.Generator, size: int = 2, length: int = 4) -> Batch:

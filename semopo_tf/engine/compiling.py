@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from semopo_tf.nets.compute import Target
 from semopo_tf.types import Stage
 
 
@@ -14,7 +15,7 @@ class Jit(NamedTuple):
     pixels: bool  # chunks of updates that contain convolutions
     vectors: bool  # chunks of other updates
     parts: bool  # the convolution-free part of an update whose chunk is not compiled
-    products: bool  # convolutions as matrix products: XLA's own are slow inside a loop on a CPU
+    target: Target  # who computes convolutions and recurrences
 
     def of(self, stage: Stage) -> bool:
         """Whether the chunks of a stage are compiled. Updates on images contain convolutions, others do not."""
@@ -25,7 +26,7 @@ class Jit(NamedTuple):
         return "whole chunks" if self.pixels else "all but the convolutions" if self.parts else "nothing"
 
 
-OFF = Jit(pixels=False, vectors=False, parts=False, products=False)
+OFF = Jit(pixels=False, vectors=False, parts=False, target="library")
 
 
 def choose_jit(wanted: str, device: str) -> Jit:
@@ -39,8 +40,8 @@ def choose_jit(wanted: str, device: str) -> Jit:
     if wanted == "off" or (wanted == "auto" and on_cpu):
         return OFF
     if wanted == "partial":
-        return Jit(pixels=False, vectors=True, parts=True, products=False)
-    return Jit(pixels=True, vectors=True, parts=False, products=on_cpu)
+        return Jit(pixels=False, vectors=True, parts=True, target="library")
+    return Jit(pixels=True, vectors=True, parts=False, target="xla_cpu" if on_cpu else "xla_gpu")
 
 
 def compiled(

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from semopo_tf import random
 from semopo_tf.methods import losses
+from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.distributions import TruncatedNormal, unit_normal_log_prob
 from semopo_tf.nets.layers import MLP, initialise, named_variables
 from semopo_tf.nets.optim import LossScale, Optimizer, gradients_of, step_if_finite
@@ -25,7 +26,7 @@ class ActorCritic:
       lambda_: of the lambda-return.
       entropy_scale: weight of the policy's entropy in its objective.
       slow_every: updates between two copies of the critic into the slow critic.
-      precision: of the networks' matrix products; `mixed_float16` adds a loss scale.
+      compute: its precision is that of the networks' matrix products; `mixed_float16` adds a loss scale.
     """
 
     def __init__(
@@ -41,13 +42,13 @@ class ActorCritic:
         lambda_: float,
         entropy_scale: float,
         slow_every: int,
-        precision: str = "float32",
+        compute: Compute,
     ):
         self.action_size = action_size
         self._min_std = actor["min_std"]
         self._lambda, self._entropy_scale, self._slow_every = lambda_, entropy_scale, slow_every
-        sizes = {key: value for key, value in actor.items() if key != "min_std"} | {"precision": precision}
-        critic = {**critic, "precision": precision}
+        sizes = {key: value for key, value in actor.items() if key != "min_std"} | {"precision": compute.precision}
+        critic = {**critic, "precision": compute.precision}
         self._actor = MLP(outputs={"loc": action_size, "std": action_size}, name="actor", **sizes)
         self._critic = MLP(outputs={"value": 1}, name="critic", **critic)
         self._slow_critic = MLP(outputs={"value": 1}, name="slow_critic", **critic)
@@ -59,9 +60,9 @@ class ActorCritic:
         self._slow_variables = named_variables({"slow_critic": self._slow_critic})
         initialise(self.actor_variables | self.critic_variables, seed)
         self._copy_critic()
-        self._actor_opt = Optimizer("actor", self.actor_variables, **actor_opt)
-        self._critic_opt = Optimizer("critic", self.critic_variables, **critic_opt)
-        self._loss_scale = LossScale("policy_scale") if precision == "mixed_float16" else None
+        self._actor_opt = Optimizer("actor", self.actor_variables, target=compute.target, **actor_opt)
+        self._critic_opt = Optimizer("critic", self.critic_variables, target=compute.target, **critic_opt)
+        self._loss_scale = LossScale("policy_scale") if compute.precision == "mixed_float16" else None
 
     def variables(self) -> dict[str, tf.Variable]:
         """Networks, slow critic and optimiser state by stable name."""

@@ -39,7 +39,7 @@ class Adversary:
                 loss = tf.reduce_mean(self._loss(feat, reward))
             gradients = gradients_of(loss, self.variables, tape)
             half_squares = {key: tf.nn.l2_loss(gradient) for key, gradient in gradients.items()}
-            self._optimizer.apply(gradients, self._optimizer.norm(half_squares))
+            self._optimizer.apply(gradients, self._optimizer.norm(gradients, half_squares))
             return (done + 1,)
 
         tf.while_loop(lambda done: done < self._updates, step, (tf.constant(0),))
@@ -58,4 +58,4 @@ class Adversary:
             variable.assign(tf.where(where, value, variable))
 
     def _all(self) -> list[tf.Variable]:
-        return [*self.variables.values(), *self._optimizer.state().values()]
+        return [*self.variables.values(), *self._optimizer.owned()]

@@ -37,11 +37,11 @@ def lambda_return(reward: tf.Tensor, next_value: tf.Tensor, discount: tf.Tensor,
       [N, H], G_0 .. G_{H-1}; differentiable in all three.
     """
     one_step = reward + (1 - lambda_) * discount * next_value
-    by_time = tf.transpose(tf.stack([one_step, lambda_ * discount], -1), [1, 0, 2])  # [H, N, 2]
-    returns = tf.scan(
-        lambda later, now: now[:, 0] + now[:, 1] * later, by_time, initializer=next_value[:, -1], reverse=True
-    )
-    return tf.transpose(returns)
+    later, returns = next_value[:, -1], []
+    for now, weight in zip(*(tf.unstack(x, axis=1)[::-1] for x in (one_step, lambda_ * discount)), strict=True):
+        later = now + weight * later
+        returns.append(later)
+    return tf.stack(returns[::-1], 1)
 
 
 def actor_loss(target: tf.Tensor, entropy: tf.Tensor, weight: tf.Tensor, *, entropy_scale: float) -> tf.Tensor:

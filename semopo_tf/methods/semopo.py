@@ -65,12 +65,13 @@ class SeMOPO(Learner):
         self.world_model, self.actor_critic = world_model, actor_critic
         self._horizon, self._discount, self._penalty = horizon, discount, penalty
         self._model_opts = [
-            Optimizer(name, group, **model_opt) for name, group in world_model.groups(split_optimizers).items()
+            Optimizer(name, group, target=compute.target, **model_opt)
+            for name, group in world_model.groups(split_optimizers).items()
         ]
         self._adversary, self._adversary_updates = None, adversary_updates
         if world_model.adversary:
             head = world_model.adversary
-            optimizer = Optimizer("exo_reward", head, **model_opt)
+            optimizer = Optimizer("exo_reward", head, target=compute.target, **model_opt)
             self._adversary = Adversary(head, world_model.adversary_loss, optimizer, adversary_updates)
         self._sizes, self._compute = {"image_size": image_size, "action_size": action_size}, compute
         self._loss_scale = LossScale("model_scale") if compute.precision == "mixed_float16" else None
@@ -212,7 +213,7 @@ def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, see
     """
     model, sizes = sections["model"], {"image_size": image_size, "action_size": action_size}
     precision: dict[str, Any] = {"precision": compute.precision}
-    convolutional = precision | {"products": compute.products}
+    convolutional = precision | {"target": compute.target}
     streams = {}
     if model["kind"] == "separated":
         streams = {
@@ -242,7 +243,7 @@ def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, see
         feat_size=world_model.main.rssm.feat_size,
         action_size=action_size,
         seed=seed,
-        **precision,
+        compute=compute,
         **{name: sections[name] for name in ("actor", "critic", "actor_opt", "critic_opt")},
         **sections["actor_critic"],
     )

@@ -31,7 +31,7 @@ from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.distributions import unit_normal_log_prob
 from semopo_tf.nets.layers import MLP, Decoder, Encoder, MaskBlend, deconv_sizes, initialise, named_variables
 from semopo_tf.nets.remat import by_slices
-from semopo_tf.nets.rssm import RSSM
+from semopo_tf.nets.rssm import RSSM, alike, observe_each, observe_together
 from semopo_tf.random import Key
 from semopo_tf.types import Batch, Latent
 
@@ -211,7 +211,7 @@ class WorldModel:
         self._seed = seed
         self._kl = Kl(**kl)
         self.reward_gradient, self._image_scale = reward_gradient, image_scale
-        self._remat, self._recurrence = compute.remat, compute.compile_part(self.recur)
+        self._compute, self._recurrence = compute, compute.compile_part(self.recur)
         self._image_terms = {"image": image_scale}  # weight of each loss that `image_losses` returns, in its order
         self.adversary_head: MLP | None = None
         self.adversary: dict[str, tf.Variable] = {}  # variables of the adversary's head, which `trained` excludes
@@ -274,13 +274,15 @@ class WorldModel:
         self, evidence: list[tf.Tensor], action: tf.Tensor, is_first: tf.Tensor, reward: tf.Tensor, draws: list[Draws]
     ) -> tuple[list[Latent], dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """The part of `infer` without convolutions: posterior states of every branch, losses and metrics."""
-        posts: list[Latent] = []
         losses: dict[str, tf.Tensor] = {}
         metrics: dict[str, tf.Tensor] = {}
-        for branch, embedding, drawn in zip(self.branches, evidence, draws, strict=True):
-            post = branch.rssm.observe(embedding, self._action_for(branch, action), is_first, drawn.noise)
+        models = [branch.rssm for branch in self.branches]
+        actions = [self._action_for(branch, action) for branch in self.branches]
+        noise = [drawn.noise for drawn in draws]
+        one_scan = self._compute.target == "xla_gpu" and alike(models)
+        posts = (observe_together if one_scan else observe_each)(models, evidence, actions, is_first, noise)
+        for branch, post, drawn in zip(self.branches, posts, draws, strict=True):
             losses[f"{branch.name}_kl"], kl_metrics = branch.kl(post, drawn.member, self._kl)
-            posts.append(post)
             metrics |= kl_metrics
         metrics["reward_var"] = tf.math.reduce_variance(reward)  # squared error of a head that predicts the mean
         return posts, losses | {"reward": self._reward_loss(self.main.features(posts[0]), reward)}, metrics
@@ -292,8 +294,8 @@ class WorldModel:
         shape = image.shape[:2]
         rows = [tf.reshape(x, [shape[0] * shape[1], *x.shape[2:]]) for x in (image, *feats)]
         names = (*self._image_terms, *self.image_metrics)
-        if self._remat:
-            values = by_slices(self.image_losses, self._remat, *rows, outputs=[()] * len(names))
+        if self._compute.remat:
+            values = by_slices(self.image_losses, self._compute.remat, *rows, outputs=[()] * len(names))
         else:
             values = self.image_losses(*rows)
         by_name = dict(zip(names, values, strict=True))
@@ -449,7 +451,7 @@ class SeparatedWorldModel(WorldModel):
         self._exo_weight = 0.0 if self._kl.strict_elbo else exo_weight
         self._endo_decoder = self._add_decoder("endo_decoder", self.main, 2 * COLORS)
         self._exo_decoder = self._add_decoder("exo_decoder", self.exo, 2 * COLORS)
-        self._mask = self.layers["mask"] = MaskBlend(name="mask")
+        self._mask = self.layers["mask"] = MaskBlend(name="mask", target=self._compute.target)
         self._mask.build((None, self.image_size, self.image_size, 2 * COLORS))
         if self._exo_weight:
             self._exo_only_decoder = self._add_decoder("exo_only_decoder", self.exo, COLORS)

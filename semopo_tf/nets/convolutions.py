@@ -10,8 +10,9 @@ compute the same sums in another order; `docs/performance.md` has their rates, l
                                        interleaved; its gradients are the library's
                 otherwise              the library's transposed convolution
 
-`products=True` replaces the library's convolutions by matrix products too. XLA on a CPU needs that: inside its loops a
-convolution runs on one core, thirty times slower than outside.
+For `xla_cpu` the library's convolutions become matrix products too: inside XLA's loops on a CPU a convolution runs on
+one core, thirty times slower than outside. For `xla_gpu` a gradient to a kernel that is at least as large as the map of
+its positions gets rows of zeros: XLA would take it for a dilated forward convolution and run it many times slower.
 """
 
 from collections.abc import Callable
@@ -19,18 +20,22 @@ from typing import Any
 
 import tensorflow as tf
 
+from semopo_tf.nets.compute import Target
+
 STRIDE = 2
 PHASES = STRIDE * STRIDE
 FEW_POSITIONS = 2  # largest output edge for which cutting the windows out is faster than the library
 FEW_CHANNELS = 6  # an image or two: fills a vector register only once the phases make them four times as many
 
 
-def convolve(x: tf.Tensor, kernel: tf.Tensor, *, products: bool = False) -> tf.Tensor:
+def convolve(x: tf.Tensor, kernel: tf.Tensor, *, target: Target = "library") -> tf.Tensor:
     """x [N, H, H, C], kernel [k, k, C, O] -> [N, (H - k) // 2 + 1, .., O]."""
     k, channels, width = kernel.shape[0], kernel.shape[2], kernel.shape[3]
     size = (x.shape[1] - k) // STRIDE + 1
-    if k % STRIDE or (size > FEW_POSITIONS and not products):
-        return tf.nn.conv2d(x, kernel, STRIDE, "VALID")
+    if k % STRIDE or (size > FEW_POSITIONS and target != "xla_cpu"):
+        return (
+            _misreadable(x, kernel) if target == "xla_gpu" and size <= k else tf.nn.conv2d(x, kernel, STRIDE, "VALID")
+        )
     half = k // STRIDE
     blocks = size + half - 1  # of 2 x 2 pixels along an edge; a row or column left over reaches no output
     x = tf.nn.space_to_depth(_crop(x, STRIDE * blocks), STRIDE)
@@ -42,30 +47,64 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor, *, products: bool = False) -> tf.T
     return tf.reshape(product, [-1, size, size, width])
 
 
-def transpose(x: tf.Tensor, kernel: tf.Tensor, *, products: bool = False) -> tf.Tensor:
+def transpose(x: tf.Tensor, kernel: tf.Tensor, *, target: Target = "library") -> tf.Tensor:
     """x [N, H, H, C], kernel [k, k, O, C] -> [N, 2 (H - 1) + k, .., O]."""
     size, k, width, channels = x.shape[1], kernel.shape[0], kernel.shape[2], kernel.shape[3]
     out = (size - 1) * STRIDE + k
     if size == 1:
         product = tf.matmul(tf.reshape(x, [-1, channels]), tf.reshape(kernel, [-1, channels]), transpose_b=True)
         return tf.reshape(product, [-1, k, k, width])
-    if products:
+    if target == "xla_cpu":
         return _by_phases(x, kernel, products=True)
-    if width > FEW_CHANNELS or k % STRIDE:
+    few = width <= FEW_CHANNELS and not k % STRIDE
+    if not few and (size > k or target == "library"):
         return tf.nn.conv2d_transpose(x, kernel, [_rows(x), out, out, width], STRIDE, "VALID")
 
     @tf.custom_gradient
-    def to_image(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+    def forward(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            strides = [1, STRIDE, STRIDE, 1]
-            to_kernel = tf.raw_ops.Conv2DBackpropFilter(
-                input=upstream, filter_sizes=kernel.shape.as_list(), out_backprop=x, strides=strides, padding="VALID"
-            )
-            return tf.nn.conv2d(upstream, kernel, STRIDE, "VALID"), to_kernel
+            return tf.nn.conv2d(upstream, kernel, STRIDE, "VALID"), _to_kernel(upstream, x, kernel, target)
 
-        return _by_phases(x, kernel, products=False), gradient
+        if few:
+            return _by_phases(x, kernel, products=False), gradient
+        return tf.nn.conv2d_transpose(x, kernel, [_rows(x), out, out, width], STRIDE, "VALID"), gradient
 
-    return to_image(x, kernel)
+    return forward(x, kernel)
+
+
+def _misreadable(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """The library's convolution with a gradient to the kernel that XLA reads rightly."""
+
+    @tf.custom_gradient
+    def forward(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            shape = [_rows(x), *x.shape[1:]]
+            to_image = tf.nn.conv2d_transpose(upstream, kernel, shape, STRIDE, "VALID")
+            return to_image, _to_kernel(x, upstream, kernel, "xla_gpu")
+
+        return tf.nn.conv2d(x, kernel, STRIDE, "VALID"), gradient
+
+    return forward(x, kernel)
+
+
+def _to_kernel(image: tf.Tensor, positions: tf.Tensor, kernel: tf.Tensor, target: Target) -> tf.Tensor:
+    """Gradient to the kernel of a convolution from `image` to `positions`, or of its transpose."""
+    size, k = positions.shape[1], kernel.shape[0]
+    if target == "xla_gpu" and size <= k:  # make the map of positions larger than the kernel
+        more = k - size + 1
+        image, positions = _widen(image, STRIDE * more), _widen(positions, more)
+    return tf.raw_ops.Conv2DBackpropFilter(
+        input=image,
+        filter_sizes=kernel.shape.as_list(),
+        out_backprop=positions,
+        strides=[1, STRIDE, STRIDE, 1],
+        padding="VALID",
+    )
+
+
+def _widen(x: tf.Tensor, rows: int) -> tf.Tensor:
+    """x [N, H, H, C] with zeros below and to the right."""
+    return tf.pad(x, [[0, 0], [0, rows], [0, rows], [0, 0]])
 
 
 def _by_phases(x: tf.Tensor, kernel: tf.Tensor, *, products: bool) -> tf.Tensor:

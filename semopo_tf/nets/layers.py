@@ -7,7 +7,7 @@ Once built, each layer tells what `rows` rows of its input cost.
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import keras
 import numpy as np
@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from semopo_tf.nets import convolutions
 from semopo_tf.nets.accounting import Cost, product
+from semopo_tf.nets.compute import Target
 from semopo_tf.nets.convolutions import STRIDE
 
 Shape = Sequence[int | None]  # as Keras gives it to `build`; None for the batch
@@ -89,12 +90,12 @@ class Strided(keras.layers.Layer):
 
     form: Callable[..., tf.Tensor]
 
-    def __init__(self, filters: int, kernel: int, *, products: bool, act: str | None, dtype: str, name: str):
+    def __init__(self, filters: int, kernel: int, *, target: Target, act: str | None, dtype: str, name: str):
         super().__init__(filters, kernel, STRIDE, activation=act, dtype=dtype, name=name)
-        self._products = products
+        self._target = target
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        x = self.form(inputs, _value(self.kernel), products=self._products)
+        x = self.form(inputs, _value(self.kernel), target=self._target)
         return self.activation(tf.nn.bias_add(x, _value(self.bias)))
 
 
@@ -129,7 +130,7 @@ class Encoder(keras.layers.Layer):
     Args:
       depth: channels of the first layer; each further layer has twice as many.
       kernels: edge of each layer's kernel, pixels.
-      products: see `convolutions`.
+      target: see `convolutions`.
     """
 
     def __init__(
@@ -140,10 +141,10 @@ class Encoder(keras.layers.Layer):
         act: str,
         name: str,
         precision: str = "float32",
-        products: bool = False,
+        target: Target = "library",
     ):
         super().__init__(name=name)
-        style: dict[str, Any] = {"act": act, "dtype": precision, "products": products}
+        style: dict[str, Any] = {"act": act, "dtype": precision, "target": target}
         self._depth, self._kernels = depth, list(kernels)
         self._convs = [Convolution(depth * 2**i, kernel, name=f"conv{i}", **style) for i, kernel in enumerate(kernels)]
 
@@ -179,7 +180,7 @@ class Decoder(keras.layers.Layer):
     Args:
       depth: channels of the layer before the last; each layer before that has twice as many.
       kernels: edge of each layer's kernel, pixels.
-      products: see `convolutions`.
+      target: see `convolutions`.
     """
 
     def __init__(
@@ -191,10 +192,10 @@ class Decoder(keras.layers.Layer):
         channels: int,
         name: str,
         precision: str = "float32",
-        products: bool = False,
+        target: Target = "library",
     ):
         super().__init__(name=name)
-        style: dict[str, Any] = {"dtype": precision, "products": products}
+        style: dict[str, Any] = {"dtype": precision, "target": target}
         last = len(kernels) - 1
         self._dense = Dense(depth * 2 ** (last + 2), dtype=precision, name="dense")
         widths = [depth * 2 ** (last - 1 - i) for i in range(last)] + [channels]
@@ -226,8 +227,9 @@ class Decoder(keras.layers.Layer):
 class MaskBlend(keras.layers.Layer):
     """Both decoders' mask features -> the endogenous stream's mask: 1 x 1 convolution, then sigmoid (TIA)."""
 
-    def __init__(self, *, name: str):
+    def __init__(self, *, name: str, target: Target = "library"):
         super().__init__(name=name)
+        self._target = target
         self._conv = keras.layers.Conv2D(1, 1, name="conv")
 
     def build(self, input_shape: Shape) -> None:
@@ -236,6 +238,9 @@ class MaskBlend(keras.layers.Layer):
 
     def call(self, mask_features: tf.Tensor) -> tf.Tensor:
         """[..., H, W, 2C], endogenous features first -> [..., H, W, 1] in 0..1, the weight of the endogenous mean."""
+        if self._target != "library":  # a weighted sum, which XLA fuses with its neighbours
+            kernel = tf.reshape(self._conv.kernel.value, [-1])
+            return tf.sigmoid(tf.reduce_sum(mask_features * kernel, -1, keepdims=True) + self._conv.bias.value)
         x = tf.reshape(mask_features, [-1, *mask_features.shape[-3:]])
         return tf.sigmoid(tf.reshape(self._conv(x), [*leading(mask_features, 3), *mask_features.shape[-3:-1], 1]))
 
@@ -299,17 +304,30 @@ class TwoInputDense(keras.layers.Layer):
             return tf.broadcast_to(self.bias.value, [*y.shape[:-1], self._units])
         return matmul_last(y, self.kernel.value[self._first :], self._compute) + self.bias.value
 
+    def first_kernel(self) -> tf.Tensor:
+        """W_x, [first, units]."""
+        return self.kernel.value[: self._first]
+
     def call(self, x: tf.Tensor, projected: tf.Tensor) -> tf.Tensor:
         """x [..., first], projected [..., units] -> [..., units], linear."""
-        return matmul_last(x, self.kernel.value[: self._first], self._compute) + projected
+        return matmul_last(x, self.first_kernel(), self._compute) + projected
 
     def cost(self, rows: int) -> Cost:
-        """Of `call`, the half of x."""
+        """Of the half of x."""
         return product(rows, self._first, self._units)
 
     def projection_cost(self, rows: int) -> Cost:
         """Of `project`, the half of y."""
         return product(rows, self._second, self._units)
+
+
+class GRUWeights(NamedTuple):
+    """Weights of a `GRUCell` for D units; in a stack of G models each has a first axis G, vectors as [G, 1, 3D]."""
+
+    kernel: tf.Tensor  # [inputs + D, 3D]
+    bias: tf.Tensor  # [3D]
+    scale: tf.Tensor  # [3D], of the layer normalisation
+    offset: tf.Tensor  # [3D]
 
 
 class GRUCell(keras.layers.Layer):
@@ -329,15 +347,21 @@ class GRUCell(keras.layers.Layer):
         self.scale = self.add_weight((gates,), "ones", name="scale")
         self.offset = self.add_weight((gates,), "zeros", name="offset")
 
+    def weights_now(self) -> GRUWeights:
+        return GRUWeights(self.kernel.value, self.bias.value, self.scale.value, self.offset.value)
+
     def call(self, x: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
-        """x [B, inputs], state [B, D] -> next state [B, D].
+        return self.next(self.weights_now(), x, state)
+
+    def next(self, weights: GRUWeights, x: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+        """x [B, inputs], state [B, D] -> next state [B, D]; of G models at once with a first axis G everywhere.
 
         r, c, u = split(layer_norm([x, h] W + b));   r = sigmoid(r),  c = tanh(r c),  u = sigmoid(u - 1)
         h' = u c + (1 - u) h
         """
-        parts = matmul_last(tf.concat([x, state], -1), self.kernel.value, self._compute) + self.bias.value
+        parts = matmul_last(tf.concat([x, state], -1), weights.kernel, self._compute) + weights.bias
         mean, variance = tf.nn.moments(parts, [-1], keepdims=True)
-        parts = (parts - mean) * tf.math.rsqrt(variance + self.EPSILON) * self.scale.value + self.offset.value
+        parts = (parts - mean) * tf.math.rsqrt(variance + self.EPSILON) * weights.scale + weights.offset
         reset, candidate, update = tf.split(parts, 3, -1)
         candidate = tf.tanh(tf.sigmoid(reset) * candidate)
         update = tf.sigmoid(update + self.UPDATE_BIAS)
@@ -409,8 +433,22 @@ def compute_type(precision: str) -> tf.DType:
 
 
 def matmul_last(x: tf.Tensor, kernel: tf.Tensor, compute: tf.DType) -> tf.Tensor:
-    """x [..., in] times kernel [in, out], as one flat matrix product in the compute type: [..., out] float32."""
+    """x [..., in] times kernel [in, out], as one flat matrix product in the compute type: [..., out] float32.
+
+    Or of G kernels at once: x [G, N, in] times kernel [G, in, out].
+    """
+    if len(kernel.shape) == 3:
+        return _matmul(x, kernel, compute)
     return tf.reshape(_matmul(tf.reshape(x, [-1, x.shape[-1]]), kernel, compute), [*leading(x, 1), kernel.shape[-1]])
+
+
+def affine(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, compute: tf.DType) -> tf.Tensor:
+    """A linear `Dense` layer in the compute type, x [N, in]; of G layers at once with a first axis G, bias [G, 1, out].
+
+    For one layer exactly Keras' operations, so that its sums have the same order.
+    """
+    product, bias = tf.matmul(tf.cast(x, compute), tf.cast(kernel, compute)), tf.cast(bias, compute)
+    return tf.nn.bias_add(product, bias) if len(bias.shape) == 1 else product + bias
 
 
 def _matmul(x: tf.Tensor, kernel: tf.Tensor, compute: tf.DType) -> tf.Tensor:

@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
+
+from semopo_tf.nets.compute import Target
 
 BETA_1, BETA_2 = 0.9, 0.999
 
@@ -26,53 +30,95 @@ class Optimizer:
         eps: float,
         clip: float,
         weight_decay: float,
+        target: Target = "library",
     ):
-        """variables: by stable name; the optimiser's state is named after them."""
+        """variables: by stable name; the optimiser's state is named after them.
+
+        `whole` says whether XLA compiles the update: then all weights are one vector in it, and a step that is not
+        taken is a choice of values in place of a branch.
+        """
         self.name = name
-        self._variables = dict(variables)
+        self._variables, self.whole = dict(variables), target != "library"
         self._lr, self._eps, self._clip, self._weight_decay = lr, eps, clip, weight_decay
         self._updates = tf.Variable(0, trainable=False, dtype=tf.int64, name=f"{name}_updates")
-        zeros = {key: tf.zeros(variable.shape) for key, variable in self._variables.items()}
-        self._first = {key: tf.Variable(zero, trainable=False) for key, zero in zeros.items()}
-        self._second = {key: tf.Variable(zero, trainable=False) for key, zero in zeros.items()}
+        self._sizes = [variable.shape.num_elements() for variable in self._variables.values()]
+        # Both moments, and the step of every weight, in one vector each: one operation for all weights.
+        zeros = tf.zeros([sum(self._sizes)])
+        self._first, self._second, self._step = (tf.Variable(zeros, trainable=False) for _ in range(3))
 
-    def state(self) -> dict[str, tf.Variable]:
+    def state(self) -> dict[str, "tf.Variable | Slice"]:
         """The step counter and both moments by stable name, for the checkpoint."""
-        state = {f"{self.name}/updates": self._updates}
-        for key in self._variables:
-            state[f"{self.name}/first/{key}"] = self._first[key]
-            state[f"{self.name}/second/{key}"] = self._second[key]
+        state: dict[str, tf.Variable | Slice] = {f"{self.name}/updates": self._updates}
+        start = 0
+        for (key, variable), size in zip(self._variables.items(), self._sizes, strict=True):
+            state[f"{self.name}/first/{key}"] = Slice(self._first, start, variable.shape)
+            state[f"{self.name}/second/{key}"] = Slice(self._second, start, variable.shape)
+            start += size
         return state
 
-    def norm(self, half_squares: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Global norm of this optimiser's gradients, before clipping, from sum(g^2) / 2 of each."""
+    def owned(self) -> list[tf.Variable]:
+        """The variables that `state` tells by name."""
+        return [self._updates, self._first, self._second]
+
+    def norm(self, gradients: Mapping[str, tf.Tensor], half_squares: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Global norm of this optimiser's gradients, before clipping; half_squares: sum(g^2) / 2 of each."""
+        if self.whole:
+            return tf.sqrt(2 * tf.nn.l2_loss(self._joined(gradients)))
         return tf.sqrt(2 * tf.add_n([half_squares[key] for key in self._variables]))
 
-    def apply(self, gradients: Mapping[str, tf.Tensor], norm: tf.Tensor) -> None:
+    def _joined(self, gradients: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        return tf.concat([tf.reshape(gradients[key], [-1]) for key in self._variables], 0)
+
+    def apply(self, gradients: Mapping[str, tf.Tensor], norm: tf.Tensor, taken: tf.Tensor | None = None) -> None:
         """Take one step on all variables.
 
         Args:
           gradients: of these variables by name; others are ignored.
           norm: from `norm`.
+          taken: scalar bool, without which nothing changes; true by default.
         """
+        before = [] if taken is None else [tf.identity(variable) for variable in self.owned()]
         scale = self._clip / tf.maximum(norm, self._clip)
         step = tf.cast(self._updates.assign_add(1), tf.float32)
-        powers = {"beta1_power": tf.pow(BETA_1, step), "beta2_power": tf.pow(BETA_2, step)}
-        for key, variable in self._variables.items():
-            if self._weight_decay:
-                variable.assign((1 - self._weight_decay) * variable)
-            # One pass over the memory for both moments and the weight; as separate operations it would take twenty.
-            tf.raw_ops.ResourceApplyAdam(
-                var=variable.handle,
-                m=self._first[key].handle,
-                v=self._second[key].handle,
-                **powers,
-                lr=self._lr,
-                beta1=BETA_1,
-                beta2=BETA_2,
-                epsilon=self._eps,
-                grad=gradients[key] * scale,
-            )
+        # One pass over the memory for moments and step; as separate operations it would take twenty.
+        self._step.assign(tf.zeros_like(self._step))
+        tf.raw_ops.ResourceApplyAdam(
+            var=self._step.handle,
+            m=self._first.handle,
+            v=self._second.handle,
+            beta1_power=tf.pow(BETA_1, step),
+            beta2_power=tf.pow(BETA_2, step),
+            lr=self._lr,
+            beta1=BETA_1,
+            beta2=BETA_2,
+            epsilon=self._eps,
+            grad=self._joined(gradients) * scale,
+        )
+        change, kept = tf.identity(self._step), 1 - self._weight_decay
+        if taken is not None:
+            change, kept = tf.where(taken, change, tf.zeros_like(change)), tf.where(taken, kept, 1.0)
+            for variable, value in zip(self.owned(), before, strict=True):
+                variable.assign(tf.where(taken, variable, value))
+        for variable, part in zip(self._variables.values(), tf.split(change, self._sizes), strict=True):
+            decayed = kept * variable if self._weight_decay else variable
+            variable.assign(decayed + tf.reshape(part, variable.shape))
+
+
+class Slice:
+    """A part of a vector variable, as a variable of its own for checkpoints: read and assigned outside of graphs."""
+
+    def __init__(self, vector: tf.Variable, start: int, shape: tf.TensorShape):
+        self.shape, self.dtype = shape, vector.dtype
+        self._vector, self._start, self._stop = vector, start, start + shape.num_elements()
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.numpy(), dtype)
+
+    def numpy(self) -> np.ndarray:
+        return tf.reshape(self._vector[self._start : self._stop], self.shape).numpy()
+
+    def assign(self, value: npt.ArrayLike) -> None:
+        self._vector[self._start : self._stop].assign(tf.reshape(value, [-1]))
 
 
 class LossScale:
@@ -138,15 +184,19 @@ def step_if_finite(
     if loss_scale:
         gradients = loss_scale.unscale(gradients)
     half_squares = {key: tf.nn.l2_loss(gradient) for key, gradient in gradients.items()}
-    norms = {optimizer.name: optimizer.norm(half_squares) for optimizer in optimizers}
+    norms = {optimizer.name: optimizer.norm(gradients, half_squares) for optimizer in optimizers}
     finite = tf.reduce_all(tf.math.is_finite(tf.stack([*losses, *norms.values()])))
 
-    def step() -> tf.Tensor:
+    def step(where: tf.Tensor | None = None) -> tf.Tensor:
         for optimizer in optimizers:
-            optimizer.apply(gradients, norms[optimizer.name])
+            optimizer.apply(gradients, norms[optimizer.name], where)
         return tf.constant(1.0)
 
-    taken = tf.cond(finite, step, lambda: tf.constant(0.0))
+    if all(optimizer.whole for optimizer in optimizers):  # XLA fuses a choice of values better than a branch
+        step(finite)
+        taken = tf.cast(finite, tf.float32)
+    else:
+        taken = tf.cond(finite, step, lambda: tf.constant(0.0))
     metrics = {f"{name}_grad_norm": norm for name, norm in norms.items()}
     if not loss_scale:
         return metrics | {"finite": taken}

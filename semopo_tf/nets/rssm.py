@@ -8,16 +8,41 @@ a_t is the action stored at record t, the one that led to image t. Where is_firs
 are zero.
 """
 
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
 from semopo_tf import random
 from semopo_tf.nets.accounting import Cost
 from semopo_tf.nets.distributions import CategoricalLatent, GaussianLatent, LatentDistribution, Stats
-from semopo_tf.nets.layers import Dense, EnsembleHead, GRUCell, Shape, TwoInputDense, leading
+from semopo_tf.nets.layers import (
+    Dense,
+    EnsembleHead,
+    GRUCell,
+    GRUWeights,
+    Shape,
+    TwoInputDense,
+    affine,
+    compute_type,
+    leading,
+    matmul_last,
+)
 from semopo_tf.nets.recurrence import Nest, scan
 from semopo_tf.random import Key
 from semopo_tf.types import Latent
+
+
+class Recurrent(NamedTuple):
+    """The weights that a scan of `RSSM.observe` reads at every step; with a first axis G those of G models."""
+
+    input: tf.Tensor  # [flat, hidden], the state's half of the input layer
+    gru: GRUWeights
+    post_hidden: tf.Tensor  # [D, hidden], the state's half
+    post_out: tf.Tensor  # [hidden, raw]
+    post_bias: tf.Tensor  # [raw]
 
 
 class RSSM(keras.layers.Layer):
@@ -67,7 +92,7 @@ class RSSM(keras.layers.Layer):
         self._post_out = Dense(raw, dtype=precision, name="post_out")
         widths = {"inputs": deter, "hidden": ensemble_hidden, "outputs": raw}
         self._prior = EnsembleHead(members=ensemble, act=act, name="prior", precision=precision, **widths)
-        self._hidden = hidden
+        self._hidden, self._compute = hidden, compute_type(precision)
 
     def build(self, input_shape: Shape | None = None) -> None:
         for part in (self._input, self._gru, self._post_hidden, self._prior):
@@ -124,28 +149,46 @@ class RSSM(keras.layers.Layer):
         Returns:
           Latent with fields [B, T, ...]; differentiable.
         """
-        batch = evidence.shape[0]
+        start = self.initial(evidence.shape[0]) if start is None else start
+        states = scan(
+            partial(self._filter, self.recurrent()),
+            self._carried(start),
+            self._scanned(evidence, action, is_first, noise),
+        )
+        return self._observed(*states)
+
+    def recurrent(self) -> Recurrent:
+        """The weights of `_filter`."""
+        out, first = self._post_out, self._post_hidden.first_kernel()
+        return Recurrent(self._input.first_kernel(), self._gru.weights_now(), first, out.kernel.value, out.bias.value)
+
+    def _scanned(self, evidence: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, noise: tf.Tensor) -> Nest:
+        """Inputs of `_filter` for all steps, [T, B, ...]."""
         keep = 1.0 - tf.cast(is_first, tf.float32)[..., None]  # [B, T, 1]
         inputs = (self._input.project(action * keep), evidence, keep, noise)
-        by_time = tf.nest.map_structure(_swap_batch_and_time, inputs)
-        start = self.initial(batch) if start is None else start
+        return tf.nest.map_structure(_swap_batch_and_time, inputs)
 
-        def step(previous: Nest, now: Nest) -> Nest:  # of one t, or of all at once for the gradient
-            deter, flat, _ = previous
-            action_half, evidence, keep, noise = now
-            deter = self._recur(deter * keep, flat * keep, action_half)
-            raw = self._posterior(deter, evidence)
-            return deter, self._flat(self.dist.sample(self.dist.stats(raw), noise)), raw
+    def _carried(self, start: Latent) -> Nest:
+        """State of `_filter` [B, ...]: deter, flattened stoch, raw outputs of the posterior, which no step reads."""
+        return start.deter, self._flat(start.stoch), tf.zeros([start.deter.shape[0], self.dist.raw_size])
 
-        zero = (start.deter, self._flat(start.stoch), tf.zeros([batch, self.dist.raw_size]))
-        deter, flat, raw = tf.nest.map_structure(_swap_batch_and_time, scan(step, zero, by_time))
+    def _filter(self, weights: Recurrent, previous: Nest, now: Nest) -> Nest:
+        """One step of `observe`, of one t or of all at once for the gradient; of G models with a first axis G."""
+        deter, flat, _ = previous
+        action_half, evidence, keep, noise = now
+        deter = self._recur(weights, deter * keep, flat * keep, action_half)
+        hidden = self._act(matmul_last(deter, weights.post_hidden, self._compute) + evidence)
+        raw = tf.cast(affine(hidden, weights.post_out, weights.post_bias, self._compute), tf.float32)
+        return deter, self._flat(self.dist.sample(self.dist.stats(raw), noise)), raw
+
+    def _observed(self, deter: tf.Tensor, flat: tf.Tensor, raw: tf.Tensor) -> Latent:
+        """States of a scan [T, B, ...] as Latent [B, T, ...]."""
+        deter, flat, raw = (_swap_batch_and_time(x) for x in (deter, flat, raw))
         return Latent(deter, tf.reshape(flat, [*flat.shape[:2], *self.dist.sample_shape]), self.dist.stats(raw))
 
-    def _recur(self, deter: tf.Tensor, flat: tf.Tensor, action_half: tf.Tensor) -> tf.Tensor:
-        return self._gru(self._act(self._input(flat, action_half)), deter)
-
-    def _posterior(self, deter: tf.Tensor, evidence: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._post_out(self._act(self._post_hidden(deter, evidence))), tf.float32)
+    def _recur(self, weights: Recurrent, deter: tf.Tensor, flat: tf.Tensor, action_half: tf.Tensor) -> tf.Tensor:
+        hidden = self._act(matmul_last(flat, weights.input, self._compute) + action_half)
+        return self._gru.next(weights.gru, hidden, deter)
 
     def prior(self, deter: tf.Tensor, member: tf.Tensor) -> Stats:
         """Prior stats under the member drawn for each step: deter [B, T, D], member [T] -> fields [B, T, ...]."""
@@ -159,7 +202,7 @@ class RSSM(keras.layers.Layer):
 
     def step(self, latent: Latent, action: tf.Tensor, member: tf.Tensor, noise: tf.Tensor) -> Latent:
         """One imagined step, differentiable: latent [N, ...], action [N, A], member scalar, noise [N, S] -> latent."""
-        deter = self._recur(latent.deter, self._flat(latent.stoch), self._input.project(action))
+        deter = self._recur(self.recurrent(), latent.deter, self._flat(latent.stoch), self._input.project(action))
         stats = self.dist.stats(self._prior.drawn(deter[None], member[None])[0])
         return Latent(deter, self.dist.sample(stats, noise), stats)
 
@@ -192,6 +235,49 @@ class RSSM(keras.layers.Layer):
 
     def _recur_cost(self, rows: int) -> Cost:
         return self._input.cost(rows) + self._input.projection_cost(rows) + self._gru.cost(rows)
+
+
+def alike(models: Sequence[RSSM]) -> bool:
+    """Whether there are several models, whose weights in a scan have the same shapes."""
+    shapes = {str([weight.shape for weight in tf.nest.flatten(model.recurrent())]) for model in models}
+    return len(models) > 1 and len(shapes) == 1
+
+
+def observe_each(
+    models: Sequence[RSSM],
+    evidence: Sequence[tf.Tensor],
+    action: Sequence[tf.Tensor],
+    is_first: tf.Tensor,
+    noise: Sequence[tf.Tensor],
+) -> list[Latent]:
+    """`RSSM.observe` of every model, one after the other."""
+    return [
+        model.observe(embedding, taken, is_first, drawn)
+        for model, embedding, taken, drawn in zip(models, evidence, action, noise, strict=True)
+    ]
+
+
+def observe_together(
+    models: Sequence[RSSM],
+    evidence: Sequence[tf.Tensor],
+    action: Sequence[tf.Tensor],
+    is_first: tf.Tensor,
+    noise: Sequence[tf.Tensor],
+) -> list[Latent]:
+    """`observe_each` of models that are `alike`, in one scan over stacked weights: half the kernels on a GPU."""
+
+    def stacked(*each: tf.Tensor, axis: int = 0) -> tf.Tensor:
+        return tf.stack([x if len(x.shape) > 1 else x[None] for x in each], axis)
+
+    inputs = [
+        model._scanned(embedding, taken, is_first, drawn)
+        for model, embedding, taken, drawn in zip(models, evidence, action, noise, strict=True)
+    ]
+    weights = tf.nest.map_structure(stacked, *[model.recurrent() for model in models])
+    start = tf.nest.map_structure(stacked, *[model._carried(model.initial(is_first.shape[0])) for model in models])
+    by_time = tf.nest.map_structure(partial(stacked, axis=1), *inputs)  # [T, G, B, ...]
+    states = scan(partial(models[0]._filter, weights), start, by_time, rows=1)
+    return [model._observed(*(x[:, index] for x in states)) for index, model in enumerate(models)]
 
 
 def _swap_batch_and_time(x: tf.Tensor) -> tf.Tensor:

@@ -26,7 +26,7 @@ CARD_KEYS = ("background", "background_color", "background_split", "mask_rule")
 def make_compute(config: Config, jit: Jit) -> Compute:
     """Turn the engine's choices into a `Compute`; nothing else makes one."""
     part = partial(compiled, jit=True) if jit.parts else as_it_is
-    return Compute(config.precision, jit.products, config.remat, partial(compiled, jit=jit.pixels), part)
+    return Compute(config.precision, jit.target, config.remat, partial(compiled, jit=jit.pixels), part)
 
 
 def make_learner(config: Config, *, image_size: int, action_size: int, jit: Jit = OFF) -> Learner:

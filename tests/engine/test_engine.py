@@ -38,10 +38,10 @@ def sample(view, key):
 class Case:
     """One agent and the traced loops of its stages; every run starts from the same weights."""
 
-    def __init__(self, overlays, *, jit="off", stages=("model", "policy"), rates=RATES):
-        self.learner = tiny.learner(*overlays, jit=jit, **rates)
+    def __init__(self, overlays, *, jit="off", device="/CPU:0", stages=("model", "policy"), rates=RATES):
+        self.learner = tiny.learner(*overlays, jit=jit, device=device, **rates)
         tiny.randomise(self.learner.world_model.trained, np.random.default_rng(1))
-        chosen = compiling.choose_jit(jit, "/CPU:0")
+        chosen = compiling.choose_jit(jit, device)
         self.loops = {
             stage.name: StageLoop(stage, sample, seed=3, jit=chosen.of(stage))
             for stage in self.learner.stages
@@ -127,13 +127,15 @@ EPOCH = 50
 )
 def test_full_partial_and_off_agree_to_rounding_over_an_epoch(overlays):
     """Fifty updates of each stage in one call; under `full` that is the whole epoch as one XLA program. Each against
-    itself to the bit.
+    itself to the bit. The program for a GPU is run on the CPU.
     """
-    cases = {jit: Case(overlays, jit=jit, rates={"penalty.weight": 0.1}) for jit in ("off", "partial", "full")}
+    rates = {"penalty.weight": 0.1}
+    cases = {jit: Case(overlays, jit=jit, rates=rates) for jit in ("off", "partial", "full")}
+    cases["full on a GPU"] = Case(overlays, jit="full", device="/GPU:0", rates=rates)
     for stage in ("model", "policy"):
         weights, means, said = cases["off"].run(stage, 0, EPOCH)
         assert said[0].done == EPOCH
-        for jit in ("partial", "full"):
+        for jit in list(cases)[1:]:
             other_weights, other_means, _ = cases[jit].run(stage, 0, EPOCH)
             in_two, means_in_two, _ = cases[jit].run(stage, 0, 20, EPOCH - 20)
             assert means_in_two == other_means
@@ -240,13 +242,13 @@ def test_the_cpu_can_be_asked_for_and_other_devices_are_refused_by_name():
 @pytest.mark.parametrize(
     ("wanted", "device", "pixels", "vectors", "parts", "products"),
     [
-        ("off", "/GPU:0", False, False, False, False),
-        ("partial", "/GPU:0", False, True, True, False),
-        ("partial", "/CPU:0", False, True, True, False),
-        ("full", "/GPU:0", True, True, False, False),
-        ("full", "/CPU:0", True, True, False, True),  # XLA's own convolutions are slow inside a loop on a CPU
-        ("auto", "/GPU:1", True, True, False, False),
-        ("auto", "/CPU:0", False, False, False, False),
+        ("off", "/GPU:0", False, False, False, "library"),
+        ("partial", "/GPU:0", False, True, True, "library"),
+        ("partial", "/CPU:0", False, True, True, "library"),
+        ("full", "/GPU:0", True, True, False, "xla_gpu"),
+        ("full", "/CPU:0", True, True, False, "xla_cpu"),
+        ("auto", "/GPU:1", True, True, False, "xla_gpu"),
+        ("auto", "/CPU:0", False, False, False, "library"),
     ],
 )
 def test_what_is_compiled_on_which_device(wanted, device, pixels, vectors, parts, products):

@@ -9,6 +9,7 @@ import tiny
 from semopo_tf.methods.actor_critic import ActorCritic
 from semopo_tf.methods.imagination import imagine
 from semopo_tf.methods.losses import Penalty
+from semopo_tf.nets.compute import Compute
 from semopo_tf.types import Imagined
 
 N, H, F, A = 6, 5, 9, 2
@@ -43,6 +44,7 @@ class Case:
             lambda_=LAMBDA,
             entropy_scale=ENTROPY,
             slow_every=slow_every,
+            compute=Compute(),
         )
         self.variables = self.actor_critic.variables()
         self.nets = networks(self.variables)

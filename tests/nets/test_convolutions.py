@@ -28,18 +28,18 @@ def with_gradients(function, x, kernel, weight):
     return y, *tape.gradient(total, [x, kernel])
 
 
-@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("target", ["library", "xla_cpu", "xla_gpu"])
 @pytest.mark.parametrize("out", [MANY, FEW])
 @pytest.mark.parametrize(
     ("size", "k", "transposed"), [(*case, False) for case in CONVOLUTIONS] + [(*case, True) for case in TRANSPOSED]
 )
-def test_values_and_gradients_are_the_librarys(rng, size, k, transposed, out, products):
+def test_values_and_gradients_are_the_librarys(rng, size, k, transposed, out, target):
     x = tf.constant(rng.normal(size=(3, size, size, IN)), tf.float32)
     kernel = tf.constant(rng.normal(size=(k, k, out, IN) if transposed else (k, k, IN, out)) / k, tf.float32)
     weight = tf.constant(rng.normal(size=library(x, kernel, transposed).shape), tf.float32)
     ours = convolutions.transpose if transposed else convolutions.convolve
     expected = with_gradients(lambda x, kernel: library(x, kernel, transposed), x, kernel, weight)
-    received = with_gradients(lambda x, kernel: ours(x, kernel, products=products), x, kernel, weight)
+    received = with_gradients(lambda x, kernel: ours(x, kernel, target=target), x, kernel, weight)
     for one, other in zip(received, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-4)
 
@@ -51,7 +51,7 @@ def test_products_agree_inside_a_compiled_loop(rng, transposed):
     ours = convolutions.transpose if transposed else convolutions.convolve
 
     def body(step, _):
-        return step + 1, ours(x, kernel, products=True)
+        return step + 1, ours(x, kernel, target="xla_cpu")
 
     looped = tf.function(
         lambda: tf.while_loop(lambda step, _: step < 2, body, (0, body(0, 0)[1])), jit_compile=True, autograph=False

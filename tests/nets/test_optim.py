@@ -13,6 +13,9 @@ SHAPES = {"a": (3, 2), "b": (4,), "c": ()}
 modes = pytest.mark.parametrize("mode", tiny.MODES)
 
 
+targets = pytest.mark.parametrize("target", ["library", "xla_gpu"])
+
+
 def variables(rng, names="abc"):
     return {name: tf.Variable(rng.normal(size=SHAPES[name]), dtype=tf.float32) for name in names}
 
@@ -34,13 +37,15 @@ def stepper(mode, optimizers):
 
 
 @modes
+@targets
 @pytest.mark.parametrize(
     ("scale", "decay"), [(0.01, 0.0), (1000.0, 0.01)]
 )  # norms of about 0.03 and 3000: not clipped and clipped at 100
-def test_five_steps_match_the_loop(mode, scale, decay, rng):
+def test_five_steps_match_the_loop(mode, scale, decay, target, rng):
     trained = variables(rng)
     start = [trained[name].numpy() for name in "abc"]
-    step = stepper(mode, [Optimizer("model", trained, lr=0.1, eps=1e-5, clip=100.0, weight_decay=decay)])
+    settings = {"lr": 0.1, "eps": 1e-5, "clip": 100.0, "weight_decay": decay, "target": target}
+    step = stepper(mode, [Optimizer("model", trained, **settings)])
     adam = reference.Adam(lr=0.1, eps=1e-5, clip=100.0, decay=decay)
     for _ in range(5):
         gradients = random_gradients(rng, scale)
@@ -110,9 +115,11 @@ def test_two_optimisers_that_share_a_variable_each_take_their_own_step(mode, rng
 
 
 @modes
-def test_a_step_that_is_not_finite_changes_nothing_and_says_so(mode, rng):
+@targets
+def test_a_step_that_is_not_finite_changes_nothing_and_says_so(mode, target, rng):
     trained = variables(rng)
-    optimizers = [Optimizer(name, trained, lr=0.1, eps=1e-5, clip=100.0, weight_decay=0.1) for name in ("one", "two")]
+    settings = {"lr": 0.1, "eps": 1e-5, "clip": 100.0, "weight_decay": 0.1, "target": target}
+    optimizers = [Optimizer(name, trained, **settings) for name in ("one", "two")]
     step = stepper(mode, optimizers)
     step(random_gradients(rng))
     state = {**trained, **optimizers[0].state(), **optimizers[1].state()}

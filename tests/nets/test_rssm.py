@@ -7,7 +7,7 @@ import tensorflow as tf
 import tiny
 
 from semopo_tf.nets.layers import named_variables
-from semopo_tf.nets.rssm import RSSM
+from semopo_tf.nets.rssm import RSSM, alike, observe_each, observe_together
 from semopo_tf.types import Latent
 
 B, T, E, A, D, S, C, K = 3, 6, 8, 2, 5, 3, 4, 3
@@ -160,6 +160,31 @@ def test_a_first_record_forgets_the_state_it_is_given(case):
 
 
 # ------------------------------------------------------------------------------------------------------------------ pri
+
+
+@modes
+def test_two_models_in_one_scan_are_each_by_itself(mode, case):
+    """Values, and the gradients to all weights and inputs, of an endogenous and an exogenous model of other weights."""
+    latent = "categorical" if case.classes else "gaussian"
+    models = [case.rssm, Case(latent, actions=0).rssm]
+    variables = named_variables({"one": models[0], "two": models[1]})
+    tiny.randomise(variables, np.random.default_rng(3), gain=1.5)
+    assert alike(models) and not alike(models[:1])
+    inputs = [case.embed, case.embed[::-1].copy()], [case.action, case.action], [case.noise, case.noise[::-1].copy()]
+
+    def states(observe):
+        def run(embed, action, noise):
+            with tf.GradientTape() as tape:
+                tape.watch([embed, action])
+                evidence = [model.evidence(x) for model, x in zip(models, embed, strict=True)]
+                latents = observe(models, evidence, action, tf.constant(case.is_first), noise)
+                total = tf.add_n([tf.reduce_sum(tf.sin(x)) for x in tf.nest.flatten(latents)])
+            sources = [*variables.values(), *embed, action[0]]
+            return latents, tape.gradient(total, sources, unconnected_gradients="zero")
+
+        return tiny.run(mode, run, *inputs)
+
+    same(states(observe_together), states(observe_each))
 
 
 @modes
