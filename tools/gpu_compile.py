@@ -3,8 +3,8 @@
     python tools/gpu_compile.py --configs semopo walker_walk --batch.size 64 --batch.length 50 --card h200 --json FILE
 
 Shows rewriting, layouts, fusion, kernels and compile time; neither run time nor the algorithms that a library picks on
-the card. The compiler is the XLA of JAX 0.9.0, of the same month as TensorFlow 2.21's, with its CUDA plugin. Its wheels,
-250 MB, are downloaded once into `--compiler`. JAX never meets TensorFlow: each stage has a process of its own.
+the card. The compiler is the XLA of JAX 0.9.0, of the same month as that of TensorFlow 2.21, with its CUDA plugin. The
+wheels, 250 MB, are downloaded once into `--compiler`. JAX never meets TensorFlow: each stage has a process of its own.
 
 One object a stage in the JSON:
 

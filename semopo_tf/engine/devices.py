@@ -16,6 +16,7 @@ from semopo_tf.errors import DeviceError
 from semopo_tf.storage.files import free_memory
 
 QUERY_SECONDS = 10
+NO_KERNELS_FROM = 10  # major compute capability that TensorFlow 2.21 was built before
 DRIVER = Path("/proc/driver/nvidia/version")
 REMEDY = "lower --batch.size or --batch.length, or set --remat 400, --precision mixed_bfloat16 or --replay host"
 # Messages of libraries that run out of memory; some report a fault of their own when they get no workspace.
@@ -38,13 +39,14 @@ OUT_OF_MEMORY = (
 def choose_device(wanted: str) -> tuple[str, str]:
     """The TensorFlow device of `--device` and its description. GPU memory is set to grow on demand.
 
+    Nothing of this process touches another GPU, so runs share a machine: one on each GPU, or several on one.
+
     Raises:
-      DeviceError: for a GPU that does not exist, or another word.
+      DeviceError: for a GPU that does not exist or that TensorFlow has no kernels for, or another word.
     """
     gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
     if wanted == "cpu" or (wanted == "auto" and not gpus):
+        _use([])
         return "/CPU:0", "CPU (no GPU is used)"
     index = int(wanted.partition(":")[2] or 0) if wanted != "auto" and wanted.partition(":")[2].isdigit() else 0
     if wanted not in ("auto", "gpu", f"gpu:{index}"):
@@ -52,9 +54,43 @@ def choose_device(wanted: str) -> tuple[str, str]:
     if index >= len(gpus):
         reason = "" if gpus else f": {why_no_gpu()}"
         raise DeviceError(f"--device {wanted}: TensorFlow sees {len(gpus)} GPUs{reason}; or use --device cpu")
+    details = tf.config.experimental.get_device_details(gpus[index])
+    name = details.get("device_name", "GPU")
+    if fault := without_kernels(details.get("compute_capability")):
+        if wanted == "auto":
+            _use([])
+            return "/CPU:0", f"CPU, as {name} cannot be used: {fault}"
+        raise DeviceError(f"--device {wanted}: {name}: {fault}; use --device cpu")
+    _use(gpus[index : index + 1])
     memory = gpu_memory(index)
-    name = tf.config.experimental.get_device_details(gpus[index]).get("device_name", "GPU")
-    return f"/GPU:{index}", f"{name}, {describe(memory)}" if memory else name
+    return "/GPU:0", f"{name}, {describe(memory)}" if memory else name
+
+
+def without_kernels(capability: tuple[int, int] | None) -> str:
+    """Why TensorFlow cannot use a card of this compute capability; empty where it can.
+
+    XLA aborts the whole process on such a card, so this is asked before anything runs there.
+    """
+    if not capability or capability[0] < NO_KERNELS_FROM:
+        return ""
+    return (
+        f"TensorFlow {tf.__version__} has no kernels for compute capability {capability[0]}.{capability[1]} (RTX 50 "
+        "and later)"
+    )
+
+
+def _use(gpus: list[Any]) -> None:
+    """Let TensorFlow see these GPUs only, as /GPU:0, and take their memory bit by bit."""
+    try:
+        tf.config.set_visible_devices(gpus, "GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+    except RuntimeError as error:  # a notebook has used TensorFlow already
+        if gpus != tf.config.get_visible_devices("GPU"):
+            raise DeviceError(
+                f"--device: TensorFlow has started with other GPUs ({_short(error)}); restart Python, or choose the "
+                "GPU by CUDA_VISIBLE_DEVICES"
+            ) from error
 
 
 def why_no_gpu() -> str:
@@ -101,11 +137,17 @@ def _gigabytes(count: int) -> str:
     return f"{count / 2**30:.1f} GB"
 
 
+def _physical(device: str) -> int:
+    """Number of a TensorFlow GPU among all that the driver shows to this process."""
+    number, visible = int(device.rpartition(":")[2]), tf.config.get_visible_devices("GPU")
+    return int(visible[number].name.rpartition(":")[2]) if number < len(visible) else number
+
+
 def _seen(device: str) -> str:
     """Free memory now, in words."""
     if "GPU" not in device:
         return f"{_gigabytes(free_memory())} of main memory free now"
-    memory = gpu_memory(int(device.rpartition(":")[2]))
+    memory = gpu_memory(_physical(device))
     return f"{describe(memory)} now, it grows on demand" if memory else "its free memory is unknown"
 
 
@@ -113,7 +155,8 @@ def device_memory(device: str) -> int:
     """Bytes that training may use: all of a GPU's memory, or the host's free memory; 0 where unknown."""
     if "GPU" not in device:
         return free_memory()
-    options = tf.compat.v1.ConfigProto(gpu_options=tf.compat.v1.GPUOptions(allow_growth=True))
+    gpu = {"allow_growth": True, "visible_device_list": f"{_physical(device)}"}
+    options = tf.compat.v1.ConfigProto(gpu_options=tf.compat.v1.GPUOptions(**gpu))
     limits = {entry.name: entry.memory_limit for entry in device_lib.list_local_devices(options)}
     return limits.get(f"/device:{device.strip('/')}", 0)
 

@@ -150,3 +150,43 @@ def raise_on_a_gpu():
 def test_N08_a_driver_that_does_not_say(driver, answer, status):
     driver(answer, status=status)
     assert devices.gpu_memory(0) is None
+
+
+class Machine:
+    """TensorFlow's answers on a machine with GPUs of the given names and compute capabilities."""
+
+    def __init__(self, monkeypatch, *cards):
+        self.visible, self.growing = None, []
+        gpus = [tf.config.PhysicalDevice(f"/physical_device:GPU:{index}", "GPU") for index in range(len(cards))]
+        details = dict(zip(gpus, cards, strict=True))
+        config = tf.config
+        monkeypatch.setattr(config, "list_physical_devices", lambda kind: gpus)
+        monkeypatch.setattr(config, "set_visible_devices", self.use)
+        monkeypatch.setattr(config, "get_visible_devices", lambda kind: self.visible)
+        monkeypatch.setattr(config.experimental, "set_memory_growth", lambda gpu, on: self.growing.append(gpu))
+        facts = lambda gpu: dict(zip(("device_name", "compute_capability"), details[gpu], strict=True))  # noqa: E731
+        monkeypatch.setattr(config.experimental, "get_device_details", facts)
+        monkeypatch.setattr(devices, "gpu_memory", lambda index: (index << 30, 80 << 30))
+
+    def use(self, gpus, kind):
+        self.visible = gpus
+
+
+H200, RTX_3090, RTX_5090 = ("NVIDIA H200", (9, 0)), ("GeForce RTX 3090", (8, 6)), ("GeForce RTX 5090", (12, 0))
+
+
+def test_a_run_touches_no_gpu_but_its_own(monkeypatch):
+    machine = Machine(monkeypatch, RTX_3090, H200)
+    assert devices.choose_device("gpu:1") == ("/GPU:0", "NVIDIA H200, 1.0 of 80.0 GB free")
+    assert [gpu.name for gpu in machine.visible] == ["/physical_device:GPU:1"] and machine.growing == machine.visible
+    assert devices._seen("/GPU:0") == "1.0 of 80.0 GB free now, it grows on demand"  # of the machine's second card
+    assert devices.choose_device("cpu")[0] == "/CPU:0" and machine.visible == []
+
+
+def test_a_card_without_kernels_is_not_used_and_said(monkeypatch):
+    machine = Machine(monkeypatch, RTX_5090)
+    device, description = devices.choose_device("auto")
+    assert device == "/CPU:0" and machine.visible == []
+    assert "GeForce RTX 5090 cannot be used" in description and "no kernels for compute capability 12.0" in description
+    with pytest.raises(DeviceError, match=r"^--device gpu: GeForce RTX 5090: .*; use --device cpu$"):
+        devices.choose_device("gpu")

@@ -1,0 +1,225 @@
+"""XLA's settings for this process: what it times on a GPU, and where it keeps compiled programs.
+
+They are environment variables that TensorFlow reads once, so this module imports no TensorFlow and `prepare` comes
+before its import. Left to itself XLA compiles some thirty variants of every matrix product and times them: minutes at
+the paper's sizes. `docs/gpu.md` has the evidence for each flag.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semopo_tf.errors import DataError, StorageError
+from semopo_tf.storage.files import locked, write_whole
+from semopo_tf.storage.schema import read_object, unfit
+
+TESTED = "2.21"  # the TensorFlow whose flags these are; another kills the process at a flag that it does not know
+DRIVER = Path("/proc/driver/nvidia/version")
+WINDOWS_DRIVER = Path("/dev/dxg")  # of the Windows Subsystem for Linux
+# On every GPU. Values are XLA's words.
+ALWAYS = {
+    "xla_gpu_enable_triton_gemm": "false",  # cuBLAS needs no variants
+    "xla_gpu_experimental_enable_fusion_autotuner": "false",  # nor do reductions and transposes
+    "xla_gpu_force_conv_nhwc": "true",  # TensorFlow's layout, also below Hopper
+    # Its pattern fails with cuDNN 9.3 to 9.23, and ELU is a kernel of its own anyway.
+    "xla_disable_hlo_passes": "cudnn-fused-convolution-rewriter",
+}
+UNTIMED = {"xla_gpu_deterministic_ops": "true"}  # cuDNN's first choice, which is reproducible
+TUNED = {"xla_gpu_autotune_level": "1"}  # convolutions and products are timed once
+TUNED_CACHES = ("xla_gpu_experimental_autotuner_cache_dir", "xla_gpu_per_fusion_autotune_cache_dir")
+CACHE_FLAG = "tf_xla_persistent_cache_directory"
+LARGEST, LEAST_FREE = 4 << 30, 1 << 30  # bytes: of all cached programs; of the disk that holds them
+INDEX, LOCK = "index.json", "index.lock"
+
+
+def sees_gpu_driver() -> bool:
+    """Whether an NVIDIA driver is loaded and not hidden, as far as can be told without TensorFlow."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    return not hidden and (DRIVER.exists() or WINDOWS_DRIVER.exists())
+
+
+def prepare(device: str, cache: str, tuning: Path | None = None) -> list[str]:
+    """Set XLA's environment variables; what the user has set stays.
+
+    Args:
+      device: of the configuration; nothing is set for a GPU where it is `cpu` or no driver is loaded.
+      cache: directory for compiled programs, `auto` or `off`.
+      tuning: directory that remembers which convolution and product was fastest; None: nothing is timed.
+
+    Returns:
+      Lines to print: what could not be set.
+    """
+    try:
+        installed = version("tensorflow")
+    except PackageNotFoundError:
+        installed = "unknown"
+    on_gpu = device != "cpu" and sees_gpu_driver()
+    if not installed.startswith(f"{TESTED}."):
+        return [f"warning: XLA's flags are those of TensorFlow {TESTED}, received {installed}; none is set"]
+    if on_gpu:
+        chosen = ALWAYS | (UNTIMED if tuning is None else TUNED | dict.fromkeys(TUNED_CACHES, str(tuning)))
+        if tuning:
+            tuning.mkdir(parents=True, exist_ok=True)
+        _add("XLA_FLAGS", chosen)
+    if cache == "off" or "tensorflow" in sys.modules or f"--{CACHE_FLAG}" in os.environ.get("TF_XLA_FLAGS", ""):
+        return []
+    programs = Programs(_default_cache() if cache == "auto" else Path(cache).expanduser(), installed, on_gpu=on_gpu)
+    if fault := programs.open():
+        return [f"warning: {fault}; compiled programs are not kept"]
+    _add("TF_XLA_FLAGS", {CACHE_FLAG: str(programs.directory)})
+    return programs.warnings
+
+
+def _add(variable: str, flags: dict[str, str]) -> None:
+    """Append flags to an environment variable, but for those that it names."""
+    given = os.environ.get(variable, "")
+    names = {word.removeprefix("--").partition("=")[0] for word in given.split()}
+    new = [f"--{name}={value}" for name, value in flags.items() if name not in names]
+    if new:
+        os.environ[variable] = " ".join([*given.split(), *new])
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semopo_tf"
+
+
+def current_programs() -> "Programs | None":
+    """The cache that `prepare` has set; None where there is none."""
+    for word in os.environ.get("TF_XLA_FLAGS", "").split():
+        name, _, value = word.removeprefix("--").partition("=")
+        if name == CACHE_FLAG and value:
+            return Programs(directory=Path(value))
+    return None
+
+
+class Programs:
+    """A directory of compiled programs of one TensorFlow, one kind of card and one kind of processor.
+
+    Its files are code that TensorFlow runs. So the directory is private, and a file counts only while it has the size
+    and hash that the index holds: everything else, such as what a killed run has written by half, is removed before
+    TensorFlow may read it.
+    """
+
+    def __init__(
+        self, parent: Path | None = None, tensorflow: str = "", *, on_gpu: bool = False, directory: Path | None = None
+    ):
+        self.directory = directory or (parent or Path()) / f"xla-{tensorflow}-{_machine(on_gpu)}"
+        self.warnings: list[str] = []
+
+    def open(self) -> str:
+        """Make the directory and remove what does not count; why it cannot be used, or nothing."""
+        directory = self.directory
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = directory.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o077:
+                return (
+                    f"{directory}: expected a directory of this user alone (mode 700), as it holds code, received "
+                    f"mode {status.st_mode & 0o777:o} of user {status.st_uid}; run chmod 700 on it, or --xla_cache off"
+                )
+            if (free := shutil.disk_usage(directory).free) < LEAST_FREE:
+                return (
+                    f"{directory}: expected at least {LEAST_FREE >> 20} MB of free space, received {free >> 20} MB; "
+                    "free some, or set --xla_cache to a directory elsewhere"
+                )
+            with self._locked():
+                self._remove_what_does_not_count()
+        except OSError as error:
+            return f"{directory}: cannot be written ({error.strerror}); set --xla_cache to another directory"
+        except StorageError as error:
+            return f"{error}; set --xla_cache to another directory"
+        return ""
+
+    def names(self) -> set[str]:
+        """The programs that are there now."""
+        with contextlib.suppress(OSError):
+            return {path.name for path in self._files()}
+        return set()
+
+    def settle(self) -> None:
+        """Write the programs that this process added into the index, the newest of them within the size limit."""
+        with contextlib.suppress(OSError, StorageError), self._locked():
+            known, entries = self._index(), dict[str, Entry]()
+            for path in self._files():
+                entries[path.name] = known.get(path.name) or Entry.of(path)
+            self._write(entries)
+
+    def _locked(self) -> contextlib.AbstractContextManager[str]:
+        return locked(self.directory / LOCK, wait=True, what="the compiled programs")
+
+    def _files(self) -> Iterator[Path]:
+        yield from (path for path in sorted(self.directory.iterdir()) if path.name not in (INDEX, LOCK))
+
+    def _index(self) -> dict[str, "Entry"]:
+        path = self.directory / INDEX
+        if not path.exists():
+            return {}
+
+        def wrong_with(read: Any) -> str:
+            return unfit(read, dict) or unfit(list(read.values()), [{"size": int, "sha256": str}])
+
+        try:
+            entries = read_object(path, wrong_with, "delete it")
+        except DataError as error:
+            self.warnings.append(f"warning: {error}; its programs are compiled again")
+            return {}
+        return {name: Entry(**entry) for name, entry in entries.items()}
+
+    def _write(self, entries: dict[str, "Entry"]) -> None:
+        write_whole(
+            self.directory / INDEX, json.dumps({name: entry._asdict() for name, entry in entries.items()}).encode()
+        )
+
+    def _remove_what_does_not_count(self) -> None:
+        known, kept, total = self._index(), dict[str, Entry](), 0
+        for path in sorted(self._files(), key=lambda path: path.stat().st_mtime, reverse=True):
+            entry = known.get(path.name)
+            sound = entry is not None and entry == Entry.of(path)
+            if entry is not None and not sound:
+                self.warnings.append(f"warning: {path}: differs from what was written; it is compiled again")
+            total += path.stat().st_size
+            if entry is None or not sound or total > LARGEST:
+                path.unlink()
+            else:
+                kept[path.name] = entry
+        self._write(kept)
+
+
+class Entry(NamedTuple):
+    """What the index knows of a program."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Entry":
+        with path.open("rb") as file:
+            return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _machine(on_gpu: bool) -> str:
+    """The kinds of card and of processor: a program for another would not run."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        kept = sorted(line for line in lines if line.startswith(("model name", "flags", "Features")))
+        processor = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:8]
+        return f"{_card() if on_gpu else 'cpu'}-{processor}"
+    return "gpu" if on_gpu else "cpu"
+
+
+def _card() -> str:
+    """Name of the first card, in letters and digits; `gpu` where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        names = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return "gpu"
+    return "".join(letter for letter in names[0] if letter.isalnum()) if names else "gpu"
