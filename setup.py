@@ -38,7 +38,8 @@ setup(
         "tqdm>=4.67,<5",
     ],
     extras_require={
-        "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
+        # TensorFlow accepts cuDNN from 9.3 on, and fails with it up to 9.23 on bias and activation after a convolution.
+        "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}", "nvidia-cudnn-cu12>=9.24,<10"],
         "dev": [
             "hypothesis>=6",
             "mypy>=2,<3",

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from semopo_tf import config as configuration
+from semopo_tf.engine import xla
 from semopo_tf.errors import CommandParser, ConfigError, SemopoError
 from semopo_tf.report.tables import aligned
 from semopo_tf.storage.files import write_whole
@@ -34,6 +35,8 @@ WARM_UP = 5  # decisions, the first of which compiles the policy
 COLUMNS = {
     # key of the JSON: (heading, decimals)
     "first_update_s": ("first update, s", 1),
+    "trace_s": ("of it: tracing, s", 1),
+    "first_call_s": ("of it: compiling and running, s", 1),
     "model_update_s": ("model update, s", 3),
     "policy_update_s": ("policy update, s", 3),
     "model_update_flops": ("GFLOP a model update", 0),
@@ -49,7 +52,8 @@ COLUMNS = {
     "load_s": ("reading and verifying it, s", 2),
     "save_percent": ("saving, % of the model phase", 2),
 }
-LATER = tuple(key for key in COLUMNS if key.startswith("eval_"))  # not in results of earlier versions
+# Not in results of earlier versions.
+LATER = ("trace_s", "first_call_s", *(key for key in COLUMNS if key.startswith("eval_")))
 # Printed besides the seconds of the JSON.
 PER_SECOND = {"model_update_s": "model updates/s", "policy_update_s": "policy updates/s"}
 HIGHER_IS_BETTER = ("model_fraction_of_matmul", *(key for key in COLUMNS if key.endswith("_per_s") or "_per_s_" in key))
@@ -66,13 +70,13 @@ def main(argv: list[str]) -> int:
     commands = {name: command(name, arguments) for name in arguments.configs}
     for words in commands.values():
         configuration.load(words)
-    simulated = dict.fromkeys(("env_steps_per_s", *LATER))
+    simulated = dict.fromkeys(key for key in COLUMNS if key.startswith(("eval_", "env_")))
     if not arguments.no_env:
         simulated |= {"env_steps_per_s": measure_environment()} | in_child(measure_evaluation)
     rows: list[dict[str, Any]] = []
     for name, words in commands.items():
         print(f"{name}: measuring", flush=True)
-        rows.append(in_child(measure, name, words, arguments.updates, arguments.trace) | simulated)
+        rows.append(in_child(measure, name, words, arguments.updates, arguments.trace, arguments.gpu_tune) | simulated)
     devices = [row.pop("device") for row in rows]
     result = {"machine": machine(devices[0]), "rows": rows}
     print(table(rows))
@@ -96,6 +100,8 @@ def parse(argv: list[str]) -> Any:
     parser.add_argument("--length", type=int, help="records a window (default: 50, small 16)")
     for flag in ("precision", "jit", "remat", "device"):
         parser.add_argument(f"--{flag}", help="as in training")
+    parser.add_argument("--xla_cache", default="off", help="as in training, but off by default")
+    parser.add_argument("--gpu_tune", type=Path, help="time convolutions and products, and remember them there")
     parser.add_argument("--updates", type=int, default=5, help="measured updates of each phase")
     parser.add_argument("--no_env", action="store_true", help="do not start the simulator")
     parser.add_argument("--json", type=Path, help="write the result to this file")
@@ -107,7 +113,7 @@ def parse(argv: list[str]) -> Any:
 def command(name: str, arguments: Any) -> list[str]:
     """The training flags of a row: SeMOPO on walker_walk with the overlays that the row names."""
     overlays = [part for part in name.split("+") if part != "defaults"]
-    flags = {key: getattr(arguments, key) for key in ("precision", "jit", "remat", "device")}
+    flags = {key: getattr(arguments, key) for key in ("precision", "jit", "remat", "device", "xla_cache")}
     flags["batch.size"] = arguments.batch or (None if "small" in overlays or "debug" in overlays else 16)
     flags["batch.length"] = arguments.length
     given = [word for key, value in flags.items() if value is not None for word in (f"--{key}", str(value))]
@@ -120,19 +126,22 @@ def in_child(function: Callable[..., dict], *arguments: Any) -> dict:
         return pool.apply(function, (*arguments, time.time()))
 
 
-def measure(name: str, words: list[str], updates: int, trace: str | None, started: float) -> dict[str, Any]:
+def measure(
+    name: str, words: list[str], updates: int, trace: str | None, tuning: Path | None, started: float
+) -> dict[str, Any]:
     """One row, measured in a process that does nothing else.
 
     Args:
       started: start of the process, seconds since the epoch; the time to the first update counts from here.
     """
+    config = configuration.load(words)
+    xla.prepare(config.device, config.jit, config.xla_cache, tuning)
     import tensorflow as tf
 
     from semopo_tf.engine import compiling, devices
     from semopo_tf.engine.loop import StageLoop
     from semopo_tf.run import build
 
-    config = configuration.load(words)
     device, description = devices.choose_device(config.device)
     jit = compiling.choose_jit(config.jit, device)
     sizes = {"batch": config.batch.size, "length": config.batch.length}
@@ -143,7 +152,9 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
         learner = build.make_learner(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=jit)
         for stage in learner.stages:
             table = stage.prepare(dataset.frames) if stage.prepare else None
+            traced = time.time()
             loop = StageLoop(stage, partial(sampler.sample, **sizes, table=table), seed=1, jit=jit.of(stage))
+            called = time.time()
             loop.run(0, 1)
             first = time.time() - started
             seconds, rates = timed_updates(loop, updates, matmul_gflops)
@@ -153,6 +164,8 @@ def measure(name: str, words: list[str], updates: int, trace: str | None, starte
                 row |= {
                     "model_update_flops": flops,
                     "first_update_s": first,
+                    "trace_s": called - traced,
+                    "first_call_s": started + first - called,
                     "matmul_gflops": float(np.median(rates)),
                     "model_fraction_of_matmul": float(np.median(flops / seconds / rates / 1e9)),
                     "model_peak_memory_mb": devices.peak_memory(device) / 2**20,

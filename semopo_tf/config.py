@@ -109,7 +109,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 # Keys that may differ when a run is continued: they decide where and how fast it computes, not what.
 OPERATIONAL = frozenset(
-    {"logdir", "offline_dir", "cache_dir", "device", "updates_per_call", "keep_checkpoints", "replay"}
+    {"logdir", "offline_dir", "cache_dir", "device", "updates_per_call", "keep_checkpoints", "replay", "xla_cache"}
 )
 
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from semopo_tf.engine.trial import remedy
 from semopo_tf.envs import tasks, videos
 from semopo_tf.envs.rendering import INSTALL_GL, choose_backend
 from semopo_tf.errors import (
@@ -134,29 +136,22 @@ def check_devices() -> str:
 
 
 def check_compiler() -> str:
-    """Compile a convolution and a matrix product: a missing CUDA library or a broken XLA shows here first."""
-    tf = _tensorflow()
-    from semopo_tf.engine.compiling import compiled
+    """Compile a small network with its gradients and a model update on every GPU, or on the CPU where there is none:
+    a missing library, a broken XLA or a card without kernels shows here first.
+    """
+    gpus = len(_tensorflow().config.list_physical_devices("GPU"))
+    return "; ".join(tried(device) for device in [f"gpu:{index}" for index in range(gpus)] or ["cpu"])
 
-    def compute(image: Any, kernel: Any, weights: Any) -> Any:
-        hidden = tf.nn.conv2d(image, kernel, strides=2, padding="VALID")
-        return tf.matmul(tf.reshape(hidden, [2, -1]), weights)
 
-    try:
-        result = compiled(compute, jit=True)(
-            tf.ones([2, 16, 16, 3]), tf.ones([4, 4, 3, 8]), tf.ones([7 * 7 * 8, 5])
-        ).numpy()
-    except tf.errors.OpError as error:
-        reason = str(error).splitlines()[0]
-        raise DeviceError(
-            f"XLA does not compile here ({reason}); run pip install --force-reinstall 'tensorflow[and-cuda]'"
-        ) from error
-    expected = 4 * 4 * 3 * 7 * 7 * 8
-    if not np.allclose(result, expected):
-        raise DeviceError(
-            f"XLA computes wrong numbers (expected {expected}, received {result.flat[0]}); train with --jit off"
-        )
-    return "matrix product and convolution compiled by XLA"
+def tried(device: str) -> str:
+    """What `engine.trial` says of a device. It runs in a process of its own, which may abort."""
+    done = subprocess.run([sys.executable, "-m", "semopo_tf.engine.trial", device], capture_output=True, text=True)
+    if done.returncode == 0:
+        return done.stdout.strip().splitlines()[-1]
+    lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+    if done.returncode == 1 and "; " in lines[-1]:
+        raise DeviceError(lines[-1])
+    raise DeviceError(f"{device}: XLA ended the process ({lines[-1][:200]}); {remedy(done.stderr)}")
 
 
 def check_render() -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from semopo_tf import config as configuration
 from semopo_tf.config import OPERATIONAL, Config
+from semopo_tf.engine import xla
 from semopo_tf.errors import ConfigError, run_command
-from semopo_tf.run.directory import open_run, steady_output
+from semopo_tf.run.directory import open_run, steady_output, tuning
 from semopo_tf.run.stopping import Stop, listening
 from semopo_tf.storage.files import write_whole
 
@@ -44,6 +45,8 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
         if (logdir / "DONE").exists():
             print(f"{logdir}: this run is complete; evaluate.py --logdir {logdir} plays more episodes")
             return 0
+        for line in xla.prepare(config.device, config.jit, config.xla_cache, tuning(logdir, config.gpu_tune)):
+            print(line)
         # Imports TensorFlow, which takes seconds: only after command line and directory are checked.
         from semopo_tf.run.trainer import Trainer
 

@@ -144,7 +144,7 @@ def probe(wanted: str) -> dict[str, Any]:
     """E0. The error of a product in TF32 is about 1e-4 of its norm, in float32 below 1e-6."""
     from semopo_tf.engine import xla
 
-    xla.prepare(wanted, "off")
+    xla.prepare(wanted, "full", "off")
     import numpy as np
     import tensorflow as tf
 

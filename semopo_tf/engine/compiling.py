@@ -1,12 +1,18 @@
 """What XLA compiles, and how. The only module that says `jit_compile`."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from semopo_tf.engine.xla import Programs
 from semopo_tf.nets.compute import Target
 from semopo_tf.types import Stage
+
+ANNOUNCED_SECONDS = 10.0
 
 
 class Jit(NamedTuple):
@@ -42,6 +48,31 @@ def choose_jit(wanted: str, device: str) -> Jit:
     if wanted == "partial":
         return Jit(pixels=False, vectors=True, parts=True, target="library")
     return Jit(pixels=True, vectors=True, parts=False, target="xla_cpu" if on_cpu else "xla_gpu")
+
+
+@contextlib.contextmanager
+def announced(what: str, programs: Programs | None, every: float = ANNOUNCED_SECONDS) -> Iterator[None]:
+    """Say that XLA compiles, again and again while it does, and at the end whether the program was kept or new."""
+    done, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(every):
+            print(f"{what}: XLA has been compiling for {time.monotonic() - started:.0f} s", flush=True)
+
+    before = programs.names() if programs else set()
+    print(f"{what}: XLA compiles", flush=True)
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+    where = ""
+    if programs:
+        where = f", kept in {programs.directory}" if programs.names() - before else ", from the programs kept"
+        programs.settle()
+    print(f"{what}: first call after {time.monotonic() - started:.0f} s{where}", flush=True)
 
 
 def compiled(

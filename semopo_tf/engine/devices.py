@@ -12,7 +12,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.client import device_lib
 
-from semopo_tf.errors import DeviceError
+from semopo_tf.engine import xla
+from semopo_tf.errors import DeviceError, StorageError
 from semopo_tf.storage.files import free_memory
 
 QUERY_SECONDS = 10
@@ -114,6 +115,7 @@ def using(device: str) -> Iterator[None]:
 
     Raises:
       DeviceError: when its memory, or the host's, is exhausted; with free memory and what to lower.
+      StorageError: when a compiled program finds no room on the disk.
     """
     try:
         with tf.device(device):
@@ -123,6 +125,12 @@ def using(device: str) -> Iterator[None]:
             f"main memory is exhausted ({_short(error)}); {_gigabytes(free_memory())} free now; {REMEDY}"
         ) from error
     except tf.errors.OpError as error:
+        programs = xla.current_programs()
+        if programs and f"{programs.directory}" in f"{error}":
+            raise StorageError(
+                f"{programs.directory}: a compiled program cannot be kept there ({_short(error)}); free some space, or "
+                "set --xla_cache off"
+            ) from error
         exhausted = isinstance(error, tf.errors.ResourceExhaustedError)
         if not exhausted and not any(words in f"{error}".lower() for words in OUT_OF_MEMORY):
             raise

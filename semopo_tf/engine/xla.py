@@ -46,11 +46,12 @@ def sees_gpu_driver() -> bool:
     return not hidden and (DRIVER.exists() or WINDOWS_DRIVER.exists())
 
 
-def prepare(device: str, cache: str, tuning: Path | None = None) -> list[str]:
+def prepare(device: str, jit: str, cache: str, tuning: Path | None = None) -> list[str]:
     """Set XLA's environment variables; what the user has set stays.
 
     Args:
-      device: of the configuration; nothing is set for a GPU where it is `cpu` or no driver is loaded.
+      device, jit: of the configuration. Nothing is set for a GPU where the device is `cpu` or no driver is loaded, and
+        no program is kept where none is compiled.
       cache: directory for compiled programs, `auto` or `off`.
       tuning: directory that remembers which convolution and product was fastest; None: nothing is timed.
 
@@ -69,7 +70,8 @@ def prepare(device: str, cache: str, tuning: Path | None = None) -> list[str]:
         if tuning:
             tuning.mkdir(parents=True, exist_ok=True)
         _add("XLA_FLAGS", chosen)
-    if cache == "off" or "tensorflow" in sys.modules or f"--{CACHE_FLAG}" in os.environ.get("TF_XLA_FLAGS", ""):
+    compiles = jit != "off" and (on_gpu or jit != "auto")
+    if cache == "off" or not compiles or "tensorflow" in sys.modules or current_programs():
         return []
     programs = Programs(_default_cache() if cache == "auto" else Path(cache).expanduser(), installed, on_gpu=on_gpu)
     if fault := programs.open():

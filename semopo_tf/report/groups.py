@@ -11,6 +11,7 @@ ABLATIONS = ("semopo", "se_rs_drp", "se_rs", "offline_dv2")  # come first, in th
 # Settings that identify a run or change no result.
 ELSEWHERE = {
     *("method", "seed", "logdir", "offline_dir", "cache_dir", "device", "remat", "replay", "jit", "updates_per_call"),
+    *("gpu_tune", "xla_cache"),
     *("log_every", "save_every", "keep_checkpoints", "eval.every", "eval.episodes", "eval.final_episodes"),
     *("eval.environments", "eval.seed", "video.every", "video.episodes", "video.length", "video.context"),
 }

@@ -81,6 +81,11 @@ def _aside(path: Path) -> Path:
     return temporary_sibling(path.with_name(f"{path.name}-old"))
 
 
+def tuning(logdir: Path, wanted: bool) -> Path | None:
+    """Where a run remembers what `gpu_tune` has measured, to continue with the same choices; None if not wanted."""
+    return logdir / "gpu_tuning" if wanted else None
+
+
 @contextlib.contextmanager
 def steady_output() -> Iterator[None]:
     """Let a run survive a closed output: what can no longer be printed is dropped."""

@@ -9,7 +9,9 @@ import numpy as np
 
 from semopo_tf import config as configuration
 from semopo_tf.data.cards import read_run_data
+from semopo_tf.engine import xla
 from semopo_tf.errors import CheckpointError, CommandParser, ConfigError, cut
+from semopo_tf.run.directory import tuning
 from semopo_tf.run.evaluate import evaluate
 from semopo_tf.types import Batch, Episode, Learner, Policy
 
@@ -69,6 +71,8 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
         )
     config = configuration.load_saved(logdir / "config.yaml")
     manifest = read_run_data(logdir)
+    for line in xla.prepare("auto", config.jit, config.xla_cache, tuning(logdir, config.gpu_tune)):
+        print(line)
     from semopo_tf.engine import compiling, devices
     from semopo_tf.run import build, checkpoints
 

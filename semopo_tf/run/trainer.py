@@ -14,7 +14,7 @@ import semopo_tf
 from semopo_tf.config import Config
 from semopo_tf.data.cards import read_card, read_run_data
 from semopo_tf.data.dataset import cache_place, open_dataset
-from semopo_tf.engine import compiling, cost, devices
+from semopo_tf.engine import compiling, cost, devices, xla
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
 from semopo_tf.errors import CheckpointError, DataError, NumericalError
 from semopo_tf.random import Key
@@ -163,8 +163,12 @@ class Trainer:
         image = None if self._on_device else tf.constant(self._sampler.host_images(view, key, **sizes))
         return self._sampler.sample(view, key, **sizes, image=image)
 
-    def _make_loop(self, stage: Stage) -> StageLoop:
-        """The compiled loop of a stage. What the stage prepares from the frames is computed here, once."""
+    def _make_loop(self, stage: Stage, compilation: contextlib.ExitStack) -> StageLoop:
+        """The compiled loop of a stage. What the stage prepares from the frames is computed here, once.
+
+        Args:
+          compilation: to be closed after the first call; until then the wait for XLA is announced.
+        """
         config, sampler, sizes = self._config, self._sampler, self._batch
         table, host_images = None, None
         if stage.prepare:
@@ -186,6 +190,8 @@ class Trainer:
         def sample(view: str, key: Key, image: tf.Tensor | None = None) -> Batch:
             return sampler.sample(view, key, **sizes, image=image, table=table)
 
+        if self._jit.of(stage):
+            compilation.enter_context(compiling.announced(f"{stage.name} update", xla.current_programs()))
         return StageLoop(stage, sample, seed=config.seed, jit=self._jit.of(stage), host_images=host_images)
 
     def run(self) -> None:
@@ -272,7 +278,11 @@ class Trainer:
         pace = Pace(self._config.updates_per_call, self._config.pool.grow_every)
         progress = Progress(stage.name, step, stage.steps)
         clock = self._clock(stage)
-        with contextlib.closing(self._make_loop(stage)) as loop, contextlib.closing(progress):
+        with (
+            contextlib.ExitStack() as compilation,
+            contextlib.closing(self._make_loop(stage, compilation)) as loop,
+            contextlib.closing(progress),
+        ):
             if position.sums:
                 loop.sums, loop.count = np.array(position.sums, np.float32), position.summed
             self._attend(stage.name, step, loop, [name for name in clock if name in position.pending])
@@ -281,6 +291,7 @@ class Trainer:
                 started = time.monotonic()
                 chunk = loop.run(step, pace.next(min(left, loop.capacity)))
                 seconds = time.monotonic() - started
+                compilation.close()
                 step += chunk.done
                 if not chunk.finite:
                     raise self._not_finite(loop, step)

@@ -11,7 +11,7 @@ import tensorflow as tf
 import semopo_tf
 from semopo_tf import training
 from semopo_tf.engine import devices, loop
-from semopo_tf.errors import DeviceError, run_command
+from semopo_tf.errors import DeviceError, StorageError, run_command
 
 ROOT = Path(semopo_tf.__file__).parents[1]
 RAISED = [
@@ -53,6 +53,14 @@ def test_N06_memory_that_runs_out_is_one_line_whatever_it_is_called(error):
 def test_N06_a_real_allocation_that_fails():
     with pytest.raises(DeviceError, match=r"main memory is exhausted|out of memory"), devices.using("/CPU:0"):
         tf.zeros([1 << 24, 1 << 24])
+
+
+def test_a_compiled_program_that_finds_no_room_is_no_lack_of_memory(monkeypatch):
+    monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory=/home/me/.cache/semopo_tf/xla")
+    fault = tf.errors.ResourceExhaustedError(None, None, "/home/me/.cache/semopo_tf/xla/a.pb: No space left on device")
+    refusal = r"cannot be kept there .*; free some space, or set --xla_cache off$"
+    with pytest.raises(StorageError, match=refusal), devices.using("/CPU:0"):
+        raise fault
 
 
 def test_N06_other_faults_stay_what_they_are():

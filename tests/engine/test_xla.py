@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +21,7 @@ import sys
 from pathlib import Path
 from semopo_tf.engine import xla
 xla.DRIVER = Path(sys.argv[1])
-said = xla.prepare(sys.argv[2], sys.argv[3])
+said = xla.prepare(sys.argv[2], "full", sys.argv[3])
 import tensorflow as tf
 from semopo_tf.engine.compiling import compiled
 assert not tf.config.list_physical_devices("GPU")
@@ -66,29 +67,29 @@ def test_the_flags_are_those_that_this_tensorflow_knows(tmp_path):
 
 
 def test_nothing_is_set_for_a_gpu_without_a_driver_or_with_device_cpu_or_hidden_cards(monkeypatch):
-    xla.prepare("auto", "off")
+    xla.prepare("auto", "full", "off")
     assert not words("XLA_FLAGS")
     xla.DRIVER.touch()
-    xla.prepare("cpu", "off")
+    xla.prepare("cpu", "full", "off")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    xla.prepare("auto", "off")
+    xla.prepare("auto", "full", "off")
     assert not words("XLA_FLAGS")
 
 
 def test_what_the_user_has_set_stays(monkeypatch):
     xla.DRIVER.touch()
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false --xla_gpu_enable_triton_gemm")
-    xla.prepare("gpu", "off")
+    xla.prepare("gpu", "full", "off")
     assert words("XLA_FLAGS")[:2] == ["--xla_gpu_deterministic_ops=false", "--xla_gpu_enable_triton_gemm"]
     assert sum("deterministic_ops" in word or "triton_gemm" in word for word in words("XLA_FLAGS")) == 2
     before = words("XLA_FLAGS")
-    xla.prepare("gpu", "off")
+    xla.prepare("gpu", "full", "off")
     assert words("XLA_FLAGS") == before
 
 
 def test_tuning_times_once_and_remembers_it_beside_the_run(tmp_path):
     xla.DRIVER.touch()
-    xla.prepare("gpu", "off", tmp_path / "run" / "tuning")
+    xla.prepare("gpu", "full", "off", tmp_path / "run" / "tuning")
     assert "--xla_gpu_autotune_level=1" in words("XLA_FLAGS") and (tmp_path / "run" / "tuning").is_dir()
     assert sum(word.endswith("run/tuning") for word in words("XLA_FLAGS")) == 2
     assert not any("deterministic" in word for word in words("XLA_FLAGS"))
@@ -97,7 +98,7 @@ def test_tuning_times_once_and_remembers_it_beside_the_run(tmp_path):
 def test_another_tensorflow_gets_no_flag_and_a_warning(monkeypatch):
     xla.DRIVER.touch()
     monkeypatch.setattr(xla, "version", lambda package: "2.22.0")
-    (line,) = xla.prepare("gpu", "auto")
+    (line,) = xla.prepare("gpu", "full", "auto")
     assert line == "warning: XLA's flags are those of TensorFlow 2.21, received 2.22.0; none is set"
     assert not words("XLA_FLAGS") and not words("TF_XLA_FLAGS")
 
@@ -142,7 +143,7 @@ def test_a_directory_that_others_may_enter_or_that_cannot_be_used_is_said(tmp_pa
     programs.directory.chmod(0o755)
     assert "mode 700), as it holds code, received mode 755" in opened(tmp_path)[0]
     programs.directory.chmod(0o700)
-    monkeypatch.setattr(xla.shutil, "disk_usage", lambda path: (0, 0, 5 << 20))
+    monkeypatch.setattr(xla.shutil, "disk_usage", lambda path: SimpleNamespace(free=5 << 20))
     assert "received 5 MB; free some" in opened(tmp_path)[0]
     (tmp_path / "file").touch()
     assert "set --xla_cache to another directory" in opened(tmp_path / "file")[0]
