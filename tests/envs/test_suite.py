@@ -111,6 +111,14 @@ def test_the_child_gives_what_the_simulation_gives(start):
         assert [view.is_last for view, _ in pairs] == [False, False, False, True]
 
 
+def test_a_child_holds_neither_tensorflow_nor_cuda(start):
+    """So a simulator takes no memory of a GPU that trains."""
+    simulator = start()
+    ask(simulator, "reset", 0)
+    mapped = Path(f"/proc/{simulator._child.process.pid}/maps").read_text()
+    assert "python" in mapped and not any(name in mapped for name in ("tensorflow", "libcuda", "libcudart"))
+
+
 def test_several_children_work_at_the_same_time(start):
     simulators = [start() for _ in range(2)]
     assert len({simulator._child.process.pid for simulator in simulators}) == 2
