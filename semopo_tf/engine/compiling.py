@@ -57,10 +57,10 @@ def announced(what: str, programs: Programs | None, every: float = ANNOUNCED_SEC
 
     def tell() -> None:
         while not done.wait(every):
-            print(f"{what}: XLA has been compiling for {time.monotonic() - started:.0f} s", flush=True)
+            print(f"{what}: tracing and compiling, {time.monotonic() - started:.0f} s so far", flush=True)
 
     before = programs.names() if programs else set()
-    print(f"{what}: XLA compiles", flush=True)
+    print(f"{what}: tracing, then compiling by XLA", flush=True)
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
     try:
