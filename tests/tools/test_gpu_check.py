@@ -21,13 +21,13 @@ def check(out, *flags):
 def test_a_step_that_fails_or_takes_too_long_stops_no_other(tmp_path):
     lines = check(tmp_path / "out.jsonl", "--steps", "E0", "E6", "E9", "--limit", "2", "--data", str(tmp_path / "none"))
     assert lines["E6"]["failed"] == "time limit"
-    assert lines["E9"]["failed"] == "exit code 4" and "expected" in lines["E9"]["log"][-1]
+    assert lines["E9"]["failed"] == "exit code 3" and "no such dataset" in lines["E9"]["log"][-1]
 
 
 @pytest.mark.full
 def test_every_step_measures_something_on_a_cpu(tmp_path):
-    data = synthetic.dataset(tmp_path / "data")
-    lines = check(tmp_path / "out.jsonl", "--data", str(data), "--minutes", "0.5", "--work", str(tmp_path / "work"))
+    data = synthetic.dataset(tmp_path / "data", actions=6)
+    lines = check(tmp_path / "out.jsonl", "--data", str(data), "--minutes", "2", "--work", str(tmp_path / "work"))
     assert list(lines) == ["E0", "E1", "E4", "E5", "E2", "E3", "E6", "E7", "E8", "E9"]
     assert not [line for line in lines.values() if "failed" in line]
     assert lines["E0"]["xla_error"] < 1e-5 and lines["E0"]["outside_tflops"] > 0
