@@ -113,6 +113,10 @@ OPERATIONAL = frozenset(
 )
 
 
+# Keys that came later than others. A run that was started without them has their defaults, which change nothing.
+LATER = frozenset({"gpu_tune", "xla_cache", "model.continue_head"})
+
+
 class Config(Mapping[str, Any]):
     """A frozen nested mapping with attribute access: `config.rssm.deter`, `RSSM(**config.rssm)`.
 
@@ -229,7 +233,7 @@ def load_saved(path: Path) -> Config:
     """
     tree = read_yaml(path)
     known = read_yaml(CONFIG_FILE)["defaults"]
-    if different := sorted(set(flatten(tree)) ^ set(flatten(known))):
+    if different := sorted((set(flatten(tree)) ^ set(flatten(known))) - (LATER - set(flatten(tree)))):
         raise ConfigError(
             f"{path}: expected the keys of this version, different: {', '.join(different[:5])[:120]}; use the version "
             "that wrote it"

@@ -120,7 +120,7 @@ def fresh_episodes(run: Run) -> tuple[list[Episode], Any]:
             "probe: expected a dataset with a card, which says how to play more such episodes; this run's dataset has "
             "none"
         )
-    settings = build.environment_settings(run.config, run.card)
+    settings = build.environment_settings(run.config, run.card, image_size=run.sizes["image_size"])
     with contextlib.closing(tasks.make(run.config.task, **settings)) as environment:
         seeds = [zlib.crc32(f"probe/{index}".encode()) for index in range(FIT + TEST)]
         if not environment.reset(seeds[0]).log:

@@ -61,7 +61,8 @@ def policy_update(world_model: WorldModel, actor_critic: ActorCritic, *, starts:
     """
     layers, variables = actor_critic.layers, actor_critic.actor_variables | actor_critic.critic_variables
     rssm, steps, states = world_model.main.rssm, starts * horizon, starts * (horizon + 1)
-    frozen = [rssm.step_cost(steps), rssm.prior_all_cost(states), world_model.reward_head.cost(states)]
+    heads = [head for head in (world_model.reward_head, world_model.continue_head) if head]
+    frozen = [rssm.step_cost(steps), rssm.prior_all_cost(states), *(head.cost(states) for head in heads)]
     frozen.append(layers["slow_critic"].cost(steps))
     trained = [layers[name].cost(steps).trained(input_gradient=False) for name in ("actor", "critic")]
     start = rssm.observe_cost(starts).forward() + Cost(bytes=gradient_bytes(variables))

@@ -20,6 +20,8 @@ class ImaginationModel(Protocol):
 
     def reward(self, feat: tf.Tensor) -> tf.Tensor: ...
 
+    def continues(self, feat: tf.Tensor) -> tf.Tensor | None: ...
+
     def disagreement(self, latent: Latent, measure: str) -> tf.Tensor: ...
 
 
@@ -42,18 +44,21 @@ def imagine(
     horizon: int,
     discount: float,
     penalty: Penalty,
+    is_terminal: tf.Tensor | None = None,
 ) -> Imagined:
     """Imagine `horizon` steps from every start state: the inner loop of the paper's policy learning.
 
         state   s_0 --a_1--> s_1 --a_2--> ... --a_H--> s_H        a_{t+1} ~ policy(sg feat_t)
         reward  r_0          r_1                       r_H        r_t = penalised_reward(s_t)
-        weight  1            g                         g^H
+        weight  1            g                         g^H     without a continue head; with one, the product of
+                                                               g c_t before it: c_0 is true, c_t predicted from s_t
 
     The gradient of the policy's features is stopped: it learns through the states, rewards and penalties that its
     actions cause.
 
     Args:
       start: [N, ...] posterior states, already stopped.
+      is_terminal: [N] bool, whether the episode ended at the start state; nowhere by default.
     """
     size = start.deter.shape[0]
     noise = (model.draw_steps(key, horizon, size), policy.draw_actions(key, horizon, size))  # leading axis H
@@ -73,6 +78,10 @@ def imagine(
     disagreement = model.disagreement(latent, penalty.measure)
     reward = penalised_reward(model.reward(feat), disagreement, penalty.weight)
     discounts = tf.fill(reward.shape, discount)
+    continues = model.continues(feat)
+    if continues is not None:
+        goes_on = tf.ones([size]) if is_terminal is None else 1 - tf.cast(is_terminal, tf.float32)
+        discounts *= tf.concat([goes_on[:, None], continues[:, 1:]], 1)
     weight = tf.math.cumprod(discounts, axis=1, exclusive=True)
     return Imagined(feat, action, reward, penalty.weight * disagreement, discounts, weight, tf.transpose(entropy))
 

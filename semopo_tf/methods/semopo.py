@@ -17,11 +17,12 @@ from semopo_tf.methods.losses import Penalty
 from semopo_tf.methods.world_model import JointWorldModel, Losses, SeparatedWorldModel, WorldModel
 from semopo_tf.nets.accounting import Cost
 from semopo_tf.nets.compute import Compute
-from semopo_tf.nets.layers import compute_type
+from semopo_tf.nets.layers import compute_type, fitting_kernels
 from semopo_tf.nets.optim import LossScale, Optimizer, gradients_of, step_if_finite
 from semopo_tf.random import Key
 from semopo_tf.types import Batch, Imagined, Latent, Learner, Stage
 
+KERNELS_OF_64 = ((4, 4, 4, 4), (5, 5, 6, 6))  # the configuration's default
 EVIDENCE_ROWS = 512  # frames encoded in one call
 SECTIONS = (
     *("steps", "model", "encoder", "decoder", "rssm", "reward_head", "kl", "model_opt", "penalty", "imagination"),
@@ -144,9 +145,9 @@ class SeMOPO(Learner):
 
     def _rollouts(self, batch: Batch, key: Key) -> Callable[[], Imagined]:
         """A function that imagines from the posterior states of the batch."""
-        start = tf.nest.map_structure(
+        start, is_terminal = tf.nest.map_structure(
             lambda x: tf.stop_gradient(tf.reshape(x, [x.shape[0] * x.shape[1], *x.shape[2:]])),
-            self.world_model.posterior(batch, key),
+            (self.world_model.posterior(batch, key), batch.is_terminal),
         )
 
         def rollouts() -> Imagined:
@@ -158,6 +159,7 @@ class SeMOPO(Learner):
                 horizon=self._horizon,
                 discount=self._discount,
                 penalty=self._penalty,
+                is_terminal=is_terminal,
             )
 
         return rollouts
@@ -214,6 +216,9 @@ def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, see
     model, sizes = sections["model"], {"image_size": image_size, "action_size": action_size}
     precision: dict[str, Any] = {"precision": compute.precision}
     convolutional = precision | {"target": compute.target}
+    encoder, decoder = ({**sections[name], **convolutional} for name in ("encoder", "decoder"))
+    if image_size != 64 and (encoder["kernels"], decoder["kernels"]) == KERNELS_OF_64:  # none named for this size
+        encoder["kernels"], decoder["kernels"] = fitting_kernels(image_size)
     streams = {}
     if model["kind"] == "separated":
         streams = {
@@ -230,13 +235,14 @@ def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, see
         **sizes,
         **streams,
         seed=seed,
-        encoder={**sections["encoder"], **convolutional},
-        decoder={**sections["decoder"], **convolutional},
+        encoder=encoder,
+        decoder=decoder,
         rssm={**sections["rssm"], **precision},
         reward_head={**sections["reward_head"], **precision},
         kl=sections["kl"],
         reward_gradient=model["reward_gradient"],
         image_scale=model["image_scale"],
+        continue_head=model["continue_head"],
         compute=compute,
     )
     actor_critic = ActorCritic(

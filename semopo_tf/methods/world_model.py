@@ -15,13 +15,14 @@ Who learns from what (`reward_gradient: False`):
     both mask decoders, mask        joint image
     exogenous-only decoder          exogenous-only image
     reward head                     reward
+    continue head (if any)          whether the episode goes on
 
 With dissociated reward prediction a second reward head reads the exogenous features. It is not part of `trained` and
 learns separately (`adversary.py`); the exogenous encoder and RSSM learn to make its prediction bad.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import keras
 import tensorflow as tf
@@ -29,7 +30,17 @@ import tensorflow as tf
 from semopo_tf.methods.losses import MEASURES, balanced_kl
 from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.distributions import unit_normal_log_prob
-from semopo_tf.nets.layers import MLP, Decoder, Encoder, MaskBlend, deconv_sizes, initialise, named_variables
+from semopo_tf.nets.layers import (
+    MLP,
+    Decoder,
+    Encoder,
+    MaskBlend,
+    deconv_sizes,
+    fitting_kernels,
+    initialise,
+    named_variables,
+    written,
+)
 from semopo_tf.nets.remat import by_slices
 from semopo_tf.nets.rssm import RSSM, alike, observe_each, observe_together
 from semopo_tf.random import Key
@@ -195,19 +206,24 @@ class WorldModel:
         kl: Mapping[str, Any],
         reward_gradient: bool,
         image_scale: float,
+        continue_head: bool,
         compute: Compute,
     ):
         """name: of the branch that the policy sees. encoder, decoder, rssm, reward_head: arguments of the layers."""
         if deconv_sizes(decoder["kernels"])[-1] != image_size:
             raise ValueError(
                 f"decoder.kernels = {list(decoder['kernels'])}: expected an image of {image_size} pixels, "
-                f"received {deconv_sizes(decoder['kernels'])[-1]}; change the kernels"
+                f"received {deconv_sizes(decoder['kernels'])[-1]}; try --decoder.kernels "
+                f"{written(fitting_kernels(image_size)[1])}"
             )
         self.image_size, self._decoder_settings, self._reward_settings = image_size, decoder, reward_head
         self.main = Branch(name, image_size=image_size, action_size=action_size, encoder=encoder, rssm=rssm)
         self.branches = [self.main]
-        self.reward_head = self._make_reward_head("reward", self.main)
+        self.reward_head = self._make_head("reward", self.main)
         self.layers: dict[str, keras.layers.Layer] = {**self.main.layers, "reward": self.reward_head}
+        self.continue_head: MLP | None = None
+        if continue_head:
+            self.continue_head = self.layers["continue"] = self._make_head("continue", self.main)
         self._seed = seed
         self._kl = Kl(**kl)
         self.reward_gradient, self._image_scale = reward_gradient, image_scale
@@ -216,8 +232,9 @@ class WorldModel:
         self.adversary_head: MLP | None = None
         self.adversary: dict[str, tf.Variable] = {}  # variables of the adversary's head, which `trained` excludes
 
-    def _make_reward_head(self, name: str, branch: Branch) -> MLP:
-        head = MLP(outputs={"reward": 1}, name=name, **self._reward_settings)
+    def _make_head(self, name: str, branch: Branch) -> MLP:
+        """A head of one number, of the reward head's size."""
+        head = MLP(outputs={name.removeprefix("exo_"): 1}, name=name, **self._reward_settings)
         head.build((None, branch.rssm.feat_size))
         return head
 
@@ -253,6 +270,8 @@ class WorldModel:
         image_losses, image_metrics = self._by_frame(batch.image, feats)
         losses = losses | image_losses
         scales = {f"{branch.name}_kl": 1.0 for branch in self.branches} | {"reward": 1.0} | self._image_terms
+        if self.continue_head:
+            losses["continue"], scales["continue"] = self._continue_loss(feats[0], batch.is_terminal), 1.0
         if self.adversary:
             losses["exo_reward"] = self.adversary_loss(feats[1], batch.reward)
             scales["exo_reward"] = -self._adversary_scale
@@ -368,6 +387,18 @@ class WorldModel:
         """[B, T] negative log-likelihood; r_t is predicted from the state at t, where it is received."""
         return -unit_normal_log_prob(self.reward(feat if self.reward_gradient else tf.stop_gradient(feat)), reward, 0)
 
+    def _continue_loss(self, feat: tf.Tensor, is_terminal: tf.Tensor) -> tf.Tensor:
+        """[B, T] negative log-likelihood of whether record t is no termination, from the state at t."""
+        logit = self._continue_logit(feat if self.reward_gradient else tf.stop_gradient(feat))
+        return tf.nn.sigmoid_cross_entropy_with_logits(1 - tf.cast(is_terminal, tf.float32), logit)
+
+    def _continue_logit(self, feat: tf.Tensor) -> tf.Tensor:
+        return cast(MLP, self.continue_head)(feat)["continue"][..., 0]
+
+    def continues(self, feat: tf.Tensor) -> tf.Tensor | None:
+        """Probability [...] that the episode goes on after the state of `feat` [..., F]; None without such a head."""
+        return tf.sigmoid(self._continue_logit(feat)) if self.continue_head else None
+
     def posterior(self, batch: Batch, key: Key) -> Latent:
         """Filtered states [B, T, ...] of the branch that the policy sees; `batch.image` may already be its evidence."""
         evidence = (
@@ -459,7 +490,7 @@ class SeparatedWorldModel(WorldModel):
         self._name_variables()
         self._adversary_scale = drp_scale
         if drp_scale:
-            self.adversary_head = self._make_reward_head("exo_reward", self.exo)
+            self.adversary_head = self._make_head("exo_reward", self.exo)
             self.adversary = named_variables({"exo_reward": self.adversary_head})
             initialise(self.adversary, self._seed)
 
@@ -476,8 +507,9 @@ class SeparatedWorldModel(WorldModel):
             return super().groups(split)
         joint = ("endo_decoder", "exo_decoder", "mask")
         exo_only = ("exo_only_decoder",) if self._exo_weight else ()
+        heads = ("reward", "continue") if self.continue_head else ("reward",)
         return {
-            "endo": self.variables_of("endo_encoder", "endo_rssm", "reward", *joint),
+            "endo": self.variables_of("endo_encoder", "endo_rssm", *heads, *joint),
             "exo": self.variables_of("exo_encoder", "exo_rssm", *joint, *exo_only),
         }
 

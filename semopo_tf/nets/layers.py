@@ -18,6 +18,7 @@ from semopo_tf.nets.accounting import Cost, product
 from semopo_tf.nets.compute import Target
 from semopo_tf.nets.convolutions import STRIDE
 
+MEAN_KERNEL = 78 / 15  # of the paper's decoder, its layers weighted by the pixels that they add
 Shape = Sequence[int | None]  # as Keras gives it to `build`; None for the batch
 
 
@@ -56,16 +57,21 @@ def conv_sizes(size: int, kernels: Sequence[int]) -> list[int]:
     Raises:
       ValueError: when a kernel is larger than the image that it meets.
     """
-    sizes = []
+    sizes, edge = [], size
     for kernel in kernels:
-        if kernel > size:
+        if kernel > edge:
             raise ValueError(
                 f"encoder.kernels = {list(kernels)}: expected each kernel to fit, received {kernel} on an edge of "
-                f"{size}; use fewer layers"
+                f"{edge}; try --encoder.kernels {written(fitting_kernels(size)[0])}"
             )
-        size = (size - kernel) // STRIDE + 1
-        sizes.append(size)
+        edge = (edge - kernel) // STRIDE + 1
+        sizes.append(edge)
     return sizes
+
+
+def written(kernels: Sequence[int]) -> str:
+    """Kernels as on a command line."""
+    return ",".join(map(str, kernels))
 
 
 def deconv_sizes(kernels: Sequence[int]) -> list[int]:
@@ -75,6 +81,27 @@ def deconv_sizes(kernels: Sequence[int]) -> list[int]:
         size = (size - 1) * STRIDE + kernel
         sizes.append(size)
     return sizes
+
+
+def fitting_kernels(size: int) -> tuple[list[int], list[int]]:
+    """Kernels of an encoder and a decoder for square images of `size` pixels; those of 64 are the paper's.
+
+    The encoder has as many layers of kernel 4 as it takes to an edge of 3 or less. The decoder has three to five
+    layers; a kernel one larger in the last layer adds one pixel, in the layer before two, then four, and so on, so the
+    binary digits of what is missing say which kernels are larger.
+    """
+    encoder, edge = list[int](), size
+    while edge > 3:
+        encoder.append(4)
+        edge = (edge - 4) // STRIDE + 1
+
+    def mean(layers: int) -> float:
+        return (size + 2**layers - 2) / (2**layers - 1)
+
+    layers = min(range(3, 6), key=lambda count: abs(mean(count) - MEAN_KERNEL))
+    kernel = int(mean(layers))
+    missing = size + 2**layers - 2 - kernel * (2**layers - 1)
+    return encoder, [kernel + (missing >> layer & 1) for layer in reversed(range(layers))]
 
 
 class Dense(keras.layers.Dense):

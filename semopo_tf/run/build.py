@@ -20,6 +20,7 @@ from semopo_tf.nets.compute import Compute, as_it_is
 from semopo_tf.run.evaluate import Played
 from semopo_tf.types import Learner
 
+DEFAULT_SIZE = 64  # pixels, of `env.size`
 CARD_KEYS = ("background", "background_color", "background_split", "mask_rule")
 
 
@@ -104,7 +105,11 @@ def restore_world_model(learner: Learner, tensors: Mapping[str, np.ndarray], whe
 
 
 def environment_settings(
-    config: Config, card: Mapping[str, Any] | None, overrides: Mapping[str, str] | None = None
+    config: Config,
+    card: Mapping[str, Any] | None,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    image_size: int | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of `tasks.make` for the evaluation of a run.
 
@@ -114,6 +119,7 @@ def environment_settings(
 
     Args:
       card: the dataset card, or None.
+      image_size: pixels of the data's images, which count unless `env.size` names another than the default.
 
     Returns:
       The settings. The four background keys are left out where no background is shown; a moving task whose background
@@ -124,6 +130,8 @@ def environment_settings(
         for a background that the task cannot show.
     """
     settings = {key: config.env[key] for key in ("size", "action_repeat", "camera")}
+    if image_size and settings["size"] == DEFAULT_SIZE:
+        settings["size"] = image_size
     described = tasks.settings_of(card) if card and "environment" in card else {}  # converted data may not say
     options = {"options": described["options"]} if "options" in described else {}
     for key, value in settings.items():

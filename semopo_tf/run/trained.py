@@ -126,7 +126,7 @@ def scored(
         raise ConfigError(
             "--episodes: expected at least 1, received none, and the run's eval.final_episodes is 0; add --episodes 10"
         )
-    settings = build.environment_settings(config, run.card, overrides)
+    settings = build.environment_settings(config, run.card, overrides, image_size=run.sizes["image_size"])
     facts: dict[str, Any] = {"phase": run.phase, "step": run.step, "checkpoint": run.checkpoint, "source": "evaluate"}
     seeds = build.episode_seeds(config.eval.seed, count)
     for played in evaluate(run.policy, config.task, settings, seeds, environments):

@@ -75,7 +75,13 @@ class Trainer:
         self._dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
         self._dataset.require_length(config.batch.length)
         self._claim_dataset()
-        self._settings = build.environment_settings(config, self._card)
+        ended = int(self._dataset.is_terminal.sum())
+        if ended and not config.model.continue_head:
+            print(
+                f"warning: {ended} of {len(self._dataset.names)} episodes end by a termination, and imagination does "
+                "not know it; add --model.continue_head True"
+            )
+        self._settings = build.environment_settings(config, self._card, image_size=self._dataset.frames.shape[1])
         if config.eval.every or config.eval.final_episodes:
             self._check_environment()
         self._patience = Patience()

@@ -31,6 +31,16 @@ class Counter:
     def disagreement(self, latent, measure):
         return 3 * latent.deter[..., 0]
 
+    def continues(self, feat):
+        return None
+
+
+class Mortal(Counter):
+    """Goes on with probability 1/2 from every predicted state."""
+
+    def continues(self, feat):
+        return tf.fill(feat.shape[:-1], 0.5)
+
 
 class Multiple:
     """The action is a multiple of the state."""
@@ -76,6 +86,27 @@ def test_a_rollout_known_by_hand(mode):
     np.testing.assert_array_equal(received.discount, np.full((2, 4), 0.5))
     np.testing.assert_array_equal(received.weight, np.tile([1, 0.5, 0.25, 0.125], (2, 1)))
     np.testing.assert_array_equal(received.entropy, 5 * states[:, :3])  # of the policy at the state in which it acts
+
+
+@modes
+def test_I05_imagination_ends_where_the_episode_does(mode):
+    """The end of a start state is known, that of an imagined one predicted; both multiply the discount."""
+
+    def rollout():
+        return imagine(
+            Mortal(),
+            Multiple(2.0),
+            start(1, -1),
+            tiny.key(),
+            horizon=3,
+            discount=0.5,
+            penalty=Penalty("sum_squares", 2.0),
+            is_terminal=tf.constant([False, True]),
+        )
+
+    received = tiny.run(mode, rollout)
+    np.testing.assert_array_equal(received.discount, [[0.5, 0.25, 0.25, 0.25], [0, 0.25, 0.25, 0.25]])
+    np.testing.assert_array_equal(received.weight, [[1, 0.5, 0.125, 0.03125], [1, 0, 0, 0]])
 
 
 def test_the_lambda_return_of_that_rollout_by_hand():

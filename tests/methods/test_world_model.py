@@ -442,6 +442,29 @@ def test_weigh_by_hand():
 def test_decoder_kernels_that_do_not_give_the_image_are_refused():
     with pytest.raises(
         ConfigError,
-        match=r"decoder.kernels = \[4, 4\]: expected an image of 12 pixels, received 10; change the kernels",
+        match=r"decoder.kernels = \[4, 4\]: expected an image of 12 pixels, received 10; try --decoder\.kernels 3,2,2$",
     ):
         build.make_learner(tiny.config(*tiny.PAPER), image_size=12, action_size=2)
+
+
+@pytest.mark.parametrize("overlays", [tiny.PAPER, ("offline_dv2",), ("released", "semopo")])
+def test_I05_the_continue_head_learns_terminations_from_the_states_that_the_policy_sees(overlays, rng):
+    """Its loss by hand, and who learns from it: the head alone where the reward does not shape the states."""
+    learner = tiny.learner(*overlays, model__continue_head=True)
+    model, batch = learner.world_model, tiny.batch(rng)
+    is_terminal = np.zeros(batch.reward.shape, bool)
+    is_terminal[0, -1] = is_terminal[1, 1] = True
+    batch = batch._replace(is_terminal=tf.constant(is_terminal))
+    tiny.randomise(model.trained, rng)
+    with tf.GradientTape() as tape:
+        losses = model.losses(batch, tiny.key())
+        loss = losses.metrics["continue_loss"]
+    feat = model.features(losses.posterior).numpy()
+    logit = reference.mlp(feat, *tiny.Weights(model.trained).mlp("continue", "continue"))[..., 0]
+    tiny.close(loss, np.mean(np.log1p(np.exp(np.where(is_terminal, logit, -logit)))))
+    tiny.close(model.continues(tf.constant(feat)), 1 / (1 + np.exp(-logit)))
+    gradients = dict(zip(model.trained, tape.gradient(loss, list(model.trained.values())), strict=True))
+    learning = {name.split("/")[0] for name, gradient in gradients.items() if gradient is not None}
+    shaped = {"joint_encoder", "joint_rssm"} if overlays == ("offline_dv2",) else set()
+    assert learning == {"continue"} | shaped
+    assert all(np.isfinite(value).all() for value in tiny.arrays(learner.update_policy(batch, tiny.key())).values())

@@ -34,7 +34,9 @@ def test_sizes_of_the_convolutions():
 
 
 def test_a_kernel_larger_than_what_is_left_is_refused():
-    with pytest.raises(ValueError, match="expected each kernel to fit, received 4 on an edge of 2; use fewer layers"):
+    with pytest.raises(
+        ValueError, match=r"expected each kernel to fit, received 4 on an edge of 2; try --encoder\.kernels 4,4,4,4$"
+    ):
         layers.conv_sizes(64, [4, 4, 4, 4, 4])
 
 
