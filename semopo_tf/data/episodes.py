@@ -48,6 +48,20 @@ def read_episode(path: Path, amend: Amend | None = None) -> Episode:
     return read_stored(path, amend).episode
 
 
+def require_readable(path: Path) -> None:
+    """Read a file that was just written as every reader will; one that would be refused is removed.
+
+    Raises:
+      DataError: as `read_episode`.
+    """
+    try:
+        read_episode(path)
+        read_log(path)
+    except DataError:
+        path.unlink()
+        raise
+
+
 def read_log(path: Path) -> dict[str, np.ndarray]:
     """The `log_*` arrays of an episode by their name without the prefix; [L, ...] each.
 
