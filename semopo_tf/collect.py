@@ -410,7 +410,8 @@ def _write_checked(path: Path, episode: Episode, member: str) -> None:
     if never_changes(episode.image):
         say(
             f"{member}: all {len(episode.image)} images of {path.name} are equal; expected the world after each action "
-            "(a renderer that was not updated shows this)"
+            "(a renderer that was not updated shows this)",
+            about=f"{member} never changes",
         )
 
 

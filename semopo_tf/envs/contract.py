@@ -22,17 +22,21 @@ FLAGS = ("is_first", "is_last", "is_terminal")
 CHANNELS = 3
 NUMBERS = "bfiu"
 
-_said: set[str] = set()  # the lines that this process has printed
+_said: set[str] = set()  # the warnings that this process has printed
 
 
 class ContractError(SimulatorError):
     """An environment breaks its contract by what it is, not by chance: no other seed would help."""
 
 
-def say(line: str) -> None:
-    """Print a warning, once in this process."""
-    if line not in _said:
-        _said.add(line)
+def say(line: str, about: str = "") -> None:
+    """Print a warning, once in this process.
+
+    Args:
+      about: names the matter where the lines about it differ.
+    """
+    if (about or line) not in _said:
+        _said.add(about or line)
         print(f"semopo_tf: warning: {line}", file=sys.stderr, flush=True)
 
 
@@ -96,7 +100,9 @@ class Contract:
         source = self.environment
         seen = source.receive() if self.split else source.step(self._action)  # type: ignore[attr-defined]
         observation = self._observation("receive" if self.split else "step", seen)
-        if not np.isfinite(observation.reward):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.float32(observation.reward))  # the type in which it is kept
+        if not finite:
             raise SimulatorError(
                 f"{self.name}.step: expected a finite reward, received {observation.reward}; correct the environment"
             )
@@ -139,7 +145,7 @@ class Contract:
         except (TypeError, ValueError):
             height, width, channels = 0, 0, []
         if height < 1 or height != width or channels not in ([], [1], [CHANNELS]):
-            self._refuse("image_shape", "(size, size, 3)", _describe(shape), "name the shape of the images")
+            self._refuse("image_shape", "(size, size, 3)", _describe(shape), "make the images square, colour last")
         try:
             size = operator.index(actions)
         except TypeError:
@@ -170,13 +176,8 @@ class Contract:
     def _image(self, member: str, value: Any) -> np.ndarray:
         """A copy of an image, uint8 of the declared shape."""
         image = _as_array(value)
-        if (
-            image.dtype != np.uint8
-            and image.dtype.kind in "iu"
-            and image.size
-            and image.min() >= 0
-            and image.max() < 256
-        ):
+        whole = image.dtype != np.uint8 and image.dtype.kind in "iu" and image.shape[:2] == self.image_shape[:2]
+        if whole and image.size and image.min() >= 0 and image.max() <= np.iinfo(np.uint8).max:
             self._correct(member, f"image is {image.dtype} and is taken as uint8")
             image = image.astype(np.uint8)
         if image.dtype == np.uint8 and image.shape in (self.image_shape[:2], (*self.image_shape[:2], 1)):

@@ -367,6 +367,11 @@ def test_I03_an_episode_that_ends_at_reset_may_be_the_seeds_fault():
         played(changed(True, is_last=True))
 
 
+def test_I03_a_reward_that_float32_cannot_hold_is_not_finite():
+    with pytest.raises(SimulatorError, match=r"Changed.step: expected a finite reward, received 1e\+39"):
+        played(changed(False, reward=1e39))
+
+
 def test_I03_an_image_that_fails_after_good_ones_may_be_the_seeds_fault():
     class Flickering(World):
         def reset(self, seed):
