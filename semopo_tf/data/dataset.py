@@ -7,7 +7,6 @@ that several runs share its pages. Every file is validated on the way in, and a 
 import hashlib
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +65,8 @@ class Dataset(NamedTuple):
             name = self.names[int(short[0])]
             raise DataError(
                 f"{self.directory / name}: expected at least batch.length = {records} records, received "
-                f"{int(self.length[short[0]])} ({len(short)} such files); lower --batch.length or remove the files"
+                f"{int(self.length[short[0]])} ({len(short)} such files); lower --batch.length, or leave them "
+                f"out with python -m semopo_tf.data convert SRC DST --min_length {records}"
             )
 
     def require_files(self, files: list[dict[str, Any]]) -> None:
@@ -145,8 +145,8 @@ def _current_manifest(cache: Path, files: list[Path]) -> dict[str, Any] | None:
         return None
     touched = False
     for entry, path in zip(manifest["files"], files, strict=True):
-        status = path.lstat()
-        if status.st_size != entry["size"] or not stat.S_ISREG(status.st_mode):
+        status = path.stat() if path.is_file() else None  # of the target where it is a link
+        if status is None or status.st_size != entry["size"]:
             return None
         if status.st_mtime_ns != entry["mtime_ns"]:
             if sha256(path) != entry["sha256"]:
