@@ -218,7 +218,7 @@ def to_hdf5(files: list[Source], target: Path, changes: "Changes") -> None:
 
 
 def _alike(files: list[Source], changes: "Changes") -> Iterator[Episode]:
-    """The kept episodes in order. Raises DataError for one that a common file of columns could not give back exactly."""
+    """The kept episodes in order. Raises DataError for one that a common file of columns could not give back."""
     expected: Any = None
     for source in files:
         episode = read_episode(source.path, changes.amend)

@@ -16,6 +16,7 @@ from semopo_tf.data.cards import read_card, read_run_data
 from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices, xla
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
+from semopo_tf.envs.contract import Contract
 from semopo_tf.errors import CheckpointError, DataError, NumericalError
 from semopo_tf.random import Key
 from semopo_tf.run import alarms, build, checkpoints, dump
@@ -112,7 +113,7 @@ class Trainer:
 
     def _check_environment(self) -> None:
         """Fail now rather than at the first evaluation, hours later."""
-        environment = make_environment(self._config.task, self._settings)
+        environment = Contract(make_environment(self._config.task, self._settings))
         environment.close()
         frames, actions = self._dataset.frames, self._dataset.action
         for what, stored, verb, real, flag in (

@@ -1,17 +1,22 @@
 """`python -m semopo_tf.data`: lists all that is bad, by name."""
 
+import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import synthetic
 
+from semopo_tf import config as configuration
 from semopo_tf.data import __main__ as data
 from semopo_tf.data.cards import read_card, write_card
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.data.episodes import read_episode, write_episode
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.storage.files import sha256
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 
 
 def test_check_lists_every_bad_file_and_counts_them(tmp_path, capsys):
@@ -152,3 +157,24 @@ def test_I22_training_names_the_way_to_leave_short_episodes_out(tmp_path):
         DataError, match=r"\(2 such files\); lower --batch.length, or leave them out with .* --min_length 20"
     ):
         open_dataset(directory).require_length(20)
+
+
+def test_I24_the_pages_file_writes_episodes_that_are_read_as_meant(tmp_path, capsys, monkeypatch):
+    """docs/data.md: own data without any environment."""
+    (tmp_path / "pages_write_episodes.py").write_text(PAGE.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write = importlib.import_module("pages_write_episodes").write
+    for number, decisions in enumerate((5, 8)):
+        images = np.zeros((decisions + 1, 16, 16, 3), np.uint8)
+        images += np.arange(decisions + 1, dtype=np.uint8)[:, None, None, None]
+        actions, rewards = np.linspace(-1, 1, 2 * decisions).reshape(-1, 2), np.arange(1, decisions + 1)
+        write(tmp_path / "mine", number, images, actions, rewards, terminal=number == 1)
+    assert data.main(["check", str(tmp_path / "mine"), "--length", "9"]) == 0
+    assert "short: 000000.npz: 6 of 9 records" in capsys.readouterr().out
+    first, second = (read_episode(tmp_path / "mine" / f"00000{number}.npz") for number in range(2))
+    assert first.reward.tolist() == [0, 1, 2, 3, 4, 5] and first.action[1].tolist() == [-1, np.float32(-7 / 9)]
+    assert first.image[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert first.is_last.tolist() == [False] * 5 + [True] and not first.is_terminal.any()
+    assert second.is_terminal.tolist() == [False] * 8 + [True] and second.discount.tolist() == [1] * 8 + [0]
+    flags = "--configs semopo small --task mine --offline_dir D --logdir R --eval.every 0 --eval.final_episodes 0"
+    assert configuration.load(flags.split()).task == "mine"
