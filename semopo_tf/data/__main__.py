@@ -85,7 +85,7 @@ class Remarks:
     def report(self, directory: Path, files: int) -> None:
         """Print how many of `files` episodes there are of either kind."""
         if self._length:
-            remedy = f"; --min_length {self._length} of data convert leaves them out" if self._short else ""
+            remedy = f"; --min_length {self._length} of train.py leaves them out" if self._short else ""
             print(f"{directory}: {len(self._short)} of {files} episodes have fewer than {self._length} records{remedy}")
         if self._still:
             print(

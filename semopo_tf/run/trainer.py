@@ -74,7 +74,10 @@ class Trainer:
         directory = Path(config.offline_dir).expanduser()
         self._card = read_card(directory)
         self._dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
-        self._dataset.require_length(config.batch.length)
+        self._dataset.require_length(config.batch.length, config.min_length)
+        if short := int((~self._dataset.long_enough(config.min_length)).sum()):
+            episodes = f"{short} of {len(self._dataset.names)} episodes"
+            print(f"{directory}: {episodes} have fewer than {config.min_length} records and are left out")
         self._claim_dataset()
         self._settings = build.environment_settings(config, self._card)
         if config.eval.every or config.eval.final_episodes:

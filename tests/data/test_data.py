@@ -11,7 +11,6 @@ import synthetic
 from semopo_tf import config as configuration
 from semopo_tf.data import __main__ as data
 from semopo_tf.data.cards import read_card, write_card
-from semopo_tf.data.dataset import open_dataset
 from semopo_tf.data.episodes import read_episode, write_episode
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.storage.files import sha256
@@ -108,7 +107,7 @@ def test_I22_check_lists_short_episodes(tmp_path, capsys):
         f"short: {name}: 8 of 20 records" for name in names
     ]
     assert (
-        f"{directory}: 2 of 6 episodes have fewer than 20 records; --min_length 20 of data convert leaves them out"
+        f"{directory}: 2 of 6 episodes have fewer than 20 records; --min_length 20 of train.py leaves them out"
         in printed
     )
     data.main(["check", str(directory), "--length", "8"])
@@ -149,14 +148,6 @@ def test_I22_hdf5_loses_its_short_episodes_on_both_ways(tmp_path, capsys):
         for one, other in zip(read_episode(left), read_episode(right), strict=True):
             np.testing.assert_array_equal(one, other)
     assert len(list((tmp_path / "b").glob("*.npz"))) == 4
-
-
-def test_I22_training_names_the_way_to_leave_short_episodes_out(tmp_path):
-    directory = short_dataset(tmp_path / "data")
-    with pytest.raises(
-        DataError, match=r"\(2 such files\); lower --batch.length, or leave them out with .* --min_length 20"
-    ):
-        open_dataset(directory).require_length(20)
 
 
 def test_I24_the_pages_file_writes_episodes_that_are_read_as_meant(tmp_path, capsys, monkeypatch):
