@@ -5,12 +5,13 @@
 
 Episode i depends on (recipe, seed, i) alone, and appears by rename. After a kill at any point, the same command
 collects what is missing and ends with the same files. An episode that its environment spoils is played with the next
-seed (`rollout.retry_seed`).
+seed (`rollout.retry_seed`). Every episode is checked as its readers will check it before the next one is played.
 """
 
 import argparse
 import contextlib
 import functools
+import math
 import multiprocessing
 import os
 import re
@@ -29,13 +30,23 @@ from tqdm import tqdm
 
 from semopo_tf.config import SHOWN
 from semopo_tf.data.cards import CARD_NAME, read_card, write_card
-from semopo_tf.data.episodes import read_episode, write_episode
+from semopo_tf.data.episodes import MAX_EPISODE_BYTES, read_episode, require_readable, write_episode
+from semopo_tf.data.validation import never_changes, validate_episode
 from semopo_tf.envs import tasks
-from semopo_tf.envs.rollout import ATTEMPTS, Discarded, play, require_few, retry_seed
+from semopo_tf.envs.contract import Contract, ContractError, say
+from semopo_tf.envs.rollout import (
+    ATTEMPTS,
+    MOST_DECISIONS,
+    Discarded,
+    EndlessEpisode,
+    play,
+    require_few,
+    retry_seed,
+)
 from semopo_tf.envs.videos import absolute_source
 from semopo_tf.errors import CommandParser, ConfigError, DataError, SimulatorError, StorageError, run_command
 from semopo_tf.storage.files import locked, sha256
-from semopo_tf.types import Environment, Policy
+from semopo_tf.types import Episode, Policy
 
 LOCK_NAME = ".collect.lock"
 RESTARTS = 3  # of the worker processes in one collection
@@ -61,6 +72,7 @@ class Job(NamedTuple):
     number: int
     seed: int
     out: str
+    most: int = MOST_DECISIONS  # decisions of the episode
 
 
 class Written(NamedTuple):
@@ -90,6 +102,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=int, default=1, help="episodes played at the same time; does not change the result"
     )
+    parser.add_argument(
+        "--max_decisions",
+        type=int,
+        default=MOST_DECISIONS,
+        help="an episode that has not ended after so many ends the command; does not change the result",
+    )
     parser.add_argument("--size", type=int, help="height and width of the images in pixels (default: 64, exbmdp_* 32)")
     parser.add_argument("--action_repeat", type=int, help="simulator steps per decision (default: 2, exbmdp_* 1)")
     parser.add_argument("--camera", type=int, default=-1, help="index, or -1 for the task's usual camera")
@@ -105,7 +123,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="NAME=NUMBER",
         help="settings of the task itself, e.g. exo_dims=20 contrast=0.3",
     )
-    args = parser.parse(argv, episodes=1, processes=1, seed=0, background_seed=0)
+    args = parser.parse(argv, episodes=1, processes=1, max_decisions=1, seed=0, background_seed=0)
     args.options = parse_options(args.options)
     for name, value in tasks.usual_settings(args.task).items():
         if getattr(args, name) is None:
@@ -142,12 +160,13 @@ def main(argv: list[str]) -> int:
     out = _make_directory(args.out)
     with locked(out / LOCK_NAME, wait=False, what=f"the dataset {out}"):
         require_same_recipe(out, card)
-        kept = existing_episodes(out, seeds)
+        kept = existing_episodes(out, seeds, _player(recipe)[0])
         write_card(out, {"status": "incomplete", **card})
-        jobs = [Job(recipe, index, seed, str(out)) for index, seed in enumerate(seeds) if index not in kept]
+        most = args.max_decisions
+        jobs = [Job(recipe, index, seed, str(out), most) for index, seed in enumerate(seeds) if index not in kept]
         if kept:
             print(f"{out}: {len(kept)} of {len(seeds)} episodes are there, collecting {len(jobs)}")
-        with contextlib.closing(collect(jobs, args.processes)) as results:
+        with contextlib.closing(collect(jobs, args.processes, first_alone=not kept)) as results:
             for written in _progress(results, len(jobs)):
                 kept[written.number] = written
                 require_few(
@@ -182,8 +201,8 @@ def episode_seed(seed: int, index: int) -> int:
 
 def make_card(recipe: Recipe, seed: int) -> dict[str, Any]:
     """The part of `dataset.json` that decides the episodes. Builds the environment, which refuses wrong settings."""
-    environment, _ = _player(recipe)
-    background = tasks.background_of(environment)
+    contract, _ = _player(recipe)
+    background = tasks.background_of(contract.environment)
     for name, reason in background.skipped if background else ():
         print(f"semopo_tf: warning: background {name} is skipped: {reason}", file=sys.stderr)
     identity = {"task": recipe.task, "policy": recipe.policy, "seed": seed}
@@ -225,11 +244,11 @@ def _flat(card: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in card.items() if not isinstance(value, dict)} | nested
 
 
-def existing_episodes(out: Path, seeds: list[int]) -> dict[int, Written]:
+def existing_episodes(out: Path, seeds: list[int], contract: Contract) -> dict[int, Written]:
     """The whole episodes in `out`, by index. Leftovers of a killed process and damaged files are removed.
 
     Raises:
-      ConfigError: when a file belongs to no episode of this collection.
+      ConfigError: when a file belongs to no episode of this collection, or its environment had other sizes.
     """
     _remove_leftovers(out)
     kept: dict[int, Written] = {}
@@ -245,10 +264,18 @@ def existing_episodes(out: Path, seeds: list[int]) -> dict[int, Written]:
         if seed not in possible or index in kept:
             raise ConfigError(f"{path}: belongs to no episode of this collection; move it away or choose another --out")
         try:
-            kept[index] = _written(index, seed, path, read_episode(path).reward, possible.index(seed))
+            episode = read_episode(path)
         except DataError as error:
             print(f"semopo_tf: warning: {error}; collecting it again", file=sys.stderr)
             path.unlink()
+            continue
+        here, now = (episode.image.shape[1:], episode.action.shape[1]), (contract.image_shape, contract.action_size)
+        if here != now:
+            raise ConfigError(
+                f"{path}: expected images and actions of {now} as {contract.name} has now, received {here}; choose "
+                "another --out"
+            )
+        kept[index] = _written(index, seed, path, episode.reward, possible.index(seed))
     return kept
 
 
@@ -262,10 +289,13 @@ def _written(index: int, seed: int, path: Path, reward: np.ndarray, discarded: i
     return Written(index, path.name, seed, float(reward.sum(dtype=np.float64)), len(reward), discarded)
 
 
-def collect(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
+def collect(jobs: list[Job], processes: int, first_alone: bool = False) -> Generator[Written, None, None]:
     """Play the jobs, in this process or in several spawned ones, and yield each as it is finished.
 
     A worker process that dies costs the episodes in work, which new workers play again with the same seeds.
+
+    Args:
+      first_alone: play, check and write one episode before any other is begun.
 
     Raises:
       SimulatorError: when workers die more than `RESTARTS` times. Errors inside a worker come through as they are.
@@ -276,8 +306,9 @@ def collect(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
     missing = {job.number: job for job in jobs}
     for restarts in range(RESTARTS + 1):
         try:
-            with contextlib.closing(_in_workers(list(missing.values()), processes)) as results:
+            with contextlib.closing(_in_workers(list(missing.values()), processes, first_alone)) as results:
                 for written in results:
+                    first_alone = False
                     del missing[written.number]
                     yield written
             return
@@ -296,7 +327,7 @@ def collect(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
             _remove_leftovers(Path(jobs[0].out))
 
 
-def _in_workers(jobs: list[Job], processes: int) -> Generator[Written, None, None]:
+def _in_workers(jobs: list[Job], processes: int, first_alone: bool) -> Generator[Written, None, None]:
     """Raises BrokenProcessPool when one of the processes dies."""
     # Spawned, not forked: a forked OpenGL context or thread pool does not work in the child.
     context = multiprocessing.get_context("spawn")
@@ -305,8 +336,10 @@ def _in_workers(jobs: list[Job], processes: int) -> Generator[Written, None, Non
         min(processes, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(watched,)
     )
     try:
-        for future in as_completed([pool.submit(collect_episode, job) for job in jobs]):
-            yield future.result()
+        waves = [jobs[:1], jobs[1:]] if first_alone else [jobs]
+        for wave in waves:
+            for future in as_completed([pool.submit(collect_episode, job) for job in wave]):
+                yield future.result()
     finally:
         held.close()
         pool.shutdown(wait=True, cancel_futures=True)
@@ -329,21 +362,57 @@ def _end_with_parent(watched: Connection) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _player(recipe: Recipe) -> tuple[Environment, Policy]:
+def _player(recipe: Recipe) -> tuple[Contract, Policy]:
     """This process's environment and policy, built once for all its episodes."""
-    environment = tasks.make(recipe.task, **dict(recipe.settings))
-    return environment, tasks.behaviours(recipe.task)[recipe.policy](environment)
+    contract = Contract(tasks.make(recipe.task, **dict(recipe.settings)))
+    return contract, tasks.behaviours(recipe.task)[recipe.policy](contract.environment)
 
 
 def collect_episode(job: Job) -> Written:
-    """Play one episode and write it as `<index>-<seed>-<decisions>.npz`."""
-    environment, policy = _player(job.recipe)
+    """Play one episode, check it, and write it as `<index>-<seed>-<decisions>.npz`.
+
+    Raises:
+      ContractError: when it does not end, or training would refuse it.
+    """
+    contract, policy = _player(job.recipe)
     discarded: list[Discarded] = []
-    (episode,) = play([environment], policy, [job.seed], discarded)
+    fits = decisions_that_fit(contract)
+    try:
+        (episode,) = play([contract], policy, [job.seed], discarded, most=min(job.most, fits))
+    except EndlessEpisode as error:
+        more = "raise --max_decisions" if job.most < fits else f"shrink the images: a file holds {fits} decisions"
+        raise ContractError(f"{error}, or {more}") from error
     seed = retry_seed(job.seed, len(discarded))
     path = Path(job.out) / f"{job.number:06d}-{seed:08x}-{len(episode.image) - 1}.npz"
-    write_episode(path, episode)
+    _write_checked(path, episode, f"{contract.name}.step")
     return _written(job.number, seed, path, episode.reward, len(discarded))
+
+
+def decisions_that_fit(contract: Contract) -> int:
+    """Decisions of an episode that its file may hold (`episodes.MAX_EPISODE_BYTES`)."""
+    flags_and_numbers = 11 + 4 * contract.action_size  # bytes of a record
+    return MAX_EPISODE_BYTES // (math.prod(contract.image_shape) + flags_and_numbers) - 2
+
+
+def _write_checked(path: Path, episode: Episode, member: str) -> None:
+    """Write an episode that all its readers accept.
+
+    Args:
+      member: of the environment, to be corrected when they do not.
+    """
+    try:
+        validate_episode(episode.arrays(), member)
+        write_episode(path, episode)
+        require_readable(path)
+    except DataError as error:
+        line = str(error)
+        raise ContractError(line if line.startswith(member) else f"{member}: {line}") from error
+    if never_changes(episode.image):
+        say(
+            f"{member}: all {len(episode.image)} images of {path.name} are equal; expected the world after each action "
+            "(a renderer that was not updated shows this)",
+            about=f"{member} never changes",
+        )
 
 
 def _progress(results: Iterator[Written], total: int) -> Iterator[Written]:

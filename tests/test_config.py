@@ -134,6 +134,7 @@ ALWAYS = {
     "env.action_repeat": 2,
     "env.size": 64,
     "valid_fraction": 0.0,
+    "min_length": 0,
     "without_card.background_color": "grey",
     **{f"{net}.act": "elu" for net in ("encoder", "decoder", "rssm", "reward_head", "actor", "critic")},
     **{

@@ -43,10 +43,9 @@ def integers(seed: int, phase: str, stream: str, step: int, count: int, limit) -
 
 def reachable(get: dict[str, str], files: list[dict], phase: str, step: int) -> list[int]:
     """The episodes that an update may draw from, in the order in which it counts them."""
-    ranks = sorted(
-        range(len(files)), key=lambda i: hashlib.sha256(f"{get['seed']}/{files[i]['name']}".encode()).digest()
-    )
-    members = sorted(ranks[round(float(get["valid_fraction"]) * len(files)) :])
+    kept = [i for i, file in enumerate(files) if file["length"] >= int(get.get("min_length", 0))]
+    ranks = sorted(kept, key=lambda i: hashlib.sha256(f"{get['seed']}/{files[i]['name']}".encode()).digest())
+    members = sorted(ranks[round(float(get["valid_fraction"]) * len(kept)) :])
     if get["sampling"] == "uniform" or (phase == "policy" and get["policy_starts"] == "dataset"):
         return members
     ties, total, every = get["pool.drop_ties"] == "true", int(get["steps.model"]), int(get["pool.grow_every"])

@@ -1,5 +1,6 @@
 """`python -m semopo_tf.data check|stats|convert`: validate a dataset, describe it, convert it to and from HDF5."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from semopo_tf.data.cards import read_card
 from semopo_tf.data.checksums import Listed, listed_files, verify, verify_size
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.data.episodes import episode_files, read_episode
-from semopo_tf.errors import CommandParser, DataError, run_command, user_path
+from semopo_tf.data.validation import never_changes
+from semopo_tf.errors import CommandParser, ConfigError, DataError, run_command, user_path
 
 BINS = 10
 SUBJECTS = ("files", "sizes", "hashes", "schema")
@@ -31,6 +33,8 @@ def main(argv: list[str]) -> int:
     checking.add_argument(
         "--manifest", type=Path, help="list of files (SHA256SUMS or a card; default: those in the directory)"
     )
+    text = "list the episodes of fewer records, such as those shorter than batch.length"
+    checking.add_argument("--length", metavar="RECORDS", type=int, default=0, help=text)
     describing = commands.add_parser("stats", help="lengths, actions and returns")
     describing.add_argument("directory", type=user_path)
     converting = commands.add_parser(
@@ -43,29 +47,69 @@ def main(argv: list[str]) -> int:
     converting.add_argument(
         "--repair_flags", action="store_true", help="set is_first, is_last, is_terminal from the ends of the episodes"
     )
+    text = "leave out the episodes of fewer records, and count them"
+    converting.add_argument("--min_length", metavar="RECORDS", type=int, default=0, help=text)
     arguments = parser.parse_args(argv)
     if arguments.command == "convert":
-        convert.convert(arguments.source, arguments.target, arguments.repair_flags)
+        require_not_negative("min_length", arguments.min_length)
+        convert.convert(arguments.source, arguments.target, arguments.repair_flags, arguments.min_length)
     elif arguments.command == "check":
-        check(arguments.directory, arguments.manifest)
+        require_not_negative("length", arguments.length)
+        check(arguments.directory, arguments.manifest, arguments.length)
     else:
         stats(arguments.directory)
     return 0
 
 
-def check(directory: Path, manifest: Path | None = None) -> None:
+def require_not_negative(flag: str, value: int) -> None:
+    """Raises ConfigError about a flag."""
+    if value < 0:
+        raise ConfigError(f"--{flag}: expected at least 0, received {value}")
+
+
+class Remarks:
+    """What is worth a line about good episodes: those that are short, and those whose images never change."""
+
+    def __init__(self, length: int = 0):
+        """Args: length: records of an episode that is not short."""
+        self._length, self._short, self._still = length, list[str](), list[str]()
+
+    def note(self, name: str, image: np.ndarray) -> None:
+        """Look at the images [L, H, W, 3] of an episode."""
+        if len(image) < self._length:
+            self._short.append(name)
+            print(f"short: {name}: {len(image)} of {self._length} records")
+        if never_changes(image):
+            self._still.append(name)
+
+    def report(self, directory: Path, files: int) -> None:
+        """Print how many of `files` episodes there are of either kind."""
+        if self._length:
+            remedy = f"; --min_length {self._length} of train.py leaves them out" if self._short else ""
+            print(f"{directory}: {len(self._short)} of {files} episodes have fewer than {self._length} records{remedy}")
+        if self._still:
+            print(
+                f"semopo_tf: warning: {directory}: the images of {len(self._still)} of {files} episodes never change, "
+                f"first in {self._still[0]}; an environment that draws into one buffer makes such files: collect them "
+                "again",
+                file=sys.stderr,
+            )
+
+
+def check(directory: Path, manifest: Path | None = None, length: int = 0) -> None:
     """Validate every episode and compare all files with the lists of them; print a line for each problem, and one
-    table.
+    table. Episodes whose images never change are a warning.
 
     Args:
       manifest: a list to use instead of the card and the SHA256SUMS of the directory.
+      length: list the episodes of fewer records; they are no problem.
 
     Raises:
       DataError: with the number of problems.
     """
-    files, listed = episode_files(directory), listed_files(directory, manifest)
+    files, listed, remarks = episode_files(directory), listed_files(directory, manifest), Remarks(length)
     bad = dict.fromkeys(SUBJECTS, 0)
-    for subject, line in problems(directory, files, listed):
+    for subject, line in problems(directory, files, listed, remarks):
         bad[subject] += 1
         print(f"bad: {line}")
     known = [listed[path.name] for path in files if path.name in listed]
@@ -73,6 +117,7 @@ def check(directory: Path, manifest: Path | None = None) -> None:
     print(f"{'':8}{'checked':>9}{'of':>9}{'problems':>10}")
     for subject, count in zip(SUBJECTS, checked, strict=True):
         print(f"{subject:8}{count:9d}{len(files):9d}{bad[subject]:10d}")
+    remarks.report(directory, len(files))
     if sum(bad.values()):
         raise DataError(
             f"{directory}: {sum(bad.values())} problems in {len(files)} files, listed above; remove or replace them"
@@ -80,8 +125,10 @@ def check(directory: Path, manifest: Path | None = None) -> None:
     print(f"{directory}: {len(files)} episodes, all good; card: {(read_card(directory) or {}).get('status', 'none')}")
 
 
-def problems(directory: Path, files: list[Path], listed: dict[str, Listed]) -> Iterator[tuple[str, str]]:
-    """The subject and a line for everything that is wrong with a dataset's files."""
+def problems(
+    directory: Path, files: list[Path], listed: dict[str, Listed], remarks: Remarks
+) -> Iterator[tuple[str, str]]:
+    """The subject and a line for everything that is wrong with a dataset's files; good ones are noted in `remarks`."""
     for name in sorted(listed):
         path = directory / name
         if not path.is_file():
@@ -90,7 +137,7 @@ def problems(directory: Path, files: list[Path], listed: dict[str, Listed]) -> I
     for path in tqdm(files, desc="check", disable=None):
         if listed and path.name not in listed:
             yield "files", f"{path}: in no list of the dataset's files; remove it or list it"
-        for subject, test in (("sizes", verify_size), ("hashes", verify)):
+        for subject, test in (("sizes", verify_size), ("hashes", verify)) if path.is_file() else ():
             try:
                 test(path, listed)
             except DataError as error:
@@ -99,6 +146,7 @@ def problems(directory: Path, files: list[Path], listed: dict[str, Listed]) -> I
         try:
             episode = read_episode(path)
             shapes.setdefault((episode.image.shape[1:], episode.action.shape[1:]), path.name)
+            remarks.note(path.name, episode.image)
         except DataError as error:
             yield "schema", str(error)
     if len(shapes) > 1:
@@ -131,6 +179,10 @@ def stats(directory: Path) -> None:
     counts, edges = np.histogram(returns, BINS)
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         print(f"{low:10.2f} .. {high:10.2f}  {count:5d}  {'#' * round(40 * count / counts.max())}")
+    remarks = Remarks()
+    for name, start, length in zip(data.names, data.offset, data.length, strict=True):
+        remarks.note(name, data.frames[start : start + length])
+    remarks.report(directory, len(data.names))
 
 
 if __name__ == "__main__":

@@ -30,12 +30,15 @@ RUN_DATA: dict[str, Any] = {
 
 def read_card(directory: Path) -> dict[str, Any] | None:
     """The dataset card of a directory, if there is one: every entry that it has is of the type that `collect` writes.
+    A link to a regular file is followed.
 
     Raises:
       DataError: when it is not a JSON object, or an entry has another type.
     """
     path, remedy = directory / CARD_NAME, "remove the file or collect the dataset again"
-    return read_object(path, lambda card: unfit(card, CARD), remedy) if os.path.lexists(path) else None
+    if not os.path.lexists(path):
+        return None
+    return read_object(path, lambda card: unfit(card, CARD), remedy, follow=True)
 
 
 def write_card(directory: Path, card: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def listed_files(directory: Path, manifest: Path | None = None) -> dict[str, Lis
 
 def _read_list(path: Path) -> dict[str, Listed]:
     try:
-        text = read_whole(path, SUMS_BYTES)[0].decode(errors="replace")
+        text = read_whole(path, SUMS_BYTES, follow=True)[0].decode(errors="replace")
     except OSError as error:
         raise DataError(
             f"{path}: expected a list of files (SHA256SUMS or {CARD_NAME}), but {error.strerror}; correct --manifest"
@@ -88,9 +89,24 @@ def _card_rows(path: Path, text: str) -> dict[str, Listed]:
     return {row["file"]: Listed(row["sha256"].lower(), row.get("size"), path.name) for row in rows}
 
 
+def regular_status(path: Path) -> os.stat_result:
+    """The status of a regular file, or of the one that a link leads to.
+
+    Raises:
+      DataError: when there is none; a pipe would never end.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); fetch or make the file again") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: expected a regular file, received something else; remove it")
+    return status
+
+
 def verify_size(path: Path, listed: dict[str, Listed]) -> None:
-    """Raises DataError when a list knows another size for the file."""
-    expected, size = listed.get(path.name), path.stat().st_size
+    """Raises DataError when a list knows another size for the file, or it is no regular file."""
+    expected, size = listed.get(path.name), regular_status(path).st_size
     if expected and expected.size not in (None, size):
         raise DataError(
             f"{path}: expected the {expected.size} bytes of {expected.source}, received {size}; fetch or make the "
@@ -102,8 +118,9 @@ def verify(path: Path, listed: dict[str, Listed]) -> str:
     """The SHA-256 of a file, after comparing it with what is listed for its name.
 
     Raises:
-      DataError: when it differs from the listed one.
+      DataError: when it differs from the listed one, or the file is no regular file.
     """
+    regular_status(path)
     expected, digest = listed.get(path.name), sha256(path)
     if expected and digest != expected.sha256:
         raise DataError(

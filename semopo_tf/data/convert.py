@@ -1,5 +1,5 @@
 """`data convert SRC DST`: V-D4RL's HDF5 to npz episodes, npz episodes to HDF5, or a copy of npz episodes with corrected
-flags.
+flags or without short episodes.
 
 What SRC holds decides the direction. Sources are compared with the SHA256SUMS (or card) beside them before they are
 read. After an interruption the same command continues and ends with the same bytes. Archives (zip, tar) are never
@@ -17,8 +17,8 @@ import numpy as np
 
 from semopo_tf.data import hdf5
 from semopo_tf.data.cards import read_card, write_card
-from semopo_tf.data.checksums import SUMS_NAME, listed_files, verify, write_sum
-from semopo_tf.data.episodes import HDF5_SUFFIXES, episode_files, read_episode, read_log, write_episode
+from semopo_tf.data.checksums import SUMS_NAME, listed_files, regular_status, verify, write_sum
+from semopo_tf.data.episodes import HDF5_SUFFIXES, RELINK, episode_files, read_episode, read_log, write_episode
 from semopo_tf.data.hdf5_process import read_in_child
 from semopo_tf.data.validation import repair_flags, validate_episode
 from semopo_tf.errors import ConfigError, DataError, StorageError
@@ -38,7 +38,7 @@ class Source(NamedTuple):
     sha256: str
 
 
-def convert(source: Path, target: Path, repair: bool) -> None:
+def convert(source: Path, target: Path, repair: bool, min_length: int = 0) -> None:
     """Convert `source` to `target` and print what was done.
 
     Args:
@@ -46,26 +46,28 @@ def convert(source: Path, target: Path, repair: bool) -> None:
         episodes.
       target: a directory, or a file that ends in `.hdf5` or `.h5` for npz to HDF5.
       repair: set wrong flags from the ends of the episodes instead of refusing them.
+      min_length: leave out the episodes of fewer records, and print how many.
 
     Raises:
       DataError: for a bad source.
       ConfigError: for a target that does not fit or holds something else.
     """
-    shards = hdf5_files(source)
+    shards, changes = hdf5_files(source), Changes(repair, min_length)
     to_file = target.name.lower().endswith(HDF5_SUFFIXES)
     if shards and to_file:
         raise ConfigError(
             f"{target}: expected a directory for the episodes of {source}, received the name of an HDF5 file"
         )
     if shards:
-        to_episodes(sources(shards), target, repair)
+        to_episodes(sources(shards), target, changes)
     elif to_file:
-        to_hdf5(sources(episode_files(source)), target, repair)
-    elif repair:
-        to_repaired(sources(episode_files(source)), target)
+        to_hdf5(sources(episode_files(source)), target, changes)
+    elif repair or min_length:
+        to_copies(sources(episode_files(source)), target, changes)
     else:
         raise ConfigError(
-            f"{target}: npz episodes become an HDF5 file (end DST in .hdf5) or, with --repair_flags, a corrected copy"
+            f"{target}: npz episodes become an HDF5 file (end DST in .hdf5) or, with --repair_flags, a corrected copy "
+            "(with --min_length, one without short episodes)"
         )
 
 
@@ -84,8 +86,6 @@ def hdf5_files(source: Path) -> list[Path]:
         raise DataError(f"{source}: expected HDF5 files or npz episodes, received both; move one kind elsewhere")
     for path in paths:
         _require_hdf5(path)
-        if path.is_symlink():
-            raise DataError(f"{path}: is a link, refused; put the file itself into the directory")
 
     def natural(path: Path) -> tuple:
         return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path.name)], path.name
@@ -94,7 +94,9 @@ def hdf5_files(source: Path) -> list[Path]:
 
 
 def _require_hdf5(path: Path) -> None:
-    """Raises DataError unless it is a regular file with the signature of HDF5."""
+    """Raises DataError unless it is a regular file, or a link to one, with the signature of HDF5."""
+    if not path.is_file() and path.is_symlink():
+        raise DataError(f"{path}: is a link to no regular file; {RELINK}")
     if not path.is_file():
         raise DataError(
             f"{path}: expected an HDF5 file or a directory of HDF5 or npz files, but it is missing or not a regular "
@@ -120,7 +122,11 @@ def sources(paths: list[Path]) -> list[Source]:
     """
     folder = paths[0].parent
     listed = listed_files(folder)
-    files = [Source(path, path.stat().st_size, path.stat().st_mtime_ns, verify(path, listed)) for path in paths]
+    statuses = [regular_status(path) for path in paths]
+    files = [
+        Source(path, status.st_size, status.st_mtime_ns, verify(path, listed))
+        for path, status in zip(paths, statuses, strict=True)
+    ]
     if unknown := sum(path.name not in listed for path in paths):
         remedy = f"put the publisher's {SUMS_NAME} beside them to verify them"
         print(f"{folder}: no checksum is known for {unknown} of {len(paths)} files; {remedy}")
@@ -138,54 +144,62 @@ def _require_unchanged(files: list[Source]) -> None:
             )
 
 
-def to_episodes(files: list[Source], target: Path, repair: bool) -> None:
+def to_episodes(files: list[Source], target: Path, changes: "Changes") -> None:
     """Write one npz file for each episode of HDF5 files, then the card."""
     tag = hashlib.sha256("".join(source.sha256 for source in files).encode()).hexdigest()[:8]
     folder = files[0].path.parent
-    with _directory(target, files, repair) as card:
-        done = _whole_prefix(target, tag)
-        counter = Repairs(repair)
+    with _directory(target, files, changes) as card:
+        # Which episodes of the source the files are of is not known where some were left out: begin anew.
+        done = [] if changes.min_length else _whole_prefix(target, tag)
         with contextlib.closing(read_in_child([source.path for source in files], len(done))) as answers:
             facts = next(answers)["contents"]
             for number, answer in enumerate(answers, len(done)):
                 where = f"{folder}: episode {number}"
-                episode = validate_episode(counter.amend(answer["arrays"], where), where)
-                done.append(target / f"{number:06d}-{tag}-{len(episode.reward) - 1}.npz")
-                write_episode(done[-1], episode)
+                episode = validate_episode(changes.amend(answer["arrays"], where), where)
+                if changes.keep(episode):
+                    done.append(target / f"{len(done):06d}-{tag}-{len(episode.reward) - 1}.npz")
+                    write_episode(done[-1], episode)
         _require_unchanged(files)
         if facts["outside"]:
             left = f"{facts['outside']} of {facts['records']} records"
             print(f"{folder}: {left} lie between no FIRST and LAST and are left out")
-        if not done:
+        if not facts["episodes"]:
             expected = "expected step_type to mark episodes (0 first, 2 last)"
             raise DataError(f"{folder}: {expected}, received none in {facts['records']} records")
-        counter.report()
+        changes.report(folder)
         _finish(target, card | {"records_left_out": facts["outside"]}, done)
 
 
-def to_repaired(files: list[Source], target: Path) -> None:
-    """Write a copy of every episode with corrected flags, then the card of the source with the new digests."""
-    with _directory(target, files, True) as card:
-        counter = Repairs(True)
+def to_copies(files: list[Source], target: Path, changes: "Changes") -> None:
+    """Write a copy of every episode that is kept, flags corrected where that is wanted, then the card of the source
+    with the new digests.
+    """
+    folder = files[0].path.parent
+    with _directory(target, files, changes) as card:
+        done = []
         for source in files:
-            episode = read_episode(source.path, counter.amend)
-            write_episode(target / source.path.name, episode._replace(log=read_log(source.path)))
+            episode = read_episode(source.path, changes.amend)
+            if changes.keep(episode):
+                done.append(target / source.path.name)
+                write_episode(done[-1], episode._replace(log=read_log(source.path)))
         _require_unchanged(files)
-        counter.report()
-        kept = read_card(files[0].path.parent) or {}
-        _finish(target, {**kept, **card}, [target / source.path.name for source in files])
+        changes.report(folder)
+        kept = read_card(folder) or {}
+        if len(done) < len(files):
+            kept.pop("returns", None)  # of all episodes
+        _finish(target, {**kept, **card}, done)
 
 
-def to_hdf5(files: list[Source], target: Path, repair: bool) -> None:
+def to_hdf5(files: list[Source], target: Path, changes: "Changes") -> None:
     """Write one HDF5 file with checksums, and its SHA-256 beside it."""
     if target.exists():
         raise ConfigError(f"{target}: exists already; choose another DST or remove it")
-    counter = Repairs(repair)
     temporary = temporary_sibling(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        count = hdf5.write_hdf5(temporary, _alike(files, counter))
+        count = hdf5.write_hdf5(temporary, _alike(files, changes))
         _require_unchanged(files)
+        changes.report(files[0].path.parent)
         write_sum(target, sha256(temporary))
         FILES.rename(temporary, target)
         FILES.sync_directory(target.parent)
@@ -197,18 +211,19 @@ def to_hdf5(files: list[Source], target: Path, repair: bool) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    counter.report()
     print(
         f"{target}: {count} episodes, {target.stat().st_size} bytes; its SHA-256 is in {SUMS_NAME}; names and card of "
         "the source are not in it"
     )
 
 
-def _alike(files: list[Source], counter: "Repairs") -> Iterator[Episode]:
-    """The episodes in order. Raises DataError for one that a common file of columns could not give back exactly."""
+def _alike(files: list[Source], changes: "Changes") -> Iterator[Episode]:
+    """The kept episodes in order. Raises DataError for one that a common file of columns could not give back."""
     expected: Any = None
     for source in files:
-        episode = read_episode(source.path, counter.amend)
+        episode = read_episode(source.path, changes.amend)
+        if not changes.keep(episode):
+            continue
         facts = [(array.dtype.str, array.shape[1:]) for array in episode[:4]]
         expected = expected or facts
         if facts != expected:
@@ -222,28 +237,48 @@ def _alike(files: list[Source], counter: "Repairs") -> Iterator[Episode]:
         yield episode
 
 
-class Repairs:
-    """Repairs flags, if wanted, and counts the changes."""
+class Changes:
+    """Repairs flags and leaves out short episodes where that is wanted, and counts both."""
 
-    def __init__(self, wanted: bool):
-        self._wanted, self._files, self._values = wanted, 0, 0
+    def __init__(self, repair: bool, min_length: int):
+        self.repair, self.min_length = repair, min_length
+        self._files = self._values = self._kept = self._short = 0
 
     def amend(self, arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
         """The arrays with repaired flags; for `read_episode`."""
-        if not self._wanted:
+        if not self.repair:
             return arrays
         repaired = repair_flags(arrays, where)
         changed = sum(int((repaired[key] != arrays[key]).sum()) for key in arrays if repaired[key] is not arrays[key])
         self._files, self._values = self._files + bool(changed), self._values + changed
         return repaired
 
-    def report(self) -> None:
-        if self._wanted:
+    def keep(self, episode: Episode) -> bool:
+        """Whether an episode is long enough."""
+        long = len(episode.reward) >= self.min_length
+        self._kept, self._short = self._kept + long, self._short + (not long)
+        return long
+
+    def report(self, folder: Path) -> None:
+        """Print the counts.
+
+        Raises:
+          DataError: when no episode is kept.
+        """
+        if self.repair:
             print(f"repaired {self._values} flags in {self._files} episodes")
+        if self.min_length:
+            episodes = f"{self._short} of {self._short + self._kept} episodes"
+            print(f"{folder}: {episodes} have fewer than {self.min_length} records and are left out")
+            if not self._kept:
+                raise DataError(
+                    f"{folder}: expected episodes of at least {self.min_length} records, received none; lower "
+                    "--min_length"
+                )
 
 
 @contextlib.contextmanager
-def _directory(target: Path, files: list[Source], repair: bool) -> Iterator[dict[str, Any]]:
+def _directory(target: Path, files: list[Source], changes: Changes) -> Iterator[dict[str, Any]]:
     """Lock the target directory and yield the part of the card that decides its content.
 
     Raises:
@@ -251,7 +286,8 @@ def _directory(target: Path, files: list[Source], repair: bool) -> Iterator[dict
       StorageError: when it cannot be made.
     """
     made = [{"file": source.path.name, "size": source.size, "sha256": source.sha256} for source in files]
-    card = {"converted": {"sources": made, "repair_flags": repair}}
+    shorter = {"min_length": changes.min_length} if changes.min_length else {}
+    card = {"converted": {"sources": made, "repair_flags": changes.repair, **shorter}}
     try:
         target.mkdir(parents=True, exist_ok=True)
         (target / LOCK_NAME).touch()

@@ -7,7 +7,6 @@ that several runs share its pages. Every file is validated on the way in, and a 
 import hashlib
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,14 +58,33 @@ class Dataset(NamedTuple):
     native_returns: np.ndarray  # [n] float64, sum in the stored type: what the original sorts and merges by
     manifest: dict[str, Any]  # of the source files: name, size, SHA-256
 
-    def require_length(self, records: int) -> None:
-        """Raises DataError when an episode is shorter than a training window of `records`."""
-        short = np.flatnonzero(self.length < records)
+    def long_enough(self, min_length: int) -> np.ndarray:
+        """Which episodes have at least `min_length` records, [n] bool.
+
+        Raises:
+          DataError: when none has.
+        """
+        long = self.length >= min_length
+        if not long.any():
+            raise DataError(
+                f"{self.directory}: expected episodes of at least --min_length {min_length} records, received at most "
+                f"{int(self.length.max())}; lower --min_length"
+            )
+        return long
+
+    def require_length(self, records: int, min_length: int = 0) -> None:
+        """Raises DataError when an episode is shorter than a training window of `records`.
+
+        Args:
+          min_length: shorter episodes are left out, and may have any length.
+        """
+        short = np.flatnonzero(self.long_enough(min_length) & (self.length < records))
         if len(short):
             name = self.names[int(short[0])]
             raise DataError(
                 f"{self.directory / name}: expected at least batch.length = {records} records, received "
-                f"{int(self.length[short[0]])} ({len(short)} such files); lower --batch.length or remove the files"
+                f"{int(self.length[short[0]])} ({len(short)} such files); lower --batch.length, or leave them "
+                f"out with --min_length {records}"
             )
 
     def require_files(self, files: list[dict[str, Any]]) -> None:
@@ -145,8 +163,8 @@ def _current_manifest(cache: Path, files: list[Path]) -> dict[str, Any] | None:
         return None
     touched = False
     for entry, path in zip(manifest["files"], files, strict=True):
-        status = path.lstat()
-        if status.st_size != entry["size"] or not stat.S_ISREG(status.st_mode):
+        status = path.stat() if path.is_file() else None  # of the target where it is a link
+        if status is None or status.st_size != entry["size"]:
             return None
         if status.st_mtime_ns != entry["mtime_ns"]:
             if sha256(path) != entry["sha256"]:
@@ -279,3 +297,17 @@ def held_out(names: list[str], fraction: float, seed: int) -> np.ndarray:
     mask = np.zeros(len(names), bool)
     mask[ranks[:count]] = True
     return mask
+
+
+def split(dataset: Dataset, fraction: float, seed: int, min_length: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Which episodes are trained on and which are held out, [n] bool each. Those shorter than `min_length` records are
+    neither, and the others are split as if those were not there.
+
+    Raises:
+      DataError: as `held_out`, or when no episode is long enough.
+    """
+    kept = np.flatnonzero(dataset.long_enough(min_length))
+    aside = held_out([dataset.names[index] for index in kept], fraction, seed)
+    train, valid = np.zeros((2, len(dataset.names)), bool)
+    train[kept[~aside]], valid[kept[aside]] = True, True
+    return train, valid

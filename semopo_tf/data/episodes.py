@@ -22,6 +22,7 @@ MAX_EPISODE_BYTES = 1 << 29  # of one file, packed and unpacked; 43 000 records 
 SHOWN_KEYS = 8
 PARTIAL = (".npz.part", ".npz.crdownload", ".npz.download", ".npz.tmp")
 REFETCH = "fetch the file again"
+RELINK = "the target of a link must be a regular file; copy datasets with cp -rL, which follows links"
 
 
 def write_episode(path: Path, episode: Episode) -> None:
@@ -46,6 +47,20 @@ def read_episode(path: Path, amend: Amend | None = None) -> Episode:
       DataError: naming the file, what was expected and what it holds.
     """
     return read_stored(path, amend).episode
+
+
+def require_readable(path: Path) -> None:
+    """Read a file that was just written as every reader will; one that would be refused is removed.
+
+    Raises:
+      DataError: as `read_episode`.
+    """
+    try:
+        read_episode(path)
+        read_log(path)
+    except DataError:
+        path.unlink()
+        raise
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
@@ -85,13 +100,17 @@ def read_stored(path: Path, amend: Amend | None = None) -> StoredEpisode:
 def _unpack(
     path: Path, wanted: Callable[[str], bool]
 ) -> tuple[dict[str, np.ndarray], list[str], tuple[bytes, os.stat_result]]:
-    """The wanted arrays of a file, the other keys in it, and its bytes and status."""
+    """The wanted arrays of a file, the other keys in it, and its bytes and status.
+
+    A link to a regular file is followed, as downloads of a hub are folders of links; nothing else than an episode comes
+    of what it leads to.
+    """
     try:
-        content = read_whole(path, MAX_EPISODE_BYTES)
+        content = read_whole(path, MAX_EPISODE_BYTES, follow=True)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason, remedy = error.strerror or str(error), RELINK if path.is_symlink() else REFETCH
         raise DataError(
-            f"{path}: expected an npz episode, but it cannot be read: {reason[:1].lower()}{reason[1:]}; {REFETCH}"
+            f"{path}: expected an npz episode, but it cannot be read: {reason[:1].lower()}{reason[1:]}; {remedy}"
         ) from error
     if what := _impostor(path.name, content[0]):
         raise DataError(f"{path}: {what}; {REFETCH}")

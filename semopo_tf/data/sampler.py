@@ -72,8 +72,9 @@ class Sampler:
       valid: uniform over the held-out episodes.
 
     Args:
-      train: [n] bool, the episodes that are not held out.
+      train: [n] bool, the episodes to train on.
       total_steps: length of the model phase in updates.
+      valid: [n] bool, the episodes that are held out; by default all others.
       images_on_device: False leaves the images in `dataset.frames`; `sample` then needs those of `host_images`.
 
     Raises:
@@ -89,6 +90,7 @@ class Sampler:
         pool: Pool,
         policy_starts: str,
         total_steps: int,
+        valid: np.ndarray | None = None,
         images_on_device: bool = True,
     ):
         if not train.any():
@@ -104,7 +106,7 @@ class Sampler:
         self._orders = {
             "pool": tf.constant(ranks),
             "all": tf.constant(members),
-            "valid": tf.constant(np.flatnonzero(~train)),
+            "valid": tf.constant(np.flatnonzero(~train if valid is None else valid)),
         }
         self._pool, self._pool_episodes, self._total_steps = pool, len(ranks), total_steps
         self._view_orders = {

@@ -109,6 +109,11 @@ def _check_flags(flags: dict[str, np.ndarray], where: str) -> None:
         )
 
 
+def never_changes(image: np.ndarray) -> bool:
+    """Whether all images [L, H, W, 3] of an episode are equal, as an environment makes them that returns one buffer."""
+    return not any(np.any(frame != image[0]) for frame in image[1:])
+
+
 def repair_flags(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     """The arrays with `is_first` and `is_last` at the ends of the file and no termination before its last record.
 

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from semopo_tf.envs.contract import Contract, ContractError
 from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
 from semopo_tf.types import Environment, Episode, Observation, Policy
 
 ACTION_TOLERANCE = 1e-6
 ANSWER_SECONDS = 300.0  # longer than any step, reset or start takes on a busy machine
 ATTEMPTS = 4  # of one episode
+MOST_DECISIONS = 40_000  # of one episode; 490 MB of images of 64 x 64 pixels
 RETRY_STREAM = 0x5EED
 
 
@@ -40,6 +42,10 @@ class RandomPolicy:
     def _draw(self, seed: int, step: int) -> np.ndarray:
         rng = np.random.default_rng(np.random.SeedSequence([seed, self._stream, step]))
         return rng.uniform(-1, 1, self._size).astype(np.float32)
+
+
+class EndlessEpisode(ContractError):
+    """An episode that has not ended after the most decisions that are played."""
 
 
 class Discarded(NamedTuple):
@@ -70,35 +76,50 @@ def require_few(failing: int, episodes: int, reason: str) -> None:
 
 
 def play(
-    environments: Sequence[Environment], policy: Policy, seeds: Sequence[int], discarded: list[Discarded] | None = None
+    environments: Sequence[Environment | Contract],
+    policy: Policy,
+    seeds: Sequence[int],
+    discarded: list[Discarded] | None = None,
+    *,
+    most: int = MOST_DECISIONS,
 ) -> Iterator[Episode]:
     """Play one episode per seed, `len(environments)` at a time, and yield them in the order of `seeds`.
 
     Args:
       discarded: gets an entry for every attempt that was discarded, before the episode that replaces it is yielded.
+      most: decisions of one episode.
 
     Raises:
       ConfigError: when there is no environment.
+      ContractError: when an environment has other members, or returns something else, than `types.Environment` says.
+      EndlessEpisode: when an episode has not ended after `most` decisions.
       NumericalError: when the policy returns actions of a wrong shape, not finite or outside [-1, 1].
       SimulatorError: when an episode fails `ATTEMPTS` times, or more than a tenth of the episodes fail.
     """
     if not environments:
         raise ConfigError("play: expected at least 1 environment, received 0")
     discarded = [] if discarded is None else discarded
-    stages = [(environment, _spaces(environment)) for environment in environments]
-    for start in range(0, len(seeds), len(stages)):
-        wave = list(seeds[start : start + len(stages)])
-        yield from _wave_with_retries(stages, policy, wave, len(seeds), discarded)
+    contracts = [
+        environment if isinstance(environment, Contract) else Contract(environment) for environment in environments
+    ]
+    for start in range(0, len(seeds), len(contracts)):
+        wave = list(seeds[start : start + len(contracts)])
+        yield from _wave_with_retries(contracts, policy, wave, len(seeds), discarded, most)
 
 
 def _wave_with_retries(
-    stages: list[tuple[Environment, tuple]], policy: Policy, seeds: list[int], total: int, discarded: list[Discarded]
+    environments: list[Contract],
+    policy: Policy,
+    seeds: list[int],
+    total: int,
+    discarded: list[Discarded],
+    most: int,
 ) -> list[Episode]:
-    """One episode for each of at most `len(stages)` seeds; those that fail are played again, side by side."""
+    """One episode for each of at most `len(environments)` seeds; those that fail are played again, side by side."""
     done: dict[int, Episode] = {}
     for attempt in range(ATTEMPTS):
         missing = [index for index in range(len(seeds)) if index not in done]
-        games = _wave(stages, policy, [retry_seed(seeds[index], attempt) for index in missing])
+        games = _wave(environments, policy, [retry_seed(seeds[index], attempt) for index in missing], most)
         for index, game in zip(missing, games):
             if game.failure is None:
                 done[index] = _episode(game.observed, game.actions)
@@ -116,14 +137,13 @@ def _wave_with_retries(
 class _Game:
     """One attempt at one episode: its records so far, or why it failed."""
 
-    def __init__(self, environment: Environment, spaces: tuple, seed: int) -> None:
-        self._environment, self._spaces = environment, spaces
-        self._split = hasattr(environment, "send")  # and `receive`: works while others do (envs.SuiteEnvironment)
+    def __init__(self, environment: Contract, seed: int) -> None:
+        self._environment, self.seed = environment, seed
         self.observed: list[Observation] = []
-        self.actions = [np.zeros(spaces[1], np.float32)]
+        self.actions = [np.zeros(environment.action_size, np.float32)]
         self.failure: str | None = None
         with self._failures():
-            self.observed.append(self._checked(environment.reset(seed)))
+            self.observed.append(environment.reset(seed))
 
     @property
     def playing(self) -> bool:
@@ -132,50 +152,36 @@ class _Game:
     @property
     def image(self) -> np.ndarray:
         """The last image; an episode that has ended keeps it."""
-        return self.observed[-1].image if self.observed else np.zeros(self._spaces[0], np.uint8)
+        return self.observed[-1].image if self.observed else np.zeros(self._environment.image_shape, np.uint8)
 
     def send(self, action: np.ndarray) -> None:
         self.actions.append(action.copy())
         with self._failures():
-            if self._split:
-                self._environment.send(action)  # type: ignore[attr-defined]
+            self._environment.send(action)
 
     def receive(self) -> None:
         if self.failure is None:
             with self._failures():
-                seen = self._environment.receive() if self._split else self._environment.step(self.actions[-1])  # type: ignore[attr-defined]
-                self.observed.append(self._checked(seen))
+                self.observed.append(self._environment.receive())
+
+    def require_end(self, most: int) -> None:
+        """Raises EndlessEpisode when the game still goes on after `most` decisions."""
+        if self.playing and len(self.actions) > most:
+            raise EndlessEpisode(
+                f"{self._environment.name}.step: expected is_last within {most} decisions, received none in episode "
+                f"{self.seed}; return is_last at a time limit"
+            )
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        """A RuntimeError (SimulatorError, the suite's PhysicsError) ends the attempt; other errors are bugs."""
+        """A RuntimeError (SimulatorError, the suite's PhysicsError) ends the attempt; other errors are mistakes."""
         try:
-            with contextlib.nullcontext() if self._split else time_limit(ANSWER_SECONDS):
+            with contextlib.nullcontext() if self._environment.split else time_limit(ANSWER_SECONDS):
                 yield
+        except ContractError:
+            raise
         except RuntimeError as error:
             self.failure = " ".join(f"{error}".split()) or type(error).__name__
-
-    def _checked(self, observation: Observation) -> Observation:
-        if _spaces(self._environment) != self._spaces:
-            raise SimulatorError(
-                f"environment: expected images and actions of {self._spaces} throughout, received "
-                f"{_spaces(self._environment)}"
-            )
-        image, expected = observation.image, self._spaces[0]
-        if image.shape != expected or image.dtype != np.uint8:
-            received = f"{image.dtype} {list(image.shape)}"
-            raise SimulatorError(
-                f"environment: expected images uint8 {list(expected)}, received {received}; correct the environment"
-            )
-        if not np.isfinite(observation.reward):
-            raise SimulatorError(
-                f"environment: expected a finite reward, received {observation.reward}; correct the environment"
-            )
-        return observation
-
-
-def _spaces(environment: Environment) -> tuple[tuple[int, ...], int]:
-    return tuple(environment.image_shape), environment.action_size
 
 
 @contextlib.contextmanager
@@ -197,18 +203,19 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def _wave(stages: list[tuple[Environment, tuple]], policy: Policy, seeds: list[int]) -> list[_Game]:
+def _wave(environments: list[Contract], policy: Policy, seeds: list[int], most: int) -> list[_Game]:
     """Play `len(seeds)` episodes side by side. Those that end early wait, showing their last image."""
-    games = [_Game(environment, spaces, seed) for (environment, spaces), seed in zip(stages, seeds)]
+    games = [_Game(environment, seed) for environment, seed in zip(environments, seeds)]
     state, step = policy.initial(len(seeds)), 0
     while any(game.playing for game in games):
         action, state = policy(np.stack([game.image for game in games]), state, np.array(seeds), step)
-        action = _checked_action(np.asarray(action, np.float32), (len(seeds), stages[0][1][1]), seeds, step)
+        action = _checked_action(np.asarray(action, np.float32), (len(seeds), environments[0].action_size), seeds, step)
         playing = [(game, row) for game, row in zip(games, action) if game.playing]
         for game, row in playing:
             game.send(row)
         for game, _ in playing:
             game.receive()
+            game.require_end(most)
         step += 1
     return games
 

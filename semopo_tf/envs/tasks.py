@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semopo_tf.envs import exbmdp
+from semopo_tf.envs.contract import uncallable
 from semopo_tf.envs.rollout import ACTION_TOLERANCE, RandomPolicy
 from semopo_tf.envs.suite import Simulator
 from semopo_tf.envs.videos import DRIVING, Background, blue_mask, composite, load_background, require
-from semopo_tf.errors import ConfigError, DataError, NumericalError, SimulatorError
+from semopo_tf.errors import ConfigError, DataError, NumericalError, SimulatorError, cut
 from semopo_tf.types import Environment, Observation, Policy
 
 PLAIN, MOVING = "dmc_", "dmcdrv_"
@@ -78,8 +79,19 @@ def make(task: str, **settings: Any) -> Environment:
     require(chosen.size >= 1, "size", "at least 1", chosen.size)
     require(chosen.action_repeat >= 1, "action_repeat", "at least 1", chosen.action_repeat)
     if make_own := _registry.get(task) or (_import(task) if ":" in task else None):
-        return make_own(**chosen._asdict())
+        return _make_own(task, make_own, chosen)
     return _make_testbed(task, chosen) if task.startswith(exbmdp.PREFIX) else _make_suite(task, chosen)
+
+
+def _make_own(task: str, make_own: Callable[..., Environment], settings: Settings) -> Environment:
+    """A user's environment; raises what its code raises, and ConfigError when it does not take the keywords."""
+    if (wrong := uncallable(make_own, **settings._asdict())) is not None:
+        name = getattr(make_own, "__name__", type(make_own).__name__)
+        raise ConfigError(
+            f"--task {task}: expected a class or function that takes the keywords {', '.join(Settings._fields)}, "
+            f"received {cut(name + wrong)}; add **settings to its arguments"
+        )
+    return make_own(**settings._asdict())
 
 
 def _make_testbed(task: str, settings: Settings) -> Environment:
@@ -116,7 +128,7 @@ def _import(task: str) -> Callable[..., Environment]:
         sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"--task {task}: expected <module>:<class or function> that can be imported from here ({error})"
         ) from error

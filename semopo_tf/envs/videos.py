@@ -24,7 +24,7 @@ class Background(NamedTuple):
 
     frames: np.ndarray  # [M, size, size, C] uint8, read-only; C = 1 grey, 3 rgb
     clips: list[str]  # names of the clips used, in order
-    skipped: list[tuple[str, str]]  # (name, reason) of files that could not be decoded
+    skipped: list[tuple[str, str]]  # (name, reason) of links left out and files that could not be decoded
     origin: np.ndarray  # [M] int, index into `clips` of the clip that a frame is from
 
     def first_frame(self, seed: int) -> int:
@@ -61,12 +61,13 @@ def load_background(source: str, *, size: int, color: str, split: str, seed: int
     require(split in DRIVING_CLIPS, "background_split", " or ".join(DRIVING_CLIPS), split)
     if source.startswith("builtin:"):
         require(source == DRIVING, "background", DRIVING, source)
-        where, clips = source, list[int | Path](DRIVING_CLIPS[split])
+        where, clips, left_out = source, list[int | Path](DRIVING_CLIPS[split]), list[tuple[str, str]]()
     else:
         where = str(Path(source).expanduser())
-        clips = [*clips_of_split(Path(where), split)]
+        clips, left_out = [*clips_of_split(Path(where), split)], video_files(Path(where))[1]
     order = np.random.default_rng(np.random.SeedSequence([seed, SHUFFLE_STREAM])).permutation(len(clips))
-    return _fill([clips[index] for index in order], size, color, frames, where)
+    background = _fill([clips[index] for index in order], size, color, frames, where)
+    return background._replace(skipped=left_out + background.skipped)
 
 
 def require(condition: bool, flag: str, expected: str, received: object) -> None:
@@ -84,7 +85,7 @@ def clips_of_split(folder: Path, split: str) -> list[Path]:
     Raises:
       DataError: when the folder is missing, unreadable or without videos, or has no clip in the split.
     """
-    files = video_files(folder)
+    files, _ = video_files(folder)
     test = files[3::4] or files[1:][-1:]
     chosen = test if split == "test" else [file for file in files if file not in test]
     if not chosen:
@@ -95,9 +96,13 @@ def clips_of_split(folder: Path, split: str) -> list[Path]:
     return chosen
 
 
-def video_files(folder: Path) -> list[Path]:
-    """The regular, visible files of `folder` with a video's suffix, as absolute paths sorted by name. Links are not
-    followed.
+def video_files(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The regular, visible files of `folder` with a video's suffix, as absolute paths sorted by name.
+
+    Links to regular files are followed, each file once: a clip under two names could be in both splits.
+
+    Returns:
+      the files, and (name, reason) of the links that are left out.
 
     Raises:
       DataError: when there are none, with what is there instead.
@@ -109,12 +114,28 @@ def video_files(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: expected a folder of videos ({error.strerror}); {remedy}") from error
     visible = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     files = [path for path in visible if path.is_file() and not path.is_symlink()]
+    names = {_identity(path): path.name for path in files}
+    left_out = []
+    for path in filter(Path.is_symlink, visible):
+        if not path.is_file():
+            left_out.append((path.name, "a link to no regular file; copy folders with cp -rL, which follows links"))
+        elif (first := names.setdefault(_identity(path), path.name)) != path.name:
+            left_out.append((path.name, f"a link to the file of {first}"))
+        else:
+            files.append(path)
     if not files:
-        kinds = ", ".join(sorted(SUFFIXES))
+        kinds, links = ", ".join(sorted(SUFFIXES)), f" ({left_out[0][0]}: {left_out[0][1]})" if left_out else ""
         raise DataError(
-            f"{folder}: expected videos ({kinds}), received {len(entries)} other entries; add videos or use {DRIVING}"
+            f"{folder}: expected videos ({kinds}), received {len(entries)} other entries{links}; add videos or use "
+            f"{DRIVING}"
         )
-    return files
+    return sorted(files), left_out
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What two names of one file have in common."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _fill(clips: list[int | Path], size: int, color: str, frames: int, where: str) -> Background:

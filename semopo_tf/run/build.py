@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from semopo_tf.config import Config
-from semopo_tf.data.dataset import Dataset, held_out
+from semopo_tf.data.dataset import Dataset, split
 from semopo_tf.data.sampler import Pool, Sampler
 from semopo_tf.engine.compiling import OFF, Jit, compiled
 from semopo_tf.envs import tasks
@@ -58,9 +58,11 @@ def make_sampler(config: Config, dataset: Dataset, *, sampling: str = "", images
     Raises:
       DataError: when no episode is left to train on.
     """
+    train, valid = split(dataset, config.valid_fraction, config.seed, config.min_length)
     return Sampler(
         dataset,
-        ~held_out(dataset.names, config.valid_fraction, config.seed),
+        train,
+        valid=valid,
         sampling=sampling or config.sampling,
         pool=Pool(**config.pool),
         policy_starts=config.policy_starts,

@@ -16,6 +16,7 @@ from semopo_tf.data.cards import read_card, read_run_data
 from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices, xla
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
+from semopo_tf.envs.contract import Contract
 from semopo_tf.errors import CheckpointError, DataError, NumericalError
 from semopo_tf.random import Key
 from semopo_tf.run import alarms, build, checkpoints, dump
@@ -73,7 +74,10 @@ class Trainer:
         directory = Path(config.offline_dir).expanduser()
         self._card = read_card(directory)
         self._dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
-        self._dataset.require_length(config.batch.length)
+        self._dataset.require_length(config.batch.length, config.min_length)
+        if short := int((~self._dataset.long_enough(config.min_length)).sum()):
+            episodes = f"{short} of {len(self._dataset.names)} episodes"
+            print(f"{directory}: {episodes} have fewer than {config.min_length} records and are left out")
         self._claim_dataset()
         ended = int(self._dataset.is_terminal.sum())
         if ended and not config.model.continue_head:
@@ -118,7 +122,7 @@ class Trainer:
 
     def _check_environment(self) -> None:
         """Fail now rather than at the first evaluation, hours later."""
-        environment = make_environment(self._config.task, self._settings)
+        environment = Contract(make_environment(self._config.task, self._settings))
         environment.close()
         frames, actions = self._dataset.frames, self._dataset.action
         for what, stored, verb, real, flag in (

@@ -14,18 +14,24 @@ WHERE_CHARACTERS = 60  # of the position in an error line
 
 
 def read_object(
-    path: Path, wrong_with: Callable[[Any], str], remedy: str, max_bytes: int = MAX_OBJECT_BYTES
+    path: Path,
+    wrong_with: Callable[[Any], str],
+    remedy: str,
+    max_bytes: int = MAX_OBJECT_BYTES,
+    *,
+    follow: bool = False,
 ) -> dict[str, Any]:
     """A file that holds a JSON object.
 
     Args:
       wrong_with: says in words what is wrong with the value; empty where nothing is.
+      follow: whether the file may be a link to a regular file.
 
     Raises:
       DataError: naming the file, what is wrong, and the remedy.
     """
     try:
-        value = parse_json(read_whole(path, max_bytes)[0])
+        value = parse_json(read_whole(path, max_bytes, follow=follow)[0])
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:

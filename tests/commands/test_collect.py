@@ -15,8 +15,10 @@ from clips import write_grey
 
 from semopo_tf import collect
 from semopo_tf.data.cards import read_card
-from semopo_tf.envs import tasks, videos
-from semopo_tf.envs.rollout import retry_seed
+from semopo_tf.data.episodes import read_episode
+from semopo_tf.envs import contract, tasks, videos
+from semopo_tf.envs.contract import ContractError
+from semopo_tf.envs.rollout import RandomPolicy, retry_seed
 from semopo_tf.errors import ConfigError, LockedError, SemopoError, SimulatorError, StorageError, one_line
 from semopo_tf.storage.files import Files, locked, sha256
 from semopo_tf.types import Observation
@@ -514,3 +516,183 @@ def test_errors_of_a_worker_come_through():
     for kind in SemopoError.__subclasses__():
         copy = reduction.ForkingPickler.loads(reduction.ForkingPickler.dumps(kind("what; remedy")))
         assert (type(copy), str(copy)) == (kind, "what; remedy")
+
+
+# --- environments of other people: the whole command ------------------------------------------------------------------
+
+
+class Buffered(Still):
+    """Draws into one buffer, and scales the action in place."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.canvas = np.zeros((64, 64, 3), np.uint8)
+
+    def observe(self):
+        self.canvas[:] = self.time
+        return super().observe()._replace(image=self.canvas)
+
+    def step(self, action):
+        action *= 0.5
+        return super().step(action)
+
+
+def counted(**changes):
+    """A registered class whose observations have these fields; `played` lists its episodes."""
+
+    played = []
+
+    class Counted(Still):
+        def reset(self, seed):
+            played.append(seed)
+            return super().reset(seed)
+
+        def observe(self):
+            seen = super().observe()
+            return seen._replace(**{name: value(self.time) for name, value in changes.items()})
+
+    Counted.played = played
+    return Counted
+
+
+def expected_actions(index=0):
+    seed, policy = np.array([collect.episode_seed(1, index)]), RandomPolicy(3)
+    return [[0, 0, 0], *(policy(None, None, seed, step)[0][0].tolist() for step in range(6))]
+
+
+@pytest.fixture
+def registered(still, monkeypatch):
+    monkeypatch.setattr(contract, "_said", set())
+
+    def register(kind):
+        collect._player.cache_clear()
+        monkeypatch.setitem(tasks._registry, "still", kind)
+        return kind
+
+    return register
+
+
+def test_I01_I02_one_buffer_and_an_action_changed_in_place_give_the_right_files(tmp_path, registered, capsys):
+    collect.main(arguments(tmp_path / "right"))
+    registered(Buffered)
+    collect.main(arguments(tmp_path / "buffered"))
+    assert contents(tmp_path / "buffered") == contents(tmp_path / "right")
+    episode = read_episode(min((tmp_path / "buffered").glob("*.npz")))
+    assert episode.image[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert episode.action.tolist() == expected_actions()
+    assert capsys.readouterr().err == ""
+
+
+HARMLESS = {
+    "reward at reset": {"reward": lambda time: 1.0},
+    "reward (1,)": {"reward": lambda time: np.array([min(time, 1.0)])},
+    "one channel": {"image": lambda time: np.full((64, 64, 1), time, np.uint8)},
+    "is_first left out": {"is_first": lambda time: False},
+}
+
+
+@pytest.mark.parametrize("changes", HARMLESS.values(), ids=HARMLESS)
+def test_I03_a_harmless_difference_is_said_once_and_never_collected_again(tmp_path, registered, capsys, changes):
+    collect.main(arguments(tmp_path / "right"))
+    kind = registered(counted(**changes))
+    collect.main(arguments(tmp_path / "a"))
+    assert contents(tmp_path / "a") == contents(tmp_path / "right")
+    assert capsys.readouterr().err.count("semopo_tf: warning: Counted.") in (1, 2)  # of reset, of step
+    collect.main(arguments(tmp_path / "a"))
+    assert len(kind.played) == 3
+    assert "collecting 0" in capsys.readouterr().out
+
+
+REFUSED = {
+    "huge reward": (
+        {"reward": lambda time: 1e7 * (time > 0)},
+        "Counted.step: expected rewards within 1e+06 of zero, received 1e+07; rescale or repair them",
+    ),
+    "many logs": (
+        {"log": lambda time: {f"x{index}": np.zeros(2) for index in range(70)}},
+        "expected at most 64 arrays, received 77",
+    ),
+    "odd log": (
+        {"log": lambda time: {"a/../x": np.zeros(2)}},
+        "expected members called <name>.npy, received 'log_a/../x",
+    ),
+    "a pair as image": (
+        {"image": lambda time: (0, 0)},
+        "Counted.reset: expected image uint8 [64, 64, 3], received int64",
+    ),
+}
+
+
+@pytest.mark.parametrize("changes, line", REFUSED.values(), ids=REFUSED)
+def test_I03_what_training_would_refuse_ends_the_command_at_the_first_episode(tmp_path, registered, changes, line):
+    kind = registered(counted(**changes))
+    with pytest.raises(ContractError) as caught:
+        collect.main(arguments(tmp_path))
+    assert line in str(caught.value) and str(caught.value).startswith("Counted.")
+    assert caught.value.exit_code == 6
+    assert len(kind.played) == 1
+    assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.glob(".tmp-*"))
+    assert read_card(tmp_path)["status"] == "incomplete"
+
+
+def test_I03_with_several_processes_too_the_first_episode_is_checked_before_the_second_is_played(tmp_path, script):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        SCRIPT.replace("float(action.sum())", "1e7").replace(
+            "def reset(self, seed):", "def reset(self, seed):\n        print('reset', file=sys.stderr, flush=True)"
+        )
+    )
+    process = script("out", stdout=subprocess.DEVNULL, processes=3, pause=1)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 6
+    assert errors.splitlines()[0] == "reset" and errors.count("reset") == 1
+    assert errors.splitlines()[1:] == [
+        "semopo_tf: simulator error (exit 6): Noise.step: expected rewards within 1e+06 of zero, received 1e+07; "
+        "rescale or repair them"
+    ]
+
+
+def test_I03_an_environment_without_a_member_leaves_no_directory_behind(tmp_path, registered):
+    registered(type("Without", (), {"__init__": lambda self, **settings: None, "reset": Still.reset}))
+    with pytest.raises(ContractError, match=r"^environment Without: .* missing action_size, image_shape, step, close;"):
+        collect.main(arguments(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_I03_episodes_of_another_size_are_not_joined(tmp_path, registered):
+    collect.main(arguments(tmp_path, episodes=1))
+    registered(type("Small", (Still,), {"image_shape": (32, 32, 3)}))
+    before = contents(tmp_path)
+    message = r"expected images and actions of \(\(32, 32, 3\), 3\) as Small has now, received \(\(64, 64, 3\), 3\)"
+    with pytest.raises(ConfigError, match=message):
+        collect.main(arguments(tmp_path, episodes=2))
+    assert contents(tmp_path) == before
+
+
+def test_I01_episodes_whose_images_never_change_are_named_once(tmp_path, registered, capsys):
+    registered(counted(image=lambda time: np.full((64, 64, 3), 9, np.uint8)))
+    collect.main(arguments(tmp_path))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("semopo_tf: warning: Counted.step: all 7 images of 000000-") and "are equal" in line
+
+
+def test_I08_an_episode_that_never_ends_ends_the_command(tmp_path, registered, monkeypatch):
+    registered(counted(is_last=lambda time: False, is_terminal=lambda time: False, reward=lambda time: 0.0))
+    with pytest.raises(
+        ContractError, match=r"is_last within 30 decisions, .* at a time limit, or raise --max_decisions"
+    ):
+        collect.main(arguments(tmp_path / "a", max_decisions=30))
+    monkeypatch.setattr(collect, "MAX_EPISODE_BYTES", 20 * 64 * 64 * 3)
+    with pytest.raises(
+        ContractError, match=r"within 17 decisions, .*, or shrink the images: a file holds 17 decisions"
+    ):
+        collect.main(arguments(tmp_path / "b", max_decisions=30))
+
+
+def test_I08_the_most_decisions_change_no_byte_of_what_ends(tmp_path, registered):
+    collect.main(arguments(tmp_path / "a"))
+    collect.main(arguments(tmp_path / "b", max_decisions=6))
+    collect.main(arguments(tmp_path / "b", max_decisions=600))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    with pytest.raises(ConfigError, match="--max_decisions: expected at least 1, received 0"):
+        collect.main(arguments(tmp_path / "b", max_decisions=0))

@@ -470,7 +470,17 @@ def test_H05_missing_files_pipes_and_links_are_named(tmp_path):
     assert "missing or not a regular file" in refused(tmp_path / "pipe.hdf5", tmp_path)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "0.hdf5").symlink_to(write_columns(tmp_path / "data.hdf5", columns(20)))
-    assert "0.hdf5: is a link, refused" in refused(tmp_path / "links", tmp_path)
+    run(tmp_path / "links", tmp_path / "out")  # followed, as downloads of a hub are folders of links
+    assert len(list((tmp_path / "out").glob("*.npz"))) == 1
+    (tmp_path / "data.hdf5").unlink()
+    line = refused(tmp_path / "links", tmp_path)
+    assert "0.hdf5: is a link to no regular file; " in line and "copy datasets with cp -rL" in line
+
+
+def test_I19_a_link_to_a_device_is_no_hdf5_file(tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "0.hdf5").symlink_to("/dev/zero")
+    assert "0.hdf5: is a link to no regular file" in refused(tmp_path / "links", tmp_path)
 
 
 # --- H06, H09: checksums, lists ---------------------------------------------------------------------------------------
@@ -582,9 +592,12 @@ def test_H09_a_bad_list_is_named(tmp_path, content, message):
     with pytest.raises(DataError, match="No such file or directory; correct --manifest"):
         data.main(["check", str(directory), "--manifest", str(tmp_path / "nowhere")])
     (directory / "SHA256SUMS").symlink_to(tmp_path / "list")
-    with pytest.raises(
-        DataError, match=r"SHA256SUMS: expected a list of files .*, but a symbolic link, which is not followed"
-    ):
+    with pytest.raises(DataError) as caught:
+        data.main(["check", str(directory)])
+    assert "SHA256SUMS" in str(caught.value) and message in str(caught.value)
+    (tmp_path / "list").unlink()
+    os.mkfifo(tmp_path / "list")
+    with pytest.raises(DataError, match=r"SHA256SUMS: expected a list of files .*, but not a regular file"):
         data.main(["check", str(directory)])
 
 

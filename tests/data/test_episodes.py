@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 
 import semopo_tf
+from semopo_tf.data import __main__ as command
 from semopo_tf.data import dataset, episodes
-from semopo_tf.data.cards import read_card, read_run_data
+from semopo_tf.data.cards import read_card, read_run_data, write_card
 from semopo_tf.data.dataset import cache_place, held_out, open_dataset
 from semopo_tf.data.episodes import read_episode, read_log, write_episode
 from semopo_tf.data.validation import EPISODE_KEYS
 from semopo_tf.errors import DataError, StorageError
-from semopo_tf.storage.files import Files, write_whole
+from semopo_tf.storage.files import Files, sha256, write_whole
 from semopo_tf.types import Episode
 
 LENGTH, SIZE, ACTIONS = 7, 4, 2
@@ -689,9 +690,10 @@ def test_D20_one_episode_is_a_dataset_and_a_file_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path: path.symlink_to("/etc/passwd"), "a symbolic link, which is not followed"),
-        (lambda path: path.symlink_to(path), "a symbolic link, which is not followed"),
-        (lambda path: path.symlink_to("/dev/zero"), "a symbolic link, which is not followed"),
+        (lambda path: path.symlink_to("nowhere"), "no such file or directory"),
+        (lambda path: path.symlink_to(path), "too many levels of symbolic links"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.symlink_to("/tmp"), "not a regular file"),
         (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "not a regular file"),
         (os.mkfifo, "not a regular file"),
     ],
@@ -703,13 +705,81 @@ def test_D21_what_is_no_file_is_never_opened(tmp_path, monkeypatch, make, reason
     for read in (lambda: read_episode(Path("003.npz")), lambda: open_dataset(Path())):
         with pytest.raises(
             DataError,
-            match=rf"003\.npz: expected an npz episode, but it cannot be read: {reason}; fetch the file again",
+            match=rf"003\.npz: expected an npz episode, but it cannot be read: {reason}; (fetch the file again|"
+            r"the target of a link must be a regular file; copy datasets with cp -rL, which follows links)$",
         ):
             read()
     Path("dataset.json").unlink(missing_ok=True)
     make(Path("dataset.json"))
-    with pytest.raises(DataError, match=rf"dataset\.json: cannot be read \({reason}\)"):
+    with pytest.raises(DataError, match=rf"(?i)dataset\.json: cannot be read \({reason}\)"):
         read_card(Path())
+
+
+def linked(folder):
+    """A dataset as a hub's client downloads it: every file of the folder is a link to one in a store of blobs."""
+    (folder.parent / "blobs").mkdir()
+    for path in sorted(folder.iterdir()):
+        blob = folder.parent / "blobs" / sha256(path)
+        path.rename(blob)
+        path.symlink_to(Path("..") / "blobs" / blob.name)
+    return folder
+
+
+def test_I19_a_dataset_of_links_is_the_dataset_that_they_lead_to(tmp_path, capsys):
+    here = write_dataset(tmp_path / "hub" / "snapshot")
+    expected = open_dataset(write_dataset(tmp_path / "plain"))
+    sums = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(here.glob("*.npz")))
+    (here / "SHA256SUMS").write_text(sums)
+    write_card(here, {"status": "complete", "task": "mine"})
+    data = open_dataset(linked(here))
+    assert data.manifest == expected.manifest and data.names == expected.names
+    np.testing.assert_array_equal(data.frames, expected.frames)
+    made = (here / ".semopo_cache" / "manifest.json").stat().st_mtime_ns
+    open_dataset(here)
+    assert (here / ".semopo_cache" / "manifest.json").stat().st_mtime_ns == made  # the cache was used
+    assert read_card(here)["task"] == "mine"
+    command.main(["check", str(here)])
+    assert "3 episodes, all good; card: complete" in capsys.readouterr().out
+    # The blob changes: so has the dataset.
+    write_episode((here / "001.npz").resolve(), episode(77, 6))
+    assert open_dataset(here).length.tolist() == [7, 6, 9]
+    with pytest.raises(DataError, match="1 problems in 3 files"):
+        command.main(["check", str(here)])
+
+
+def test_I19_links_that_lead_nowhere_are_listed_with_the_way_to_copy(tmp_path, capsys):
+    """`cp -r` of a hub's snapshot alone keeps the links and leaves the blobs behind."""
+    here = linked(write_dataset(tmp_path / "snapshot"))
+    for blob in sorted((tmp_path / "blobs").iterdir())[:2]:
+        blob.unlink()
+    with pytest.raises(DataError, match="2 problems in 3 files"):
+        command.main(["check", str(here)])
+    printed = capsys.readouterr().out
+    assert printed.count("copy datasets with cp -rL, which follows links") == 2
+    with pytest.raises(DataError, match=r"cannot be read: no such file or directory; the target of a link must be"):
+        open_dataset(here)
+
+
+def test_I19_a_link_to_a_private_file_shows_nothing_of_it(tmp_path, capsys):
+    secret = tmp_path / "secret"
+    secret.write_text("hush:x:0:0")
+    here = write_dataset(tmp_path / "data")
+    (here / "001.npz").unlink()
+    (here / "001.npz").symlink_to(secret)
+    with pytest.raises(DataError, match=r"001\.npz: truncated or damaged npz archive \(10 bytes\)"):
+        open_dataset(here)
+    (here / "dataset.json").symlink_to(secret)
+    with pytest.raises(DataError, match="expected a JSON object") as caught:
+        read_card(here)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", [["check"], ["convert", "--repair_flags"]])
+def test_I19_a_pipe_in_place_of_an_episode_is_never_waited_for(tmp_path, verb):
+    here = write_dataset(tmp_path / "data")
+    os.mkfifo(here / "003.npz")
+    with pytest.raises(DataError):
+        command.main([*verb, str(here), *([str(tmp_path / "out")] if len(verb) > 1 else [])])
 
 
 def test_D21_links_in_the_place_of_our_own_files_are_not_written_through(tmp_path):

@@ -15,7 +15,7 @@ import synthetic
 import tensorflow as tf
 
 from semopo_tf import config
-from semopo_tf.data.dataset import Dataset, held_out, open_dataset
+from semopo_tf.data.dataset import Dataset, held_out, open_dataset, split
 from semopo_tf.data.sampler import Pool, Sampler
 from semopo_tf.engine.loop import HostImages
 from semopo_tf.errors import DataError
@@ -493,3 +493,41 @@ def test_R13_how_many_batches_are_gathered_ahead_changes_none(calls):
         )
         step += updates
     ahead.close()
+
+
+# --- short episodes ---------------------------------------------------------------------------------------------------
+
+
+def test_I22_episodes_that_are_too_short_are_neither_trained_on_nor_held_out():
+    """The split and every window are those of a dataset without them."""
+    lengths = np.array([9, 4, 12, 7, 4, 9, 10, 3, 8, 11])
+    long = np.flatnonzero(lengths >= 7)
+    mixed = dataset(lengths)
+    alone = mixed._replace(
+        names=[mixed.names[index] for index in long],
+        **{name: getattr(mixed, name)[long] for name in ("offset", "length", "returns", "native_returns")},
+    )
+    train, valid = split(mixed, 0.3, 5, min_length=7)
+    expected = split(alone, 0.3, 5)
+    assert [np.flatnonzero(part).tolist() for part in (train, valid)] == [long[part].tolist() for part in expected]
+    for view in ("model", "policy", "all", "valid"):
+        for rule in ("conservative", "uniform"):
+            common = {"sampling": rule, "pool": Pool(**config.load([]).pool), "policy_starts": "dataset"}
+            one = Sampler(mixed, train, valid=valid, total_steps=100, **common)
+            other = Sampler(alone, expected[0], valid=expected[1], total_steps=100, **common)
+            key = Key(3, view, tf.constant(60, tf.int64))
+            for left, right in zip(
+                one.sample(view, key, batch=16, length=7), other.sample(view, key, batch=16, length=7), strict=True
+            ):
+                np.testing.assert_array_equal(left, right)
+
+
+def test_I22_the_window_counts_for_what_is_kept():
+    data = dataset([9, 4, 12])
+    data.require_length(9, min_length=5)
+    with pytest.raises(
+        DataError, match=r"000.npz: expected .* 10 records, received 9 \(1 such files\); .* --min_length 10$"
+    ):
+        data.require_length(10, min_length=5)
+    with pytest.raises(DataError, match="at least --min_length 13 records, received at most 12; lower --min_length"):
+        data.require_length(10, min_length=13)

@@ -60,7 +60,19 @@ def test_a_run_directory_alone_imports_no_module(task, given):
     require_named("dmc_walker_walk", None)
 
 
-@pytest.mark.parametrize("task", ["no_such_module_here:Catch", "json:Catch"])
+@pytest.mark.parametrize("task", ["no_such_module_here:Catch", "json:Catch", ":Catch"])
 def test_a_module_or_class_that_is_not_there_is_named(task):
     with pytest.raises(ConfigError, match=f"--task {task}: expected <module>:<class or function>"):
         tasks.make(task)
+
+
+class Deaf:
+    def __init__(self, size=64):
+        pass
+
+
+@pytest.mark.parametrize("kind", [Deaf, 3, lambda: None])
+def test_I03_a_class_that_takes_no_settings_is_named(monkeypatch, kind):
+    monkeypatch.setitem(tasks._registry, "mine", kind)
+    with pytest.raises(ConfigError, match=r"--task mine: expected a class or function .*; add \*\*settings to its arg"):
+        tasks.make("mine")

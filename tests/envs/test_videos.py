@@ -142,9 +142,30 @@ def test_V04_only_visible_regular_videos_count(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "link.mp4").symlink_to(tmp_path / "good.mkv")
     assert load(tmp_path).clips == ["good.mkv"]
-    assert load(tmp_path).skipped == []
+    assert load(tmp_path).skipped == [("link.mp4", "a link to the file of good.mkv")]
     with pytest.raises(DataError, match="at least 2 videos for the test split, received 1"):
         load(tmp_path, split="test")
+
+
+def test_I19_links_to_videos_are_followed_and_those_that_lead_nowhere_are_counted(tmp_path):
+    """What the download of a hub leaves: links into a store of blobs, equal files once."""
+    blobs, folder = tmp_path / "blobs", tmp_path / "videos"
+    blobs.mkdir()
+    folder.mkdir()
+    for value in (9, 8):
+        write_grey(blobs / f"{value}.mkv", [value])
+    for name, target in {"a.mkv": "9.mkv", "b.mkv": "8.mkv", "c.mkv": "9.mkv", "d.mkv": "none.mkv"}.items():
+        (folder / name).symlink_to(f"../blobs/{target}")
+    (folder / "e.mkv").symlink_to("/dev/zero")
+    (folder / "f.mkv").symlink_to(blobs)
+    nowhere = "a link to no regular file; copy folders with cp -rL, which follows links"
+    lost = [("c.mkv", "a link to the file of a.mkv"), *((f"{name}.mkv", nowhere) for name in "def")]
+    assert load(folder).clips == ["a.mkv"] and load(folder, split="test").clips == ["b.mkv"]
+    assert load(folder).skipped == lost
+    for blob in blobs.iterdir():
+        blob.unlink()
+    with pytest.raises(DataError, match=r"expected videos .*, received 6 other entries \(a.mkv: a link to no regular"):
+        load(folder)
 
 
 def spoil(folder):

@@ -43,14 +43,16 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "rule",
-    [("--sampling", "conservative"), ("--sampling", "uniform"), RELEASED],
-    ids=["conservative", "uniform", "released"],
+    [("--sampling", "conservative"), ("--sampling", "uniform"), RELEASED, ("--min_length", "12")],
+    ids=["conservative", "uniform", "released", "I22_min_length"],
 )
-def test_R13_the_tool_names_the_frames_of_every_update(data, tmp_path, rule):
+def test_R13_the_tool_names_the_frames_of_every_update(data, tmp_path, rule, capsys):
     flags = ("--seed", "5", "--steps.model", "60", "--pool.grow_every", "4", "--valid_fraction", "0.2", *rule)
     config = configuration.load(synthetic.train_flags(data, tmp_path, *flags))
     claim(config, tmp_path)
     trainer = Trainer(config, tmp_path)
+    counted = f"{data}: 9 of 15 episodes have fewer than 12 records and are left out"
+    assert (counted in capsys.readouterr().out.splitlines()) == ("--min_length" in rule)
     steps = (0, 1, 3, 4, 31, 59, 2**33)
     script = (
         f"import sys; sys.path.insert(0, {str(TOOL.parent)!r}); import which_frames as w; from pathlib import Path\n"
