@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from semopo_tf.report import bootstrap
-from semopo_tf.report.groups import Dataset
+from semopo_tf.report.groups import EVALUATE, Dataset, own_command
 from semopo_tf.report.page import Panel, Part, Section, figure_part, paragraphs, table_part
 from semopo_tf.report.scores import ScoreTable
 from semopo_tf.report.svg import Line, Style, lines, pairs
@@ -44,7 +44,7 @@ def aggregate_section(table: ScoreTable, units: Sequence[str], style: Style) -> 
     """The aggregates, Figure 4 and Figure 10, for both units; claims are by the first."""
     title, found = "All tasks together", compared(table)
     if found is None:
-        why, command = "no finished run has scores that can be normalised.", "python evaluate.py --logdir LOGDIR"
+        why, command = "no finished run has scores that can be normalised.", own_command(table.groups, EVALUATE)
         return Section(title, [Part(name, said, missing=why, command=command) for name, said in TITLES.items()])
     about = f"""Normalised scores on {", ".join(dataset.label for dataset in found.datasets)}. Unit seed: a score is
         the mean over the episodes of a seed. Unit episode: every episode is a score, as in the paper's figures;

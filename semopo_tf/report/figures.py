@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from semopo_tf.report.groups import Group, analyse_command, by_dataset, labels
+from semopo_tf.report.groups import ANALYSE, Group, by_dataset, labels, own_command
 from semopo_tf.report.page import Panel, Part, figure_part
 from semopo_tf.report.run_record import RunRecord, points
 from semopo_tf.report.svg import Bar, Line, Style, bars, lines
@@ -79,7 +79,7 @@ def uncertainties(groups: Sequence[Group], style: Style) -> list[Part]:
     """Figures 2, 7 and 8."""
     measured = [group for group in groups if group.analysed("uncertainty")]
     if not measured:
-        why, command = "no finished run has analysis/uncertainty.json.", analyse_command(groups)
+        why, command = "no finished run has analysis/uncertainty.json.", own_command(groups, ANALYSE)
         return [Part(name, title, missing=why, command=command) for name, title in UNCERTAINTIES.items()]
     about = f"""Bar and whisker: mean and population standard deviation over random states of the dataset, pooled over
         seeds; no measure is negative, so whiskers end at 0. {counted(measured, _states)} Each model is measured by its
@@ -129,7 +129,7 @@ def action_entropy(groups: Sequence[Group], style: Style) -> Part:
         [-1, 1], summed over dimensions as if they were independent, which gives an upper bound. Conservative sampling
         draws from a growing pool, uniform sampling from all episodes. {" ".join(sources)} It depends on the dataset and
         its order, not on the model, and says nothing about returns."""
-    return figure_part("Figure 6", title, panels, caption, why, analyse_command(groups))
+    return figure_part("Figure 6", title, panels, caption, why, own_command(groups, ANALYSE))
 
 
 def counted(groups: Iterable[Group], detail: Callable[[Group], str] = lambda group: "") -> str:

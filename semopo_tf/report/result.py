@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from semopo_tf.report.groups import Dataset
+from semopo_tf.report.groups import EVALUATE, Dataset, own_command
 from semopo_tf.report.page import Panel, Part, figure_part
 from semopo_tf.report.scores import Score, ScoreTable
 from semopo_tf.report.svg import Dots, Style, dots
@@ -51,7 +51,7 @@ def returns_part(table: ScoreTable, style: Style) -> Part:
         svg = dots(dataset.label, rows, style, x="return of an episode", marks=bounds[:2] if bounds else ())
         panels.append(Panel(f"return {dataset.label}", f"{dataset.label}, mean return: {shows}", svg))
     title, why = "The return of each method beside its data", "no finished run has scores."
-    return figure_part("Return", title, panels, CAPTION, why, "python evaluate.py --logdir LOGDIR")
+    return figure_part("Return", title, panels, CAPTION, why, own_command(table.groups, EVALUATE))
 
 
 def _on_dataset(table: ScoreTable, dataset: Dataset, scores: Sequence[Score]) -> str:
