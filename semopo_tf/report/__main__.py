@@ -7,8 +7,8 @@ from the files of the runs.
     imported runs         origin.json, metrics.jsonl, scores.jsonl
 
 `index.html` is one file without scripts or external links; it can be mailed and printed. It begins with the result and
-ends with what the given runs cannot show. `tables/` has each table as CSV and LaTeX, `figures/` each drawing as SVG.
-Needs no TensorFlow; equal files give equal bytes.
+ends with what the given runs cannot show. `scores.csv` has a row for each run, `tables/` each table as CSV and LaTeX,
+`figures/` each drawing as SVG and its numbers as CSV. Needs no TensorFlow; equal files give equal bytes.
 """
 
 import html
@@ -102,7 +102,7 @@ def write(out: Path, text: str, sections: Sequence[Section]) -> None:
       StorageError: when the folder cannot be written.
     """
     files = {name: data for section in sections for part in section.parts for name, data in part.files.items()}
-    for folder in (out, *(out / name for name in sorted({name.split("/")[0] for name in files}))):
+    for folder in sorted({out, *((out / name).parent for name in files)}):
         try:
             FILES.make_directory(folder)
         except OSError as error:

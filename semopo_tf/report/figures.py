@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from semopo_tf.report import csv_rows
 from semopo_tf.report.groups import ANALYSE, Group, by_dataset, labels, own_command
 from semopo_tf.report.page import Panel, Part, figure_part
 from semopo_tf.report.run_record import RunRecord, points
@@ -42,7 +43,8 @@ def learning_curves(groups: Sequence[Group], style: Style) -> Part:
                 if curves := [line for group in same for line in _curve(group, stage, metrics)]:
                     svg = lines(f"{dataset.label}\n{heading}", curves, style, x=f"{stage} updates")
                     name = " ".join(["curves", dataset.label, metrics[0], *([stage] if len(stages) > 1 else [])])
-                    panels.append(Panel(name, f"{dataset.label}, {heading}; {_legend(curves)}", svg))
+                    rows = csv_rows.of_lines(curves, "step")
+                    panels.append(Panel(name, f"{dataset.label}, {heading}; {_legend(curves)}", svg, rows))
     caption = f"""Mean over seeds with a band of one population standard deviation on either side; a single seed has no
         band. {counted(groups)} Values of the model phase are averages over the updates since the last record; returns
         are means over the episodes of one evaluation during training. Thin dotted lines are unfinished runs. The losses
@@ -66,7 +68,8 @@ def gradient_norms(groups: Sequence[Group], style: Style) -> Part:
         if curves:
             heading = f"{task}: gradient norm"
             svg = lines(heading, curves, style, x=f"{' or '.join(stages)} updates", log=True)
-            panels.append(Panel(f"figure9 {task}", f"{heading}; {_legend(curves)}", svg))
+            rows = csv_rows.of_lines(curves, "step")
+            panels.append(Panel(f"figure9 {task}", f"{heading}; {_legend(curves)}", svg, rows))
     why = "no finished run has a *_grad_norm in the model phase of its metrics.jsonl."
     caption = f"""Global norm of the model's gradient before clipping, averaged over the updates of a record; mean over
         the finished runs of all levels and seeds of a task, with a band of one population standard deviation (none for
@@ -121,7 +124,8 @@ def action_entropy(groups: Sequence[Group], style: Style) -> Part:
         for rule in ("conservative", "uniform"):
             curves += _mean_line(rule, [dict(enumerate(each["rules"][rule]["entropy"], 1)) for each in entropies])
         svg = lines(dataset.label, curves, style, x="epoch", y="nats")
-        panels.append(Panel(f"figure6 {dataset.label}", f"{dataset.label}; {_legend(curves)}", svg))
+        rows = csv_rows.of_lines(curves, "epoch")
+        panels.append(Panel(f"figure6 {dataset.label}", f"{dataset.label}; {_legend(curves)}", svg, rows))
         epoch = f"epochs of {entropies[0]['updates_per_epoch']} updates"
         sources.append(f"{dataset.label}: {group.label}, n = {len(entropies)} seeds, {epoch}.")
     why = "no finished run has analysis/entropy.json."
@@ -197,7 +201,8 @@ def _bars(
     title = f"{before}{MEASURES[measure]}"
     flat = [(label, dataset, bar) for label, each in heights.items() for dataset, bar in each.items()]
     shows = "; ".join(f"{label} on {dataset} {bar.value:.3g} ± {bar.std:.2g}" for label, dataset, bar in flat)
-    return Panel(f"{name} {measure}", f"{title}: {shows}", bars(title, heights, style, y="uncertainty"))
+    svg = bars(title, heights, style, y="uncertainty")
+    return Panel(f"{name} {measure}", f"{title}: {shows}", svg, csv_rows.of_bars(heights))
 
 
 def _pooled(group: Group, measure: str, stream: str) -> Bar | None:

@@ -27,6 +27,7 @@ class Dataset(NamedTuple):
     label: str
     paper: str  # its name in the paper's tables if it were one of theirs, e.g. `walker_walk random`
     task: str
+    directory: str = ""  # distinguishes it from others of its task and level, e.g. ` (second)`
 
 
 class Group(NamedTuple):
@@ -113,13 +114,13 @@ def _datasets(runs: Sequence[RunRecord]) -> dict[Any, Dataset]:
     datasets = {}
     for run in runs:
         short = next((run.task.removeprefix(prefix) for prefix in PREFIXES if run.task.startswith(prefix)), run.task)
-        name, same = f"{short} {run.level}", directories[run.task, run.level]
+        name, same, which = f"{short} {run.level}", directories[run.task, run.level], ""
         label = f"{name}, no distractors" if run.task.startswith("dmc_") else name
         if len(same) > 1:
             directory = same.get(run.dataset_hash, "imported")
             ambiguous = list(same.values()).count(directory) > 1
-            label += f" ({directory} {run.dataset_hash[:6]})" if ambiguous else f" ({directory})"
-        datasets[run.logdir] = Dataset(label, name, run.task)
+            which = f" ({directory} {run.dataset_hash[:6]})" if ambiguous else f" ({directory})"
+        datasets[run.logdir] = Dataset(label + which, name, run.task, which)
     return datasets
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from semopo_tf.report import paper
+from semopo_tf.report import csv_rows, paper
 from semopo_tf.report.groups import EVALUATE, Dataset, own_command, uneven
 from semopo_tf.report.page import Part, Section, paragraphs, table_part
 from semopo_tf.report.scores import STATISTICS, Score, ScoreTable, Spread
-from semopo_tf.report.tables import NOTHING, PAPER, TIMES, Table
+from semopo_tf.report.tables import NOTHING, PAPER, TIMES, Table, csv_bytes
 
 RGB = "background_color rgb"
 RECORD = ["dataset", "method", "source", "mean", "std", "seeds", "episodes"]
@@ -51,7 +51,8 @@ def tables_section(table: ScoreTable, references: Sequence[tuple[str, Mapping[st
     Args:
       references: (behaviour, statistics of its returns), beside those of the runs.
     """
-    parts = [table_part("Returns", "Returns of these runs", all_returns(table, references), RETURNS_CAPTION)]
+    returns = table_part("Returns", "Returns of these runs", all_returns(table, references), RETURNS_CAPTION)
+    parts = [returns._replace(files=returns.files | {"scores.csv": csv_bytes(csv_rows.of_scores(table))})]
     parts += [data_part(table) if number == 3 else numbered_part(table, number) for number in (1, 2, 3, 4, 5)]
     return Section(
         "Tables",
