@@ -72,8 +72,8 @@ def numbered_part(table: ScoreTable, number: int) -> Part:
 def _command(table: ScoreTable, number: int) -> str:
     """The command that supplies a table."""
     if number == 2:
-        named = [group for group in table.groups if in_paper(2, group.dataset)]
-        return own_command(named or table.groups, EVALUATE, "--background_color rgb")
+        own = [group for group in table.groups if in_paper(2, group.dataset) and not group.runs[0].origin]
+        return own_command(own or table.groups, EVALUATE, "--background_color rgb")
     task = "dmc_walker_walk" if number == 4 else "dmcdrv_walker_walk"
     return f"python train.py --configs semopo walker_walk --task {task} --offline_dir DATA/random --logdir LOGDIR"
 

@@ -22,6 +22,7 @@ OWNER_SECONDS, OWNER_POLL_SECONDS = 1.0, 0.05  # how long the name of a lock's o
 CURES = {
     (errno.ENOSPC, errno.EDQUOT): "free some space",
     (errno.EACCES, errno.EPERM): "make it writable for you",
+    (errno.EIO,): "check the disk",
     (errno.EFBIG,): "raise the limit on the size of files (ulimit -f)",
 }
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)

@@ -68,7 +68,7 @@ def test_a_whole_file_replaces_the_old_one(tmp_path):
 def test_F04_a_failed_write_leaves_the_old_or_the_new_bytes_and_nothing_else(tmp_path, operation, error):
     path = tmp_path / "a.json"
     write_whole(path, b"old")
-    remedy = "choose another directory" if error == errno.EIO else "free some space or choose another directory"
+    remedy = f"{'check the disk' if error == errno.EIO else 'free some space'} or choose another directory"
     with pytest.raises(
         StorageError,
         match=rf"a\.json: cannot be written \({os.strerror(error)}\); {remedy}$",
