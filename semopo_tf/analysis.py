@@ -17,7 +17,7 @@ import numpy as np
 from semopo_tf.config import Config
 from semopo_tf.data.cards import read_run_data
 from semopo_tf.data.dataset import Dataset, cache_place, open_dataset
-from semopo_tf.errors import ConfigError, NumericalError, run_command
+from semopo_tf.errors import ConfigError, NumericalError, run_command, user_path
 from semopo_tf.run.trained import Run, load_run, run_parser
 from semopo_tf.storage.files import FILES, write_whole
 from semopo_tf.storage.video import video_grid
@@ -73,7 +73,7 @@ def open_data(config: Config, logdir: Path, offline_dir: Path | None = None) -> 
     Raises:
       DataError: when it is missing, or a file has changed since the run started.
     """
-    directory = offline_dir or Path(config.offline_dir).expanduser()
+    directory = offline_dir or user_path(config.offline_dir)
     dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
     dataset.require_files(read_run_data(logdir)["files"])
     return dataset

@@ -207,7 +207,7 @@ def make_card(recipe: Recipe, seed: int) -> dict[str, Any]:
         print(f"semopo_tf: warning: background {name} is skipped: {reason}", file=sys.stderr)
     identity = {"task": recipe.task, "policy": recipe.policy, "seed": seed}
     facts = tasks.card_of(dict(recipe.settings), background.clips if background else [])
-    return identity | facts | {"versions": tasks.environment_versions()}
+    return identity | facts | {"versions": tasks.environment_versions(recipe.task)}
 
 
 def require_same_recipe(out: Path, card: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import CollectionNode, Node
 
 from semopo_tf.errors import ConfigError, cut, shown
-from semopo_tf.storage.untrusted import read_whole
+from semopo_tf.storage.untrusted import decoded, read_whole
 
 CONFIG_FILE = Path(__file__).with_name("configs.yaml")
 KINDS = ("presets", "methods", "tasks", "sizes")
@@ -248,7 +248,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
       ConfigError: when the file is missing, too large, not YAML, or not a mapping.
     """
     try:
-        text = read_whole(path, MAX_BYTES, follow=True)[0].decode("utf-8")
+        text = decoded(read_whole(path, MAX_BYTES, follow=True)[0])
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({str(getattr(error, 'strerror', error))[:100]}); expected a text file of YAML"
@@ -272,8 +272,8 @@ def _plain(text: str) -> Any:
     Raises:
       YAMLError, ValueError, RecursionError: when it is not plain YAML.
     """
-    if text.startswith("\ufeff") or any(line.startswith("%") for line in text.splitlines()):
-        raise ValueError("a byte order mark or a directive, which change what follows; remove it")
+    if any(line.startswith(("%", "\ufeff")) for line in text.splitlines()):
+        raise ValueError("a directive or a byte order mark inside the page, which change what follows; remove it")
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = MAX_DEPTH
     yaml.composer.warn_double_anchors = False

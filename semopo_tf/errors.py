@@ -88,7 +88,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False} | settings)
-        self.register("type", Path, user_path)
+        self.register("type", Path, _path_flag)
 
     def parse(self, argv: Sequence[str], **least: int) -> argparse.Namespace:
         """Parse a command line whose numbers have these least values. A flag that was not given may be None."""
@@ -103,9 +103,25 @@ class CommandParser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}; see --help")
 
 
-def user_path(text: str) -> Path:
-    """A path of the command line; `~` is the user's home."""
-    return Path(text).expanduser()
+def user_path(text: str | Path) -> Path:
+    """A path of the command line or of a setting; `~` is the user's home.
+
+    Raises:
+      ConfigError: when there is no such home, as for a user of a container that has no account.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        problem = "`~` stands for a home, received one that this machine does not know"
+        raise ConfigError(f"{cut(str(text))}: {problem}; write the path out or set HOME") from error
+
+
+def _path_flag(text: str) -> Path:
+    """`user_path` for argparse, which shows the message of no other error."""
+    try:
+        return user_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def cut(text: str, most: int = 60) -> str:

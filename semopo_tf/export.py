@@ -7,10 +7,17 @@ Two signatures with named tensors. E episodes are played side by side, each with
     act       image uint8 [E, H, W, 3], seed int64 [E] and these four
               -> the same four one decision later; take `action`, in [-1, 1]
 
-To restart an episode, replace its rows by those of `initial`. `examples/act.py` does all this in twenty lines.
-`export.json` beside the model names the run and its checkpoint.
+To restart an episode, replace its rows by those of `initial`. `examples/act.py` does all this in a page.
+`export.json` beside the model names the run and its checkpoint. It also holds
+
+    signatures   type and shape of every tensor
+    graph        names of the same tensors in the graph, for the C and C++ interfaces; the tag is `serve`
+    check        a frame (base64 of uint8 [H, W, 3]), a seed, and what `act` must give for them after `initial`: some
+                 versions of TensorFlow compute another state without an error
 """
 
+import base64
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -22,9 +29,12 @@ import numpy as np
 import semopo_tf
 from semopo_tf.errors import ConfigError, StorageError, run_command
 from semopo_tf.run.trained import Run, load_run, run_parser
-from semopo_tf.storage.files import FILES, Files, temporary_sibling
+from semopo_tf.storage.files import FILES, Files, remedy, temporary_sibling
 
 FORMAT = 1
+CHECK_SEED = 0
+# Largest difference that rounding makes, on another device and with the other kernels; a wrong state differs by more.
+TOLERANCE = {"float32": 0.01, "mixed_bfloat16": 0.05, "mixed_float16": 0.05}
 SETTINGS = ("TF_ENABLE_ONEDNN_OPTS",)  # environment variables that change the last bit of an action
 
 
@@ -94,13 +104,15 @@ def write(out: Path, run: Run, facts: Mapping[str, Any], files: Files = FILES) -
             module, str(temporary), functions, tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         )
         content = {**facts, "signatures": {name: _tensors(function) for name, function in functions.items()}}
+        content |= {"graph": graph_names(temporary), "check": check(functions, run)}
         files.write(temporary / "export.json", json.dumps(content, indent=1, allow_nan=False).encode())
         files.sync_tree(temporary)
         files.rename(temporary, out)
         files.sync_directory(out.parent)
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
-        raise StorageError(f"{out}: cannot be written ({reason}); free some space or choose another --out") from error
+        known = error if isinstance(error, OSError) else _as_os_error(error)
+        helps = remedy(known, "choose another --out")
+        raise StorageError(f"{out}: cannot be written ({known.strerror}); {helps}") from error
     finally:
         files.remove_tree(temporary)
 
@@ -134,6 +146,50 @@ def signatures(policy: Any, image_size: int) -> dict[str, Any]:
         "initial": compiled(initial, jit=False, signature=count).get_concrete_function(),
         "act": compiled(act, jit=False, signature=rows).get_concrete_function(),
     }
+
+
+def check(functions: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """A frame, and the state and action that `act` gives for it at the start of an episode."""
+    import tensorflow as tf
+
+    frame = check_frame(run.sizes["image_size"])
+    start = functions["initial"](episodes=tf.constant(1))
+    after = functions["act"](image=tf.constant(frame[None]), seed=tf.constant([CHECK_SEED], tf.int64), **start)
+    return {
+        "image": base64.b64encode(frame.tobytes()).decode(),
+        "seed": CHECK_SEED,
+        "expected": {name: after[name].numpy()[0].tolist() for name in ("action", "deter", "stoch")},
+        "tolerance": TOLERANCE[run.config.precision],
+    }
+
+
+def check_frame(size: int) -> np.ndarray:
+    """A picture of stripes with every value in it, [size, size, 3] uint8, the same for every run."""
+    row, column, channel = np.indices((size, size, 3))
+    return ((37 * row + 101 * column + 59 * channel) % 256).astype(np.uint8)
+
+
+def graph_names(directory: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """{signature: {inputs | outputs: {name: its tensor in the graph}}} of a SavedModel, such as `act_image:0`."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    (graph,) = SavedModel.FromString((directory / "saved_model.pb").read_bytes()).meta_graphs
+    return {
+        name: {
+            side: {key: tensors[key].name for key in sorted(tensors)}
+            for side, tensors in (("inputs", signature.inputs), ("outputs", signature.outputs))
+        }
+        for name, signature in sorted(graph.signature_def.items())
+        if signature.inputs
+    }
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """What TensorFlow's file layer reports, as the error of the system that it stands for."""
+    import tensorflow as tf
+
+    numbers = {tf.errors.ResourceExhaustedError: errno.ENOSPC, tf.errors.PermissionDeniedError: errno.EACCES}
+    return OSError(numbers.get(type(error)), " ".join(str(error).split())[:100])
 
 
 def _tensors(function: Any) -> dict[str, dict[str, str]]:

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from semopo_tf import config as configuration
 from semopo_tf.errors import CommandParser, ConfigError, DataError, StorageError, run_command, shown
-from semopo_tf.report.importers import EVALUATED, FORMATS, LOSSES, ONLINE, Placed, Row, check_format, place, read_rows
-from semopo_tf.storage.files import FILES, temporary_sibling, write_aside
+from semopo_tf.report import importers
+from semopo_tf.report.importers import EVALUATED, FORMATS, LOSSES, ONLINE, TRAINING_EPISODES, Placed, Row
+from semopo_tf.storage.files import FILES, remedy, temporary_sibling, write_aside
 from semopo_tf.storage.untrusted import read_whole
 
 MAX_BYTES = 1 << 25  # of one file; a full run of DreamerV2 writes a few megabytes
@@ -39,6 +41,7 @@ TIA = {
 }
 NAMES: dict[str, dict[str, str]] = {
     "dreamerv2": BEHAVIOUR | JOINT,
+    "dreamerv3": {},  # its losses are of other kinds than those of their names here
     "tia": BEHAVIOUR | SEPARATED | TIA,
     "offline_dv2": BEHAVIOUR | JOINT,
     "semopo": BEHAVIOUR | SEPARATED,
@@ -69,7 +72,9 @@ def main(argv: list[str]) -> int:
     about = "distinguishes runs of the same method, task and level"
     parser.add_argument("--seed", required=True, type=int, help=about)
     parser.add_argument("--out", required=True, type=Path, help="directory to write, which must not exist")
-    arguments = parser.parse_args(argv)
+    about = "last step of a complete run, as its metrics count; by default from the config.yaml beside the metrics"
+    parser.add_argument("--steps", type=int, help=about)
+    arguments = parser.parse(argv, steps=1)
     said = {key: getattr(arguments, key) for key in ("format", "method", "task", "level", "seed")}
     for key in ("method", "task", "level"):
         if not said[key].strip() or not said[key].isprintable():
@@ -77,20 +82,34 @@ def main(argv: list[str]) -> int:
     out = arguments.out
     if out.exists() or out.is_symlink():
         raise ConfigError(f"--out: expected a directory that does not exist yet, received {out}; choose another")
-    content, notes = convert(arguments.metrics, said)
+    end = configured_end(arguments.metrics, said["format"]) if arguments.steps is None else arguments.steps
+    content, notes = convert(arguments.metrics, said, end)
     publish(out, content)
     for note in notes:
         print(f"note: {note}")
+    if end is None:
+        where = f"{arguments.metrics.with_name('config.yaml')} does not say where the run should end"
+        print(f"note: {where}; --steps names its last step, below which it counts as unfinished")
     metrics, scores = (content[name].count(b"\n") for name in ("metrics.jsonl", "scores.jsonl"))
     print(f"imported: {out}: {metrics} rows of metrics, {scores} evaluation episodes")
     return 0
 
 
-def convert(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
+def configured_end(path: Path, format: str) -> int | None:
+    """The last step of the run according to the config.yaml beside its metrics; None where that does not say it."""
+    try:
+        settings = configuration.flatten(configuration.read_yaml(path.with_name("config.yaml")))
+    except ConfigError:
+        return None
+    return importers.configured_end(settings, format)
+
+
+def convert(path: Path, said: Mapping[str, Any], end: int | None) -> tuple[dict[str, bytes], list[str]]:
     """The files of the directory by name, and notes for readers of the numbers.
 
     Args:
       said: {format, method, task, level, seed}.
+      end: last step of a complete run; None where it is not known.
 
     Raises:
       DataError: naming the line of the file.
@@ -100,13 +119,16 @@ def convert(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, bytes], list
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
         raise DataError(f"--metrics {path}: {problem}; expected the metrics.jsonl of a run") from error
-    rows, notes = read_rows(path, data)
+    rows, notes = importers.read_rows(path, data)
     if not rows:
         problem = "expected rows of training or evaluation, received none"
         raise DataError(f"{path}: {problem}; give the metrics.jsonl of a run")
-    check_format(path, rows, said["format"])
-    trained, conditions, more = sort_out(place(path, rows, said["format"]))
+    importers.check_format(path, rows, said["format"])
+    placed = importers.place(path, importers.with_evaluations(rows), said["format"])
+    trained, conditions, more = sort_out(placed)
     notes += more
+    if unfinished := importers.unfinished(placed, said["format"], end):
+        notes.append(f"the run {unfinished}; it enters no table")
     shared = {"method": said["method"], "task": said["task"], "run_seed": said["seed"]}
     scores = [shared | row for condition, episodes in conditions.items() for row in score_rows(*condition, episodes)]
     metrics = [metric_row(each, NAMES[said["format"]]) for each in trained if each.row.values]
@@ -115,6 +137,7 @@ def convert(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, bytes], list
     online = "steps of the simulator (decisions times action repeat)"
     axis = online if said["format"] in ONLINE else "updates in the phase"
     origin = {**said, "file": str(path), "sha256": hashlib.sha256(data).hexdigest(), "axis": axis, "notes": notes}
+    origin |= {"end": end, "unfinished": unfinished}
     return {
         "metrics.jsonl": lines(metrics),
         "scores.jsonl": lines(scores),
@@ -141,6 +164,9 @@ def sort_out(placed: Sequence[Placed]) -> tuple[list[Placed], Conditions, list[s
     if newest < last:
         newest_evaluation = f"the newest evaluation is at {newest}" if newest >= 0 else "there is no evaluation"
         notes.append(f"the policy of the last step, {last}, was not evaluated; {newest_evaluation}")
+    if episodes and episodes[0].row.evaluation in TRAINING_EPISODES:
+        what = "the returns are those of single training episodes, exploration included"
+        notes.append(f"{what}: the rows have no evaluations of their own")
     return trained, conditions, notes
 
 
@@ -185,8 +211,8 @@ def publish(out: Path, content: Mapping[str, bytes]) -> None:
         FILES.sync_directory(out.parent)
     except OSError as error:
         FILES.remove_tree(temporary_sibling(out))
-        remedy = "free some space or choose another --out"
-        raise StorageError(f"{out}: cannot be written ({error.strerror}); {remedy}") from error
+        helps = remedy(error, "choose another --out")
+        raise StorageError(f"{out}: cannot be written ({error.strerror}); {helps}") from error
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from semopo_tf import analysis, collect
 from semopo_tf import config as configuration
-from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command, shown
+from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command, shown, user_path
 from semopo_tf.report.tables import aligned
 from semopo_tf.run.views import last_progress
 from semopo_tf.storage.files import locked, write_whole
@@ -127,7 +127,7 @@ def read_sweep(path: Path) -> dict[str, Any]:
     require_kinds(page, str(path))
     if "out" not in page or "runs" not in page:
         raise ConfigError(f"{path}: expected `out` (a directory) and `runs` (a list)")
-    out, data = Path(page["out"]).expanduser(), page.get("data", {})
+    out, data = user_path(page["out"]), page.get("data", {})
     collections = {out / "data" / name: [*map(str, flags)] for name, flags in data.items()}
     rows = [row for entry in page["runs"] for row in expand(entry, out, data, page.get("flags", []), str(path))]
     names = [row.name for row in rows]

@@ -8,7 +8,7 @@ from pathlib import Path
 from semopo_tf import config as configuration
 from semopo_tf.config import OPERATIONAL, Config
 from semopo_tf.engine import xla
-from semopo_tf.errors import ConfigError, run_command
+from semopo_tf.errors import ConfigError, run_command, user_path
 from semopo_tf.run.directory import open_run, steady_output, tuning
 from semopo_tf.run.stopping import Stop, listening
 from semopo_tf.storage.files import write_whole
@@ -38,7 +38,7 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
                 f"--{key}: expected a value, received none; e.g. --configs semopo walker_walk --offline_dir DATA "
                 "--logdir RUN"
             )
-    logdir = Path(config.logdir).expanduser()
+    logdir = user_path(config.logdir)
     with open_run(logdir):
         claim(config, logdir)
         print_configuration(config)

@@ -662,9 +662,9 @@ NO_PAGES = {
     "empty": (b"", "expected a mapping of keys to values, received NoneType"),
     "two documents": (b"a: 1\n---\nb: 2\n", "line 2: expected YAML, received but found another document"),
     "tabs": (b"a:\n\tb: 1\n", "line 2: expected YAML"),
-    "byte order mark": (b"\xef\xbb\xbfa: 1\n", "expected YAML, received a byte order mark or a directive"),
-    "UTF-16": ("a: 1\n".encode("utf-16"), "cannot be read"),
-    "another version": (b"%YAML 1.1\n---\na: no\n", "expected YAML, received a byte order mark or a directive"),
+    "byte order marks": (b"a: 1\n\xef\xbb\xbfb: 1\n", "expected YAML, received a directive or a byte order mark"),
+    "UTF-16": ("a: 1\n".encode("utf-16"), "cannot be read .text in UTF-16; save it as UTF-8"),
+    "another version": (b"%YAML 1.1\n---\na: no\n", "expected YAML, received a directive or a byte order mark"),
     "NUL": (b"a: \0\n", "expected YAML"),
     "brackets": (b"[" * 20_000, "line 1: expected YAML, received maximum depth"),
     "steps": (b"".join(b" " * n + b"a:\n" for n in range(200)), "line 16: expected YAML, received maximum depth"),
@@ -950,3 +950,8 @@ def test_every_key_is_read_by_a_run_of_some_method(tmp_path, monkeypatch):
         read |= config.read
     assert set(DEFAULTS) - read == set()
     assert read <= set(DEFAULTS)
+
+
+def test_I21_a_page_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "page.yaml").write_bytes(b"\xef\xbb\xbfa: 1\nb: [2]\n")
+    assert configuration.read_yaml(tmp_path / "page.yaml") == {"a": 1, "b": [2]}

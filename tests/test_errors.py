@@ -1,5 +1,7 @@
 """How a command ends: the documented exit code and one line, or the whole traceback with --debug."""
 
+import pwd
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +151,19 @@ def test_a_reader_that_has_gone_is_no_error():
     assert process.wait(timeout=60) == 0
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.parametrize("path", ["~/runs", "~nobody-of-this-name/runs"])
+def test_I21_a_tilde_without_a_home_is_one_line(path, monkeypatch):
+    def unknown(*_):
+        raise KeyError("no such account")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    problem = "`~` stands for a home, received one that this machine does not know; write the path out or set HOME"
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: {problem}")):
+        errors.user_path(path)
+    parser = CommandParser()
+    parser.add_argument("--out", type=Path)
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: {problem}")):
+        parser.parse_args(["--out", path])

@@ -50,7 +50,7 @@ def listed_files(directory: Path, manifest: Path | None = None) -> dict[str, Lis
 
 def _read_list(path: Path) -> dict[str, Listed]:
     try:
-        text = read_whole(path, SUMS_BYTES, follow=True)[0].decode(errors="replace")
+        text = read_whole(path, SUMS_BYTES, follow=True)[0].decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise DataError(
             f"{path}: expected a list of files (SHA256SUMS or {CARD_NAME}), but {error.strerror}; correct --manifest"

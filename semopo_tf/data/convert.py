@@ -18,11 +18,19 @@ import numpy as np
 from semopo_tf.data import hdf5
 from semopo_tf.data.cards import read_card, write_card
 from semopo_tf.data.checksums import SUMS_NAME, listed_files, regular_status, verify, write_sum
-from semopo_tf.data.episodes import HDF5_SUFFIXES, RELINK, episode_files, read_episode, read_log, write_episode
+from semopo_tf.data.episodes import (
+    HDF5_SUFFIXES,
+    RELINK,
+    episode_files,
+    holds_episodes,
+    read_episode,
+    read_log,
+    write_episode,
+)
 from semopo_tf.data.hdf5_process import read_in_child
 from semopo_tf.data.validation import repair_flags, validate_episode
 from semopo_tf.errors import ConfigError, DataError, StorageError
-from semopo_tf.storage.files import FILES, locked, sha256, temporary_sibling
+from semopo_tf.storage.files import FILES, locked, remedy, sha256, temporary_sibling
 from semopo_tf.types import Episode
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -82,7 +90,7 @@ def hdf5_files(source: Path) -> list[Path]:
         _require_hdf5(source)
         return [source]
     paths = [path for path in source.glob("[!.]*") if path.name.lower().endswith(HDF5_SUFFIXES)]
-    if paths and any(source.glob("[!.]*.npz")):
+    if paths and holds_episodes(source):
         raise DataError(f"{source}: expected HDF5 files or npz episodes, received both; move one kind elsewhere")
     for path in paths:
         _require_hdf5(path)
@@ -207,7 +215,7 @@ def to_hdf5(files: list[Source], target: Path, changes: "Changes") -> None:
         raise
     except OSError as error:
         raise StorageError(
-            f"{target}: cannot be written ({error.strerror or error}); free some space or choose another DST"
+            f"{target}: cannot be written ({error.strerror or error}); {remedy(error, 'choose another DST')}"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -295,7 +303,7 @@ def _directory(target: Path, files: list[Source], changes: Changes) -> Iterator[
         raise StorageError(f"{target}: cannot be written ({error.strerror}); choose another DST") from error
     with locked(target / LOCK_NAME, wait=False, what=f"the dataset {target}"):
         there = read_card(target) or {}
-        same, empty = there.get("converted") == card["converted"], not any(target.glob("*.npz"))
+        same, empty = there.get("converted") == card["converted"], not holds_episodes(target)
         if not (same or (empty and (not there or "converted" in there))):
             raise ConfigError(
                 f"{target}: holds a dataset that was not made from these files in this way; choose another DST or "

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from semopo_tf.data.episodes import SHOWN_KEYS, StoredEpisode, episode_files, read_stored
-from semopo_tf.errors import DataError, StorageError
+from semopo_tf.errors import DataError, StorageError, user_path
 from semopo_tf.storage.files import FILES, locked, sha256, temporary_sibling, write_whole
 from semopo_tf.storage.npz import read_header, read_npy
 from semopo_tf.storage.schema import unfit
@@ -142,7 +142,7 @@ def cache_place(directory: Path, cache_dir: str, logdir: Path) -> Path | None:
     """
     tag = f"{directory.name}-{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]}"
     if cache_dir:
-        return Path(cache_dir).expanduser() / tag
+        return user_path(cache_dir) / tag
     if directory.is_dir() and not os.access(directory, os.W_OK):
         return logdir / "cache" / tag
     return None

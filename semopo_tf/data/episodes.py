@@ -20,6 +20,7 @@ LOG_PREFIX = "log_"
 HDF5_SUFFIXES = (".hdf5", ".h5")
 MAX_EPISODE_BYTES = 1 << 29  # of one file, packed and unpacked; 43 000 records of 64 x 64 pixels
 SHOWN_KEYS = 8
+EPISODE_SUFFIX = ".npz"  # in any case
 PARTIAL = (".npz.part", ".npz.crdownload", ".npz.download", ".npz.tmp")
 REFETCH = "fetch the file again"
 RELINK = "the target of a link must be a regular file; copy datasets with cp -rL, which follows links"
@@ -139,6 +140,16 @@ def _impostor(name: str, data: bytes) -> str:
     return ""
 
 
+def is_episode(name: str) -> bool:
+    """Whether a file of a dataset is an episode, by its name."""
+    return name.lower().endswith(EPISODE_SUFFIX) and not name.startswith(".")
+
+
+def holds_episodes(directory: Path) -> bool:
+    """Whether there is an episode in a directory."""
+    return any(is_episode(path.name) for path in directory.iterdir())
+
+
 def episode_files(directory: Path) -> list[Path]:
     """The npz files of a dataset in name order, which is the order of collection.
 
@@ -151,12 +162,12 @@ def episode_files(directory: Path) -> list[Path]:
             "--offline_dir"
         )
     names = sorted(entry.name for entry in os.scandir(directory))
-    if unfinished := [name for name in names if name.endswith(PARTIAL) and not name.startswith(".")]:
+    if unfinished := [name for name in names if name.lower().endswith(PARTIAL) and not name.startswith(".")]:
         raise DataError(
             f"{directory / unfinished[0]}: an unfinished download ({len(unfinished)} such files); finish it or remove "
             "the file"
         )
-    files = [directory / name for name in names if name.endswith(".npz") and not name.startswith(".")]
+    files = [directory / name for name in names if is_episode(name)]
     if not files:
         received = (
             f"received {len(names)} other entries, e.g. {', '.join(names[:3])}"

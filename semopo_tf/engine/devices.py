@@ -127,9 +127,11 @@ def using(device: str) -> Iterator[None]:
     except tf.errors.OpError as error:
         programs = xla.current_programs()
         if programs and f"{programs.directory}" in f"{error}":
+            denied = isinstance(error, tf.errors.PermissionDeniedError)
+            helps = "make it writable for you" if denied else "free some space"
             raise StorageError(
-                f"{programs.directory}: a compiled program cannot be kept there ({_short(error)}); free some space, or "
-                "set --xla_cache off"
+                f"{programs.directory}: a compiled program cannot be kept there ({_short(error)}); {helps}, or set "
+                "--xla_cache off"
             ) from error
         exhausted = isinstance(error, tf.errors.ResourceExhaustedError)
         if not exhausted and not any(words in f"{error}".lower() for words in OUT_OF_MEMORY):

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semopo_tf.errors import DataError, StorageError
+from semopo_tf.errors import DataError, StorageError, user_path
 from semopo_tf.storage.files import locked, write_whole
 from semopo_tf.storage.schema import read_object, unfit
 
@@ -73,7 +73,10 @@ def prepare(device: str, jit: str, cache: str, tuning: Path | None = None) -> li
     compiles = jit != "off" and (on_gpu or jit != "auto")
     if cache == "off" or not compiles or "tensorflow" in sys.modules or current_programs():
         return []
-    programs = Programs(_default_cache() if cache == "auto" else Path(cache).expanduser(), installed, on_gpu=on_gpu)
+    directory = _default_cache() if cache == "auto" else user_path(cache)
+    if directory is None:
+        return ["warning: this account has no home, so that compiled programs are not kept; --xla_cache names a folder"]
+    programs = Programs(directory, installed, on_gpu=on_gpu)
     if fault := programs.open():
         return [f"warning: {fault}; compiled programs are not kept"]
     _add("TF_XLA_FLAGS", {CACHE_FLAG: str(programs.directory)})
@@ -89,8 +92,14 @@ def _add(variable: str, flags: dict[str, str]) -> None:
         os.environ[variable] = " ".join([*given.split(), *new])
 
 
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semopo_tf"
+def _default_cache() -> Path | None:
+    """The folder of compiled programs in the user's cache; None for an account without a home."""
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "semopo_tf"
+    try:
+        return Path.home() / ".cache" / "semopo_tf"
+    except RuntimeError:
+        return None
 
 
 def current_programs() -> "Programs | None":

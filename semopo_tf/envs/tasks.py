@@ -221,8 +221,12 @@ def settings_of(card: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def environment_versions() -> dict[str, str]:
-    """Versions of the packages that decide pixels and physics, and the rendering backend; `none` for an absent one."""
+def environment_versions(task: str) -> dict[str, str]:
+    """Versions of the packages that decide pixels and physics of a task; for a task of the suite also those of the
+    simulator and its rendering backend, `none` for an absent one.
+    """
+    if task in _registry or not task.startswith((PLAIN, MOVING)):
+        return {"numpy": _version("numpy")}
     versions = {name: _version(name) for name in ("dm_control", "mujoco", "numpy")}
     return versions | {"backend": os.environ.get("MUJOCO_GL") or "none"}
 

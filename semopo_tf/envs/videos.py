@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from semopo_tf.envs.driving import driving_clip
-from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.errors import ConfigError, DataError, user_path
 from semopo_tf.storage.video import read_frames
 
 DRIVING = "builtin:driving"
@@ -38,7 +38,7 @@ class Background(NamedTuple):
 
 def absolute_source(source: str) -> str:
     """A source as cards and scores keep it: a folder by its absolute path, so that any working directory will do."""
-    return source if source == "none" or source.startswith("builtin:") else str(Path(source).expanduser().absolute())
+    return source if source == "none" or source.startswith("builtin:") else str(user_path(source).absolute())
 
 
 def load_background(source: str, *, size: int, color: str, split: str, seed: int, frames: int = 1000) -> Background:
@@ -63,7 +63,7 @@ def load_background(source: str, *, size: int, color: str, split: str, seed: int
         require(source == DRIVING, "background", DRIVING, source)
         where, clips, left_out = source, list[int | Path](DRIVING_CLIPS[split]), list[tuple[str, str]]()
     else:
-        where = str(Path(source).expanduser())
+        where = str(user_path(source))
         clips, left_out = [*clips_of_split(Path(where), split)], video_files(Path(where))[1]
     order = np.random.default_rng(np.random.SeedSequence([seed, SHUFFLE_STREAM])).permutation(len(clips))
     background = _fill([clips[index] for index in order], size, color, frames, where)

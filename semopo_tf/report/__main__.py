@@ -7,8 +7,8 @@ from the files of the runs.
     imported runs         origin.json, metrics.jsonl, scores.jsonl
 
 `index.html` is one file without scripts or external links; it can be mailed and printed. It begins with the result and
-ends with what the given runs cannot show. `tables/` has each table as CSV and LaTeX, `figures/` each drawing as SVG.
-Needs no TensorFlow; equal files give equal bytes.
+ends with what the given runs cannot show. `scores.csv` has a row for each run, `tables/` each table as CSV and LaTeX,
+`figures/` each drawing as SVG and its numbers as CSV. Needs no TensorFlow; equal files give equal bytes.
 """
 
 import html
@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from semopo_tf.data.cards import read_card
-from semopo_tf.errors import CommandParser, DataError, StorageError, run_command
+from semopo_tf.errors import CommandParser, DataError, StorageError, run_command, user_path
 from semopo_tf.report import comparisons, figures, paper, paper_tables, pictures, result
-from semopo_tf.report.groups import Group, grouped, labels
+from semopo_tf.report.groups import EVALUATE, Group, grouped, labels, uneven
 from semopo_tf.report.page import Part, Section, page, paragraphs, table_part
 from semopo_tf.report.probes import probe_part
-from semopo_tf.report.run_record import reached, read_run, usual_settings
+from semopo_tf.report.run_record import RunRecord, reached, read_run, usual_settings
 from semopo_tf.report.scores import STATISTICS, score_table
 from semopo_tf.report.svg import Style
 from semopo_tf.report.tables import NOTHING, Table, span
-from semopo_tf.storage.files import FILES, write_whole
+from semopo_tf.storage.files import FILES, remedy, write_whole
 
 BEHAVIOURS = {"iid": "uniform random actions", "expert": "analytic controller"}  # others are shown by name
 CLOCK = """Minutes are the mean wall-clock time of training a seed, compilation and evaluations included, on whatever
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     arguments = parse(argv)
     logdirs = {logdir.resolve(): logdir for logdir in arguments.logdirs}
     runs = [read_run(logdir) for logdir in logdirs.values()]
-    used = {Path(run.settings["offline_dir"]).expanduser().resolve() for run in runs if run.settings}
+    used = {user_path(run.settings["offline_dir"]).resolve() for run in runs if run.settings}
     references = [read_reference(directory) for directory in arguments.data if directory.resolve() not in used]
     groups, left_out = grouped(runs)
     style, table = Style(labels(groups)), score_table(groups, arguments.normalisation)
@@ -102,12 +102,12 @@ def write(out: Path, text: str, sections: Sequence[Section]) -> None:
       StorageError: when the folder cannot be written.
     """
     files = {name: data for section in sections for part in section.parts for name, data in part.files.items()}
-    for folder in (out, *(out / name for name in sorted({name.split("/")[0] for name in files}))):
+    for folder in sorted({out, *((out / name).parent for name in files)}):
         try:
             FILES.make_directory(folder)
         except OSError as error:
-            remedy = "free some space or choose another folder"
-            raise StorageError(f"--out {folder}: cannot be made ({error.strerror}); {remedy}") from error
+            helps = remedy(error, "choose another folder")
+            raise StorageError(f"--out {folder}: cannot be made ({error.strerror}); {helps}") from error
     for name, data in files.items():
         write_whole(out / name, data)
     write_whole(out / "index.html", text.encode())
@@ -122,12 +122,31 @@ def runs_part(groups: Sequence[Group], left_out: Collection[str]) -> Part:
     notes = []
     for run in (run for group in groups for run in group.runs):
         if not run.finished:
-            where = "it is in no table and no figure but the learning curves"
-            notes.append(f"{run.logdir}: not finished; {where}. The same train.py command continues it.")
+            notes.append(f"{run.logdir}: {unfinished(run)}")
         elif not run.scores:
-            command = f"{paper_tables.PLAY} {run.logdir}"
-            notes.append(f"{run.logdir}: finished, but scores.jsonl has no row; {command} adds some.")
-    return part._replace(body=part.body + paragraphs(*notes, *left_out) + settings(groups))
+            notes.append(f"{run.logdir}: {unevaluated(run)}")
+        elif run.origin and run.end is None:
+            known = "it is not known at which step it should have ended, and it counts as finished"
+            notes.append(f"{run.logdir}: imported; {known}. Import it with --steps to have this checked.")
+    return part._replace(body=part.body + paragraphs(*notes, *uneven(groups), *left_out) + settings(groups))
+
+
+def unfinished(run: RunRecord) -> str:
+    """Where a run that is not finished is shown, and what finishes it."""
+    where = "it is in no table and no figure but the learning curves"
+    if not run.origin:
+        return f"not finished; {where}. The same train.py command continues it."
+    helps = "Its own program can finish it; import it again then."
+    if run.end is not None and run.last_step < run.end and run.stages[-1] == "policy":
+        helps += f" If it was stopped on purpose, import it with --steps {run.last_step}."
+    return f"imported, and the run {run.unfinished}; {where}. {helps}"
+
+
+def unevaluated(run: RunRecord) -> str:
+    """What a finished run lacks, and for a run of this package the command that supplies it."""
+    if run.origin:
+        return "imported, without an evaluation of its trained policy; it is in no table of returns."
+    return f"finished, but scores.jsonl has no row of its last stage; {EVALUATE} {run.logdir} adds some."
 
 
 def _run_row(group: Group, stages: Sequence[str]) -> list[str]:
@@ -136,7 +155,8 @@ def _run_row(group: Group, stages: Sequence[str]) -> list[str]:
     for stage in stages:
         known = [run.minutes[stage] for run in group.runs if stage in run.minutes]
         minutes.append(f"{sum(known) / len(known):.1f}" if known else NOTHING)
-    done = "imported" if group.runs[0].origin else f"{len(group.finished)} of {len(group.runs)}"
+    done = f"{len(group.finished)} of {len(group.runs)}"
+    done += ", imported" if group.runs[0].origin else ""
     seeds, episodes = ", ".join(str(run.seed) for run in group.runs), span([len(run.returns()) for run in group.runs])
     return [group.dataset.label, group.label, seeds, *updates, episodes, *minutes, done]
 

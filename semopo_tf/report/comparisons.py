@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from semopo_tf.report import bootstrap
-from semopo_tf.report.groups import Dataset
+from semopo_tf.report import bootstrap, csv_rows
+from semopo_tf.report.groups import EVALUATE, Dataset, own_command
 from semopo_tf.report.page import Panel, Part, Section, figure_part, paragraphs, table_part
 from semopo_tf.report.scores import ScoreTable
 from semopo_tf.report.svg import Line, Style, lines, pairs
@@ -44,7 +44,7 @@ def aggregate_section(table: ScoreTable, units: Sequence[str], style: Style) -> 
     """The aggregates, Figure 4 and Figure 10, for both units; claims are by the first."""
     title, found = "All tasks together", compared(table)
     if found is None:
-        why, command = "no finished run has scores that can be normalised.", "python evaluate.py --logdir LOGDIR"
+        why, command = "no finished run has scores that can be normalised.", own_command(table.groups, EVALUATE)
         return Section(title, [Part(name, said, missing=why, command=command) for name, said in TITLES.items()])
     about = f"""Normalised scores on {", ".join(dataset.label for dataset in found.datasets)}. Unit seed: a score is
         the mean over the episodes of a seed. Unit episode: every episode is a score, as in the paper's figures;
@@ -75,8 +75,14 @@ def improvement_part(found: Compared, units: Sequence[str]) -> Part:
         panels.append(Panel(f"figure4 {unit}", shows, pairs(f"unit {unit}", rows)))
     caption = """Probability that a run of X (left) scores higher than a run of Y (right), mean over tasks. Bar:
         interval; mark: estimate. An interval entirely above 0.5 says that X is better more often, not by how much."""
-    cells = [[f"{x}, {y}", unit, shown_interval(each)] for unit in units for x, y, each in compared[unit]]
-    part, table = figure_part(name, title, panels, caption), Table("figure4", ["X, Y", "unit", "P(X > Y)"], cells)
+    cells, records = [], [list[object](["X", "Y", "unit", "P(X > Y)", *csv_rows.BOUNDS])]
+    for unit in units:
+        scores = found.scores[unit]
+        for x, y, each in compared[unit]:
+            cells.append([f"{x}, {y}", unit, shown_interval(each)])
+            records.append([x, y, unit, *csv_rows.of_interval(each, scores[x], scores[y])])
+    table = Table("figure4", ["X, Y", "unit", "P(X > Y)"], cells, records)
+    part = figure_part(name, title, panels, caption)
     return part._replace(body=part.body + table.html(), files=part.files | table.files())
 
 
@@ -87,7 +93,8 @@ def profile_part(found: Compared, units: Sequence[str], style: Style) -> Part:
         thresholds, curves = profiles(found.scores[unit])
         drawn = [Line(label, thresholds, each.estimate, each.low, each.high) for label, each in curves.items()]
         svg = lines(f"unit {unit}", drawn, style, x="normalised score", y="fraction above")
-        panels.append(Panel(f"figure10 {unit}", f"Performance profile, unit {unit}", svg))
+        rows = csv_rows.of_lines(drawn, "threshold")
+        panels.append(Panel(f"figure10 {unit}", f"Performance profile, unit {unit}", svg, rows))
     caption = """Fraction of scores strictly above each value. The bands are pointwise: they hold at each value, not for
         a whole curve. With one seed they have no width."""
     return figure_part("Figure 10", TITLES["Figure 10"], panels, caption)
@@ -125,12 +132,15 @@ def compared(table: ScoreTable) -> Compared | None:
 
 def aggregate_table(found: Compared, units: Sequence[str]) -> Table:
     """A row for every method and unit; 95 % intervals where there is more than one run."""
-    rows = []
+    columns = [f"{measure}{bound}" for measure in MEASURES for bound in ("", *(f" {name}" for name in csv_rows.BOUNDS))]
+    rows, records = [], [list[object](["method", "unit", "runs", "tasks", *columns])]
     for unit in units:
         for label, scores in found.scores[unit].items():
-            cells = [shown_interval(interval(measure, scores)) for measure in MEASURES.values()]
-            rows.append([label, unit, f"{scores.shape[0]} {TIMES} {scores.shape[1]}", *cells])
-    return Table("aggregates", ["method", "unit", f"runs {TIMES} tasks", *MEASURES], rows)
+            measured = [interval(measure, scores) for measure in MEASURES.values()]
+            rows.append([label, unit, f"{scores.shape[0]} {TIMES} {scores.shape[1]}", *map(shown_interval, measured)])
+            cells = [value for each in measured for value in csv_rows.of_interval(each, scores)]
+            records.append([label, unit, *scores.shape, *cells])
+    return Table("aggregates", ["method", "unit", f"runs {TIMES} tasks", *MEASURES], rows, records)
 
 
 def improvements(scores: Mapping[str, np.ndarray]) -> list[tuple[str, str, bootstrap.Interval]]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from semopo_tf.report.groups import Group, analyse_command, by_dataset, labels
+from semopo_tf.report import csv_rows
+from semopo_tf.report.groups import ANALYSE, Group, by_dataset, labels, own_command
 from semopo_tf.report.page import Panel, Part, figure_part
 from semopo_tf.report.run_record import RunRecord, points
 from semopo_tf.report.svg import Bar, Line, Style, bars, lines
@@ -42,7 +43,8 @@ def learning_curves(groups: Sequence[Group], style: Style) -> Part:
                 if curves := [line for group in same for line in _curve(group, stage, metrics)]:
                     svg = lines(f"{dataset.label}\n{heading}", curves, style, x=f"{stage} updates")
                     name = " ".join(["curves", dataset.label, metrics[0], *([stage] if len(stages) > 1 else [])])
-                    panels.append(Panel(name, f"{dataset.label}, {heading}; {_legend(curves)}", svg))
+                    rows = csv_rows.of_lines(curves, "step")
+                    panels.append(Panel(name, f"{dataset.label}, {heading}; {_legend(curves)}", svg, rows))
     caption = f"""Mean over seeds with a band of one population standard deviation on either side; a single seed has no
         band. {counted(groups)} Values of the model phase are averages over the updates since the last record; returns
         are means over the episodes of one evaluation during training. Thin dotted lines are unfinished runs. The losses
@@ -66,7 +68,8 @@ def gradient_norms(groups: Sequence[Group], style: Style) -> Part:
         if curves:
             heading = f"{task}: gradient norm"
             svg = lines(heading, curves, style, x=f"{' or '.join(stages)} updates", log=True)
-            panels.append(Panel(f"figure9 {task}", f"{heading}; {_legend(curves)}", svg))
+            rows = csv_rows.of_lines(curves, "step")
+            panels.append(Panel(f"figure9 {task}", f"{heading}; {_legend(curves)}", svg, rows))
     why = "no finished run has a *_grad_norm in the model phase of its metrics.jsonl."
     caption = f"""Global norm of the model's gradient before clipping, averaged over the updates of a record; mean over
         the finished runs of all levels and seeds of a task, with a band of one population standard deviation (none for
@@ -79,7 +82,7 @@ def uncertainties(groups: Sequence[Group], style: Style) -> list[Part]:
     """Figures 2, 7 and 8."""
     measured = [group for group in groups if group.analysed("uncertainty")]
     if not measured:
-        why, command = "no finished run has analysis/uncertainty.json.", analyse_command(groups)
+        why, command = "no finished run has analysis/uncertainty.json.", own_command(groups, ANALYSE)
         return [Part(name, title, missing=why, command=command) for name, title in UNCERTAINTIES.items()]
     about = f"""Bar and whisker: mean and population standard deviation over random states of the dataset, pooled over
         seeds; no measure is negative, so whiskers end at 0. {counted(measured, _states)} Each model is measured by its
@@ -121,7 +124,8 @@ def action_entropy(groups: Sequence[Group], style: Style) -> Part:
         for rule in ("conservative", "uniform"):
             curves += _mean_line(rule, [dict(enumerate(each["rules"][rule]["entropy"], 1)) for each in entropies])
         svg = lines(dataset.label, curves, style, x="epoch", y="nats")
-        panels.append(Panel(f"figure6 {dataset.label}", f"{dataset.label}; {_legend(curves)}", svg))
+        rows = csv_rows.of_lines(curves, "epoch")
+        panels.append(Panel(f"figure6 {dataset.label}", f"{dataset.label}; {_legend(curves)}", svg, rows))
         epoch = f"epochs of {entropies[0]['updates_per_epoch']} updates"
         sources.append(f"{dataset.label}: {group.label}, n = {len(entropies)} seeds, {epoch}.")
     why = "no finished run has analysis/entropy.json."
@@ -129,7 +133,7 @@ def action_entropy(groups: Sequence[Group], style: Style) -> Part:
         [-1, 1], summed over dimensions as if they were independent, which gives an upper bound. Conservative sampling
         draws from a growing pool, uniform sampling from all episodes. {" ".join(sources)} It depends on the dataset and
         its order, not on the model, and says nothing about returns."""
-    return figure_part("Figure 6", title, panels, caption, why, analyse_command(groups))
+    return figure_part("Figure 6", title, panels, caption, why, own_command(groups, ANALYSE))
 
 
 def counted(groups: Iterable[Group], detail: Callable[[Group], str] = lambda group: "") -> str:
@@ -197,7 +201,8 @@ def _bars(
     title = f"{before}{MEASURES[measure]}"
     flat = [(label, dataset, bar) for label, each in heights.items() for dataset, bar in each.items()]
     shows = "; ".join(f"{label} on {dataset} {bar.value:.3g} ± {bar.std:.2g}" for label, dataset, bar in flat)
-    return Panel(f"{name} {measure}", f"{title}: {shows}", bars(title, heights, style, y="uncertainty"))
+    svg = bars(title, heights, style, y="uncertainty")
+    return Panel(f"{name} {measure}", f"{title}: {shows}", svg, csv_rows.of_bars(heights))
 
 
 def _pooled(group: Group, measure: str, stream: str) -> Bar | None:

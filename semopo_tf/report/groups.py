@@ -15,6 +15,8 @@ ELSEWHERE = {
     *("log_every", "save_every", "keep_checkpoints", "eval.every", "eval.episodes", "eval.final_episodes"),
     *("eval.environments", "eval.seed", "video.every", "video.episodes", "video.length", "video.context"),
 }
+ANALYSE = "python -m semopo_tf.analysis --logdir"
+EVALUATE = "python evaluate.py --logdir"
 SHOWN_SETTINGS = 3  # in the name of a variant
 PREFIXES = ("dmcdrv_", "dmc_", "gym_")
 
@@ -25,6 +27,7 @@ class Dataset(NamedTuple):
     label: str
     paper: str  # its name in the paper's tables if it were one of theirs, e.g. `walker_walk random`
     task: str
+    directory: str = ""  # distinguishes it from others of its task and level, e.g. ` (second)`
 
 
 class Group(NamedTuple):
@@ -52,7 +55,7 @@ def grouped(runs: Sequence[RunRecord]) -> tuple[list[Group], list[str]]:
     by_group: dict[tuple[Dataset, str], dict[int, RunRecord]] = defaultdict(dict)
     left_out = []
     datasets, variants = _datasets(runs), _variants(runs)
-    for run in runs:
+    for run in sorted(runs, key=lambda run: not run.finished):  # of two equal ones, the finished one counts
         first = by_group[datasets[run.logdir], variants[run.logdir]].setdefault(run.seed, run)
         if first is not run:
             left_out.append(f"{run.logdir}: left out, the same method, settings, dataset and seed as {first.logdir}")
@@ -72,10 +75,32 @@ def by_dataset(groups: Iterable[Group]) -> dict[Dataset, list[Group]]:
     return by_name
 
 
-def analyse_command(groups: Iterable[Group]) -> str:
-    """The command that analyses the first run of this package."""
-    own = (run.logdir for group in groups for run in group.finished if not run.origin)
-    return f"python -m semopo_tf.analysis --logdir {next(own, 'LOGDIR')}"
+def own_command(groups: Iterable[Group], words: str, flags: str = "") -> str:
+    """A command on the first finished run of this package, e.g. `python -m semopo_tf.analysis --logdir runs/a`. Empty
+    where all runs are imported: their policies are not here, so that no command works on them.
+
+    Args:
+      words: before the logdir.
+      flags: after it.
+    """
+    own = [run for group in groups for run in group.runs if not run.origin]
+    logdir = next((str(run.logdir) for run in own if run.finished), "LOGDIR")
+    return " ".join(filter(None, (words, logdir, flags))) if own else ""
+
+
+def uneven(groups: Iterable[Group]) -> list[str]:
+    """A sentence for each group whose seeds ended, or were evaluated, at different steps."""
+    notes = []
+    for group in groups:
+        last = {run.seed: f"{run.stages[-1]} step {run.last_step}" for run in group.finished if run.stages}
+        played = {run.seed: f"{row['phase']} step {row['step']}" for run in group.finished for row in run.scores[:1]}
+        for verb, steps in (("ended", last), ("were evaluated", played)):
+            if len(set(steps.values())) > 1:
+                listing = ", ".join(f"seed {seed} at {step}" for seed, step in steps.items())
+                where = f"{group.dataset.label}, {group.label}"
+                notes.append(f"{where}: the seeds {verb} at different steps, and their mean mixes them: {listing}.")
+                break
+    return notes
 
 
 def _datasets(runs: Sequence[RunRecord]) -> dict[Any, Dataset]:
@@ -89,13 +114,13 @@ def _datasets(runs: Sequence[RunRecord]) -> dict[Any, Dataset]:
     datasets = {}
     for run in runs:
         short = next((run.task.removeprefix(prefix) for prefix in PREFIXES if run.task.startswith(prefix)), run.task)
-        name, same = f"{short} {run.level}", directories[run.task, run.level]
+        name, same, which = f"{short} {run.level}", directories[run.task, run.level], ""
         label = f"{name}, no distractors" if run.task.startswith("dmc_") else name
         if len(same) > 1:
             directory = same.get(run.dataset_hash, "imported")
             ambiguous = list(same.values()).count(directory) > 1
-            label += f" ({directory} {run.dataset_hash[:6]})" if ambiguous else f" ({directory})"
-        datasets[run.logdir] = Dataset(label, name, run.task)
+            which = f" ({directory} {run.dataset_hash[:6]})" if ambiguous else f" ({directory})"
+        datasets[run.logdir] = Dataset(label + which, name, run.task, which)
     return datasets
 
 

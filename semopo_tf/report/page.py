@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from semopo_tf.report.tables import Table
+from semopo_tf.report.tables import Table, csv_bytes
 
 MISSING = "What is missing"
 STYLE = "\n" + Path(__file__).with_suffix(".css").read_text()
@@ -47,11 +47,12 @@ class Section(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A drawing with the name of its file and a text alternative."""
+    """A drawing with the name of its files, a text alternative, and its numbers."""
 
     name: str
     shows: str
     svg: bytes
+    numbers: Sequence[Sequence[object]] = ()  # the rows of a CSV file, its heading first
 
 
 def figure_part(
@@ -68,6 +69,7 @@ def figure_part(
         f"<img alt='{html.escape(panel.shows, quote=True)}' src='{embedded(panel.svg, 'svg+xml')}'>" for panel in panels
     )
     files = {f"figures/{slug(panel.name)}.svg": panel.svg for panel in panels}
+    files |= {f"figures/{slug(panel.name)}.csv": csv_bytes(panel.numbers) for panel in panels if panel.numbers}
     return Part(name, title, f"<figure><div class=panels>{pictures}</div>{caption_html(caption)}</figure>", files)
 
 

@@ -5,16 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from semopo_tf.report import paper
-from semopo_tf.report.groups import Dataset
+from semopo_tf.report import csv_rows, paper
+from semopo_tf.report.groups import EVALUATE, Dataset, own_command, uneven
 from semopo_tf.report.page import Part, Section, paragraphs, table_part
 from semopo_tf.report.scores import STATISTICS, Score, ScoreTable, Spread
-from semopo_tf.report.tables import NOTHING, PAPER, TIMES, Table
+from semopo_tf.report.tables import NOTHING, PAPER, TIMES, Table, csv_bytes
 
 RGB = "background_color rgb"
 RECORD = ["dataset", "method", "source", "mean", "std", "seeds", "episodes"]
 OURS = "these runs"
-PLAY = "python evaluate.py --logdir"
 HOW = f"""A number with ± is the mean over seeds of each seed's mean return, and the population standard deviation over
 seeds; n counts seeds {TIMES} episodes of each. Only finished runs count, at their last evaluated update, in the
 environment of their dataset unless another is named."""
@@ -52,9 +51,14 @@ def tables_section(table: ScoreTable, references: Sequence[tuple[str, Mapping[st
     Args:
       references: (behaviour, statistics of its returns), beside those of the runs.
     """
-    parts = [table_part("Returns", "Returns of these runs", all_returns(table, references), RETURNS_CAPTION)]
+    returns = table_part("Returns", "Returns of these runs", all_returns(table, references), RETURNS_CAPTION)
+    parts = [returns._replace(files=returns.files | {"scores.csv": csv_bytes(csv_rows.of_scores(table))})]
     parts += [data_part(table) if number == 3 else numbered_part(table, number) for number in (1, 2, 3, 4, 5)]
-    return Section("Tables", parts, paragraphs(*other_data(table), kind="note") + paragraphs(HOW, scales(table)))
+    return Section(
+        "Tables",
+        parts,
+        paragraphs(*other_data(table), *uneven(table.groups), kind="note") + paragraphs(HOW, scales(table)),
+    )
 
 
 def numbered_part(table: ScoreTable, number: int) -> Part:
@@ -68,8 +72,8 @@ def numbered_part(table: ScoreTable, number: int) -> Part:
 def _command(table: ScoreTable, number: int) -> str:
     """The command that supplies a table."""
     if number == 2:
-        runs = (score.group.runs[0].logdir for score in table.scores if in_paper(2, score.group.dataset))
-        return f"{PLAY} {next(runs, 'LOGDIR')} --background_color rgb"
+        own = [group for group in table.groups if in_paper(2, group.dataset) and not group.runs[0].origin]
+        return own_command(own or table.groups, EVALUATE, "--background_color rgb")
     task = "dmc_walker_walk" if number == 4 else "dmcdrv_walker_walk"
     return f"python train.py --configs semopo walker_walk --task {task} --offline_dir DATA/random --logdir LOGDIR"
 

@@ -11,7 +11,7 @@ import imageio.v3 as imageio
 import numpy as np
 
 from semopo_tf.errors import DataError
-from semopo_tf.report.groups import Group, analyse_command, by_dataset
+from semopo_tf.report.groups import ANALYSE, Group, by_dataset, own_command
 from semopo_tf.report.page import Part, caption_html, embedded
 from semopo_tf.report.run_record import RunRecord
 from semopo_tf.storage.untrusted import read_whole
@@ -44,7 +44,7 @@ def frames_part(groups: Sequence[Group]) -> Part:
             blocks.append(f"<div><h4>{heading}</h4>{_frames(run)}</div>")
     if not blocks:
         why = "no finished run has analysis/uncertainty.json."
-        return Part("Figure 3", title, missing=why, command=analyse_command(groups))
+        return Part("Figure 3", title, missing=why, command=own_command(groups, ANALYSE))
     body = f"<div class=blocks>{''.join(blocks)}</div><figure>{caption_html(FRAMES_CAPTION)}</figure>"
     return Part("Figure 3", title, body)
 
@@ -69,7 +69,7 @@ def reconstructions_part(groups: Sequence[Group]) -> Part:
             blocks.append(f"<h4>{html.escape(dataset.label)}</h4>{strip_html(names, np.concatenate(rows), shows)}")
     if not blocks:
         why = "no finished run has analysis/reconstruction.json."
-        return Part("Figure 5", title, missing=why, command=analyse_command(groups))
+        return Part("Figure 5", title, missing=why, command=own_command(groups, ANALYSE))
     return Part("Figure 5", title, "".join(blocks) + f"<figure>{caption_html(RECONSTRUCTIONS_CAPTION)}</figure>")
 
 

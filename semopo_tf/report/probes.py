@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from semopo_tf.report.groups import Group
+from semopo_tf.report.groups import Group, own_command
 from semopo_tf.report.page import Part, table_part
 from semopo_tf.report.run_record import STREAMS, RunRecord
 from semopo_tf.report.tables import NOTHING, Table
@@ -23,7 +23,7 @@ def probe_part(groups: Sequence[Group]) -> Part:
     probed = {number: runs for number, group in enumerate(groups) if (runs := group.analysed("probe"))}
     if not probed:
         why = "no finished run has analysis/probe.json; only the testbed (exbmdp_*) stores true states."
-        return Part("Probes", title, missing=why, command="python -m semopo_tf.probe --logdir LOGDIR")
+        return Part("Probes", title, missing=why, command=own_command(groups, "python -m semopo_tf.probe --logdir"))
     r2 = [run.analyses["probe"]["r2"] for runs in probed.values() for run in runs]
     quantities = list(dict.fromkeys(name for streams in r2 for each in STREAMS for name in streams.get(each, {})))
     ahead = [f"position, {steps} steps ahead" for steps in AHEAD]

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from semopo_tf.report.groups import Dataset
+from semopo_tf.report import csv_rows
+from semopo_tf.report.groups import EVALUATE, Dataset, own_command
 from semopo_tf.report.page import Panel, Part, figure_part
 from semopo_tf.report.scores import Score, ScoreTable
 from semopo_tf.report.svg import Dots, Style, dots
@@ -49,9 +50,11 @@ def returns_part(table: ScoreTable, style: Style) -> Part:
             rows.append(Dots(score.group.label, seeds, score.raw.mean))
         shows = "; ".join(f"{row.label} {row.mean:.1f}" for row in rows)
         svg = dots(dataset.label, rows, style, x="return of an episode", marks=bounds[:2] if bounds else ())
-        panels.append(Panel(f"return {dataset.label}", f"{dataset.label}, mean return: {shows}", svg))
+        panels.append(
+            Panel(f"return {dataset.label}", f"{dataset.label}, mean return: {shows}", svg, csv_rows.of_dots(rows))
+        )
     title, why = "The return of each method beside its data", "no finished run has scores."
-    return figure_part("Return", title, panels, CAPTION, why, "python evaluate.py --logdir LOGDIR")
+    return figure_part("Return", title, panels, CAPTION, why, own_command(table.groups, EVALUATE))
 
 
 def _on_dataset(table: ScoreTable, dataset: Dataset, scores: Sequence[Score]) -> str:

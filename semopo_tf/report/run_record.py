@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from semopo_tf import config as configuration
 from semopo_tf.data.cards import read_run_data
 from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.report.importers import ONLINE
 from semopo_tf.storage.records import read_records
 from semopo_tf.storage.schema import read_object, unfit
 
@@ -31,6 +32,7 @@ BACKGROUND = {
 }
 # Patterns of the files (`schema.unfit`): these keys at least; one that ends with `?` may be absent.
 ORIGIN = {"format": str, "method": str, "task": str, "level": str, "seed": int, "file": str, "sha256": str}
+ORIGIN |= {"unfinished?": str, "end?": object}
 SETTINGS = {"method": str, "task": str, "seed": int, "offline_dir": str, "world_model": str, "model.kind": str}
 SETTINGS |= dict.fromkeys(("steps.model", "steps.policy", "video.episodes", "video.context"), int)
 METRIC = {"phase": str, "step": int}
@@ -69,18 +71,28 @@ class RunRecord(NamedTuple):
     level: str  # of the dataset: random, medrep, medium, or a word of its card
     seed: int
     origin: str  # format of the original program it was imported from; empty for a run of this package
-    finished: bool
+    unfinished: str  # why it enters no table, in words that follow "the run"; empty for one that does
     settings: dict[str, Any]  # by dotted key; empty for an imported run
     manifest: dict[str, Any]  # dataset_manifest.json; empty for an imported run
     metrics: list[dict[str, Any]]  # in chronological order
     minutes: dict[str, float]  # training time of each stage
-    scores: list[dict[str, Any]]  # at the last evaluated step, one row per episode and environment
+    scores: list[dict[str, Any]]  # at the last evaluated step of the last stage, one row per episode and environment
     analyses: dict[str, dict[str, Any]]  # analysis/<name>.json by name
+    end: int | None = None  # last step of a complete imported run, where it is known
+
+    @property
+    def finished(self) -> bool:
+        return not self.unfinished
 
     @property
     def stages(self) -> list[str]:
         """Stages of learning in the order of the run."""
         return list(dict.fromkeys(row["phase"] for row in self.metrics))
+
+    @property
+    def last_step(self) -> int:
+        """Updates so far in the last stage."""
+        return reached(self, self.stages[-1]) if self.stages else 0
 
     def stage_of(self, metric: str) -> str:
         """The last stage that recorded a metric; empty where none has."""
@@ -143,11 +155,16 @@ def read_run(logdir: Path) -> RunRecord:
     scores = _newest(_records(logdir / "scores.jsonl", SCORE), stages)
     if imported:
         origin = _object(logdir / "origin.json", ORIGIN, "import the run again with python -m semopo_tf.originals")
-        about = (origin["method"], origin["task"], origin["level"], origin["seed"], origin["format"], True)
-        return RunRecord(logdir, *about, {}, {}, metrics, {}, scores, {})
+        unfinished, end = origin.get("unfinished"), origin.get("end")
+        if unfinished is None:  # of an earlier version, which did not look
+            untrained = bool(stages) and origin["format"] not in ONLINE and "policy" not in stages
+            unfinished = "ends in the model phase: its policy is untrained" if untrained else ""
+        about = (origin["method"], origin["task"], origin["level"], origin["seed"], origin["format"], unfinished)
+        return RunRecord(logdir, *about, {}, {}, metrics, {}, scores, {}, end if type(end) is int else None)
     settings, manifest = _settings(logdir / "config.yaml"), read_run_data(logdir)
     level = _level(manifest["card"] or {}, Path(settings["offline_dir"]).name)
-    about = (settings["method"], settings["task"], level, settings["seed"], "", (logdir / "DONE").exists())
+    unfinished = "" if (logdir / "DONE").exists() else "is not finished"
+    about = (settings["method"], settings["task"], level, settings["seed"], "", unfinished)
     minutes, analyses = phase_minutes(logdir), _analyses(logdir / "analysis")
     return RunRecord(logdir, *about, settings, manifest, metrics, minutes, scores, analyses)
 
@@ -210,15 +227,16 @@ def _records(path: Path, pattern: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _newest(rows: Sequence[dict[str, Any]], stages: Sequence[str]) -> list[dict[str, Any]]:
-    """At the last evaluated step, the newest row of every episode and environment, in the order of their first rows.
+    """At the last evaluated step of the last stage, the newest row of every episode and environment, in the order of
+    their first rows; none where only earlier stages, whose policy is untrained, were evaluated.
 
     Stages without metrics come after the others: a checkpoint may be evaluated before its stage has a row.
     """
     order = list(dict.fromkeys([*stages, *(row["phase"] for row in rows)]))
-    steps = [(order.index(row["phase"]), row["step"]) for row in rows]
+    steps = [row["step"] for row in rows if row["phase"] == order[-1]]
     newest: dict[str, dict[str, Any]] = {}
-    for row, step in zip(rows, steps, strict=True):
-        if step == max(steps):
+    for row in rows:
+        if row["phase"] == order[-1] and row["step"] == max(steps):
             newest[json.dumps([row["episode_seed"], row.get("environment", {})], sort_keys=True)] = row
     return list(newest.values())
 

@@ -67,6 +67,7 @@ class Score(NamedTuple):
 class ScoreTable(NamedTuple):
     """All scores of the given runs."""
 
+    groups: Sequence[Group]
     rule: str  # of normalisation, one of `paper.RULES`
     bounds: dict[str, Bounds | None]  # of each task
     cards: dict[Dataset, dict[str, Any] | None]  # the complete card of each dataset, where a run has one
@@ -97,7 +98,7 @@ def score_table(groups: Sequence[Group], rule: str) -> ScoreTable:
             scores.append(Score(group, condition, evaluated, bounds[group.dataset.task]))
     runs = {dataset: [run for group in same for run in group.runs] for dataset, same in by_dataset(groups).items()}
     cards = {dataset: _card(same) for dataset, same in runs.items()}
-    return ScoreTable(rule, bounds, cards, scores)
+    return ScoreTable(groups, rule, bounds, cards, scores)
 
 
 def spread(values: Iterable[np.ndarray]) -> Spread:

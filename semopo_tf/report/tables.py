@@ -3,7 +3,7 @@
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -39,10 +39,8 @@ class Table(NamedTuple):
         return f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
     def csv(self) -> bytes:
-        buffer = io.StringIO()
         shown = [[cell.replace("\n", " ") for cell in row] for row in (self.header, *self.rows)]
-        csv.writer(buffer, lineterminator="\n").writerows(self.records or shown)
-        return buffer.getvalue().encode()
+        return csv_bytes(self.records or shown)
 
     def tex(self) -> bytes:
         """A `tabular` that needs no package."""
@@ -54,6 +52,13 @@ class Table(NamedTuple):
 
     def files(self) -> dict[str, bytes]:
         return {f"tables/{self.name}.csv": self.csv(), f"tables/{self.name}.tex": self.tex()}
+
+
+def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    """A CSV file."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode()
 
 
 def span(values: Sequence[int], between: str = "-") -> str:

@@ -208,5 +208,5 @@ def score_row(
         "clip": played.clip,
         "source": source,
         "environment": dict(settings),
-        "versions": tasks.environment_versions(),
+        "versions": tasks.environment_versions(config.task),
     }

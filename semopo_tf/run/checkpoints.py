@@ -24,7 +24,7 @@ import semopo_tf
 from semopo_tf.errors import CheckpointError, StorageError
 from semopo_tf.run.directory import replace_directory, set_aside
 from semopo_tf.storage import npz
-from semopo_tf.storage.files import FILES, Files, free_memory
+from semopo_tf.storage.files import FILES, Files, cure, free_memory
 from semopo_tf.storage.schema import unfit
 from semopo_tf.storage.untrusted import parse_json, read_whole
 
@@ -85,8 +85,8 @@ def save(
     except OSError as error:
         raise StorageError(
             f"{target}: the checkpoint cannot be written ({error.strerror}); it needs "
-            f"{_megabytes(sum(map(len, content.values())))}, {_free(logdir, files)} are free; free some space and run "
-            "again, the previous checkpoint is good"
+            f"{_megabytes(sum(map(len, content.values())))}, {_free(logdir, files)} are free; "
+            f"{cure(error) or 'restore its directory'} and run again, the previous checkpoint is good"
         ) from error
     return target
 

@@ -21,7 +21,7 @@ from semopo_tf.errors import DataError, StorageError
 from semopo_tf.random import Key
 from semopo_tf.run.directory import replace_directory
 from semopo_tf.storage import npz
-from semopo_tf.storage.files import FILES, Files, free_memory
+from semopo_tf.storage.files import FILES, Files, free_memory, remedy
 from semopo_tf.storage.npz import not_finite
 from semopo_tf.storage.schema import read_object, unfit
 from semopo_tf.storage.untrusted import read_whole
@@ -107,7 +107,8 @@ def write(
     try:
         replace_directory(target, content, files)
     except OSError as error:
-        raise StorageError(f"{target}: cannot be written ({error.strerror}); free some space") from error
+        helps = remedy(error, "make the run directory writable")
+        raise StorageError(f"{target}: cannot be written ({error.strerror}); {helps}") from error
     return target
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from semopo_tf import config as configuration
 from semopo_tf.data.cards import read_run_data
 from semopo_tf.engine import xla
-from semopo_tf.errors import CheckpointError, CommandParser, ConfigError, cut
+from semopo_tf.errors import CheckpointError, CommandParser, ConfigError, cut, user_path
 from semopo_tf.run.directory import tuning
 from semopo_tf.run.evaluate import evaluate
 from semopo_tf.types import Batch, Episode, Learner, Policy
@@ -64,7 +64,7 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
       CheckpointError: when the directory holds no usable checkpoint.
       ConfigError, DataError: when one of its files is malformed.
     """
-    logdir = Path(logdir).expanduser()
+    logdir = user_path(logdir)
     if not (logdir / "config.yaml").is_file() or not (logdir / "dataset_manifest.json").is_file():
         raise CheckpointError(
             f"{logdir}: expected the logdir of a run (config.yaml, dataset_manifest.json), received none"

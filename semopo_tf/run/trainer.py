@@ -17,7 +17,7 @@ from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices, xla
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
 from semopo_tf.envs.contract import Contract
-from semopo_tf.errors import CheckpointError, DataError, NumericalError
+from semopo_tf.errors import CheckpointError, DataError, NumericalError, user_path
 from semopo_tf.random import Key
 from semopo_tf.run import alarms, build, checkpoints, dump
 from semopo_tf.run.checkpoints import Checkpoint
@@ -71,7 +71,7 @@ class Trainer:
         self._device, self._device_name = devices.choose_device(config.device)
         self._jit = compiling.choose_jit(config.jit, self._device)
         print(f"device: {self._device_name}; XLA compiles {self._jit.describe()}; {config.precision}")
-        directory = Path(config.offline_dir).expanduser()
+        directory = user_path(config.offline_dir)
         self._card = read_card(directory)
         self._dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
         self._dataset.require_length(config.batch.length, config.min_length)
@@ -244,7 +244,7 @@ class Trainer:
 
     def _take_world_model(self, learner: Learner) -> Path:
         """Load the world model of the run that `world_model` names into the learner; returns the checkpoint used."""
-        other = Path(self._config.world_model).expanduser()
+        other = user_path(self._config.world_model)
         donor, _ = checkpoints.load_newest(other, self._phases)
         if donor is None:
             raise CheckpointError(f"--world_model {other}: no checkpoint there; expected the logdir of a run")

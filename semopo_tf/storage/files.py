@@ -19,6 +19,13 @@ from semopo_tf.errors import LockedError, StorageError
 FILE_MODE, DIRECTORY_MODE = 0o664, 0o775  # less the umask: never writable for everybody
 OWNER_BYTES = 200  # of a lock file that are read
 OWNER_SECONDS, OWNER_POLL_SECONDS = 1.0, 0.05  # how long the name of a lock's owner is waited for
+CURES = {
+    (errno.ENOSPC, errno.EDQUOT): "free some space",
+    (errno.EACCES, errno.EPERM): "make it writable for you",
+    (errno.EIO,): "check the disk",
+    (errno.EFBIG,): "raise the limit on the size of files (ulimit -f)",
+}
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what a file system says that has no such notion
 
 
@@ -123,6 +130,20 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f".tmp-{os.getpid()}-{path.name}")
 
 
+def cure(error: OSError) -> str:
+    """What removes the reason for which the system refuses a write, in words; empty where that is not known."""
+    return next((words for errors, words in CURES.items() if error.errno in errors), "")
+
+
+def remedy(error: OSError, other: str) -> str:
+    """The end of a message about a refused write: its cure, and what helps in any case.
+
+    Args:
+      other: such as "choose another directory".
+    """
+    return f"{known} or {other}" if (known := cure(error)) else other
+
+
 def write_whole(path: Path, data: bytes, files: Files = FILES) -> None:
     """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a part.
 
@@ -137,7 +158,7 @@ def write_whole(path: Path, data: bytes, files: Files = FILES) -> None:
     except OSError as error:
         files.remove_tree(temporary)
         raise StorageError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another directory"
+            f"{path}: cannot be written ({error.strerror}); {remedy(error, 'choose another directory')}"
         ) from error
 
 
@@ -187,9 +208,8 @@ class Growing:
                 self._files.put_all(descriptor, self._waiting)
                 self._files.sync(descriptor)
         except OSError as error:
-            raise StorageError(
-                f"{self.path}: cannot be written ({error.strerror}); free some space and run again"
-            ) from error
+            first = cure(error) or "restore its directory"
+            raise StorageError(f"{self.path}: cannot be written ({error.strerror}); {first} and run again") from error
         self._waiting, self._whole = b"", None
 
 
@@ -217,7 +237,10 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[str]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be opened for the lock of {what} ({error.strerror})") from error
+        raise StorageError(
+            f"{path}: cannot be opened for the lock of {what} ({error.strerror}); "
+            f"{remedy(error, 'choose another directory')}"
+        ) from error
     with FILES.closing(descriptor):
         previous = _take(descriptor, path, wait, what)
         try:
@@ -239,9 +262,9 @@ def _take(descriptor: int, path: Path, wait: bool, what: str) -> str:
             f"{what} is in use by {_named_owner(descriptor)}; wait for it or choose another directory"
         ) from error
     except OSError as error:
-        raise StorageError(
-            f"{path}: {what} cannot be locked ({error.strerror}); free some space or choose another directory"
-        ) from error
+        missing = "its file system has no locks, choose a directory on a local disk"
+        what_helps = missing if error.errno in NO_LOCKS else remedy(error, "choose another directory")
+        raise StorageError(f"{path}: {what} cannot be locked ({error.strerror}); {what_helps}") from error
     return previous
 
 

@@ -1,5 +1,6 @@
 """Files that come from outside, read with limits: links, pipes and devices are refused, and JSON is read strictly."""
 
+import codecs
 import errno
 import json
 import os
@@ -39,8 +40,19 @@ def no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
 
 
+def decoded(data: bytes) -> str:
+    """A text in UTF-8, without the byte order mark that some editors put before it.
+
+    Raises:
+      ValueError: in one line, for any other encoding.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("text in UTF-16; save it as UTF-8")
+    return data.decode("utf-8-sig")
+
+
 def parse_json(data: bytes, constant: Callable[[str], Any] = no_constant) -> Any:
-    """One JSON value, strictly: UTF-8, no name twice in an object.
+    """One JSON value, strictly: UTF-8, a byte order mark allowed before it; no name twice in an object.
 
     Args:
       constant: gives the value of the words NaN, Infinity and -Infinity.
@@ -49,7 +61,7 @@ def parse_json(data: bytes, constant: Callable[[str], Any] = no_constant) -> Any
       ValueError: in one line.
     """
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=constant)
+        return json.loads(decoded(data), object_pairs_hook=_object, parse_constant=constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

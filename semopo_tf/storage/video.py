@@ -11,7 +11,7 @@ import numpy as np
 
 from semopo_tf.errors import DataError, StorageError, cut
 from semopo_tf.storage.child import Child
-from semopo_tf.storage.files import FILES, write_whole
+from semopo_tf.storage.files import FILES, remedy, write_whole
 
 VIDEO_FPS = 15
 MAX_PIXELS = 1 << 25  # of one frame that is read; 7680 x 4320
@@ -41,7 +41,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
         FILES.make_directory(path.parent)
     except OSError as error:
         raise StorageError(
-            f"{path.parent}: cannot be made ({error.strerror}); free some space or choose another directory"
+            f"{path.parent}: cannot be made ({error.strerror}); {remedy(error, 'choose another directory')}"
         ) from error
     write_whole(path, encode_mp4(padded))
 

@@ -143,7 +143,7 @@ def test_card_tells_how_the_episodes_were_made(tmp_path, still):
         "mask_rule": "blue",
         "clips": [],
     }
-    assert set(card["versions"]) == {"dm_control", "mujoco", "numpy", "backend"}
+    assert set(card["versions"]) == {"numpy"}  # no simulator plays this task
     assert (card["episodes"], card["records"]) == (3, 21)
     assert card["returns"] == {"mean": 6, "std": 0, "min": 6, "p25": 6, "median": 6, "p75": 6, "max": 6}
     assert [entry["return"] for entry in card["files"]] == [6, 6, 6]

@@ -1,9 +1,11 @@
 """An exported policy acts bit for bit as its run does, in a process that never imports the package."""
 
+import base64
 import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +24,7 @@ from semopo_tf.envs.rollout import play
 from semopo_tf.errors import CheckpointError, ConfigError, StorageError
 from semopo_tf.run import build, checkpoints
 from semopo_tf.run.trained import load_run
-from semopo_tf.storage.files import Files
+from semopo_tf.storage.files import Files, remedy
 
 ROOT = Path(semopo_tf.__file__).parents[1]
 CASES = {  # (overlays and flags, phase of the checkpoint that is exported)
@@ -172,6 +174,8 @@ def test_what_stands_beside_the_model(exported):
         "initial": {"inputs": {"episodes": "int32 []"}, "outputs": state},
         "act": {"inputs": {"image": "uint8 [E, 32, 32, 3]", "seed": "int64 [E]"} | state, "outputs": state},
     }
+    assert set(facts.pop("graph")) == {"initial", "act"}
+    assert set(facts.pop("check")) == {"image", "seed", "expected", "tolerance"}
     assert set(facts.pop("versions")) == {"semopo_tf", "tensorflow", "numpy"}
     assert facts == {
         "format": 1,
@@ -231,3 +235,80 @@ def test_a_disk_that_refuses_leaves_nothing_behind(exported, tmp_path):
     with pytest.raises(StorageError, match=r"out: cannot be written \(No space left on device\); free some space"):
         export.write(tmp_path / "out", exported["gaussian"][1], {}, Full())
     assert list(tmp_path.iterdir()) == []
+
+
+# --- another TensorFlow computes the same, or the example says that it does not ---------------------------------------
+
+
+def run_example(folder, export, *words, **environment):
+    """The example in a process of its own."""
+    clean = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
+    command = [sys.executable, str(ROOT / "examples" / "act.py"), str(export), *words]
+    return subprocess.run(command, cwd=folder, env=clean | environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_I06_the_frame_of_export_json_gives_the_state_and_the_action_beside_it(exported, case):
+    folder, run, _ = exported[case]
+    check = json.loads((folder / "export" / "export.json").read_text())["check"]
+    frame = np.frombuffer(base64.b64decode(check["image"]), np.uint8).reshape(1, 32, 32, 3)
+    np.testing.assert_array_equal(frame[0], export.check_frame(32))
+    assert frame.min() == 0 and frame.max() == 255
+    latent, action = run.policy.initial(1)
+    seed, step = tf.constant([check["seed"]], tf.int64), tf.zeros([1], tf.int64)
+    action, latent = tf.function(run.policy.act)(tf.constant(frame), latent, action, seed, step)
+    for name, value in {"action": action, "deter": latent.deter, "stoch": latent.stoch}.items():
+        np.testing.assert_array_equal(np.array(check["expected"][name], np.float32), value.numpy()[0])
+    assert check["tolerance"] == (0.05 if case == "joint" else 0.01)
+
+
+def test_I06_the_check_is_the_same_in_every_export_of_a_checkpoint(exported, tmp_path):
+    folder, run, _ = exported["gaussian"]
+    export.write(tmp_path / "again", run, export.describe(run))
+    assert (tmp_path / "again" / "export.json").read_bytes() == (folder / "export" / "export.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["deter", "action"])
+def test_I06_the_example_refuses_another_state_in_one_line_with_the_largest_difference(exported, tmp_path, name):
+    shutil.copytree(exported["gaussian"][0] / "export", tmp_path / "export")
+    path = tmp_path / "export" / "export.json"
+    facts = json.loads(path.read_text())
+    facts["check"]["expected"][name][1] += 0.625
+    path.write_text(json.dumps(facts))
+    done = run_example(tmp_path, tmp_path / "export")
+    assert done.returncode == 1 and done.stdout == ""
+    expected = f"{tmp_path / 'export'}: expected {name} within 0.01 of export.json"
+    received = f"received a largest difference of 0.625 with TensorFlow {tf.__version__}"
+    helps = f"use TensorFlow {tf.__version__}, or set TF_ENABLE_ONEDNN_OPTS=0"
+    assert done.stderr.splitlines()[-1] == f"{expected}, {received}; {helps}"
+
+
+def test_I06_other_kernels_are_within_the_tolerance(exported, tmp_path):
+    done = run_example(tmp_path, exported["gaussian"][0] / "export", TF_ENABLE_ONEDNN_OPTS="0")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 10
+
+
+def test_I24_export_json_names_the_tensors_of_the_graph(exported):
+    folder = exported["gaussian"][0]
+    names = json.loads((folder / "export" / "export.json").read_text())["graph"]
+    assert set(names) == {"initial", "act"} and names["act"]["inputs"]["image"] == "act_image:0"
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
+        # As the C interface does it: TF_LoadSessionFromSavedModel with the tag, then tensors by their names.
+        tf.compat.v1.saved_model.load(session, ["serve"], str(folder / "export"))
+        start = session.run(names["initial"]["outputs"], {names["initial"]["inputs"]["episodes"]: 1})
+        feed = {"image": export.check_frame(32)[None], "seed": np.zeros(1, np.int64), **start}
+        after = session.run(
+            names["act"]["outputs"], {names["act"]["inputs"][name]: value for name, value in feed.items()}
+        )
+    expected = json.loads((folder / "export" / "export.json").read_text())["check"]["expected"]
+    for name, value in expected.items():
+        np.testing.assert_allclose(after[name][0], np.array(value, np.float32), rtol=0, atol=1e-5)
+
+
+def test_I21_a_refusal_of_tensorflows_file_layer_has_the_remedy_of_its_reason():
+    for error, words in (
+        (tf.errors.ResourceExhaustedError(None, None, "no space\nleft"), "free some space or choose another --out"),
+        (tf.errors.PermissionDeniedError(None, None, "denied"), "make it writable for you or choose another --out"),
+        (tf.errors.UnknownError(None, None, "x"), "choose another --out"),
+    ):
+        assert remedy(export._as_os_error(error), "choose another --out") == words

@@ -132,7 +132,38 @@ TIA_ATARI = [
     },
     {"step": 2000, "eval_return": 15.0, "eval_length": 500.0, "eval_episodes": 1.0},
 ]
-FILES_OF = {"semopo": SEMOPO, "offline_dv2": OFFLINE_DV2, "dreamerv2": DREAMERV2, "tia": TIA}
+# DreamerV2's API: no prefix, and no evaluation.
+DREAMERV2_API = [
+    {"step": 1000, "return": 12.0, "length": 500.0, "total_steps": 500.0, "total_episodes": 1.0},
+    {**model(2000, kl_loss=9.0), **behaviour(2000)},
+    {"step": 2000, "return": 40.0, "length": 500.0, "total_steps": 1000.0, "total_episodes": 2.0},
+]
+# DreamerV3: what is logged at one step is one row, whichever part of the program logged it.
+DREAMERV3 = [
+    {"step": 1000, "episode/score": 12.0, "episode/length": 501.0},
+    {
+        **{"step": 2000, "episode/score": 30.0, "episode/length": 501.0, "train/loss/image": 900.0},
+        **{
+            "train/loss/policy": -1.0,
+            "train/opt/grad_norm": float("nan"),
+            "fps/policy": 60.0,
+            "epstats/reward_rate": 0.5,
+        },
+    },
+    {"step": 2000, "replay/items": 2000.0, "usage/psutil/proc_cpu_usage": 90.0},
+    {"step": 3000, "episode/score": 44.0, "episode/length": 501.0},
+]
+# Its first version, whose evaluations have a name of their own.
+DREAMERV3_EVALUATED = [
+    {"step": 1000, "episode/score": 12.0, "episode/length": 500.0},
+    {"step": 1000, "eval_episode/score": 10.0, "eval_episode/length": 500.0, "train/actor_loss": 1.0},
+    {"step": 2000, "eval_episode/score": 20.0, "eval_episode/length": 500.0},
+    {"step": 2500, "episode/score": 99.0, "episode/length": 500.0},
+]
+FILES_OF = {
+    **{"semopo": SEMOPO, "offline_dv2": OFFLINE_DV2, "dreamerv2": DREAMERV2, "tia": TIA},
+    "dreamerv3": DREAMERV3,
+}
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -458,7 +489,7 @@ def test_wrong_flags_are_refused(tmp_path):
         ("--method", "a\nb", r"--method: expected a name, received 'a\\nb'"),
         ("--level", " ", "--level: expected a name"),
         ("--seed", "one", "argument --seed: invalid int value"),
-        ("--format", "dreamerv3", "argument --format: invalid choice"),
+        ("--format", "planet", "argument --format: invalid choice"),
     ):
         with pytest.raises(ConfigError, match=message):
             originals.main([*flags(file, tmp_path / "new", "tia"), flag, value])
@@ -477,3 +508,215 @@ def test_a_disk_that_refuses_leaves_nothing(step, tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
         originals.main(flags(file, tmp_path / "out", "tia"))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+# --- formats that were named and refused ------------------------------------------------------------------------------
+
+
+def test_I20_dreamerv2s_api_has_the_returns_of_its_training_episodes(imported):
+    metrics, scores, origin = imported(DREAMERV2_API, "dreamerv2")
+    assert returns(scores) == {("policy", 1000): [12], ("policy", 2000): [40]}
+    assert [row["length"] for row in scores] == [500, 500]
+    row = at(metrics, "policy", 2000, "image_loss")
+    assert {"joint_kl": 8.0, "actor_loss": -3.5, "imagined_reward": 0.25, "model_loss": 11410.0}.items() <= row.items()
+    assert "return" not in row and at(metrics, "policy", 2000, "eval_return")["eval_return"] == 40
+    assert origin["notes"] == [
+        "the returns are those of single training episodes, exploration included: the rows have no evaluations of "
+        "their own"
+    ]
+    assert origin["unfinished"] == ""
+
+
+def test_I20_a_start_of_dreamerv2s_api_without_an_episode_is_not_taken_for_another_program(imported):
+    metrics, scores, _ = imported(DREAMERV2_API[1:2], "dreamerv2")
+    assert [row["step"] for row in metrics] == [2000] and scores == []
+
+
+def test_I20_dreamerv3_has_scores_and_losses_in_one_row(imported):
+    metrics, scores, origin = imported(DREAMERV3, "dreamerv3")
+    assert returns(scores) == {("policy", 1000): [12], ("policy", 2000): [30], ("policy", 3000): [44]}
+    row = at(metrics, "policy", 2000, "train/loss/image")
+    assert row["train/loss/policy"] == -1.0 and "episode/score" not in row and "train/opt/grad_norm" not in row
+    assert origin["notes"][0] == "1 numbers that are not finite are left out: train/opt/grad_norm 1"
+    assert "training episodes, exploration included" in origin["notes"][1]
+    assert origin["axis"].startswith("steps of the simulator") and origin["unfinished"] == ""
+
+
+def test_I20_dreamerv3s_scores_alone_are_enough(imported):
+    kept = ("step", "episode/score")
+    metrics, scores, _ = imported([{key: row[key] for key in kept} for row in DREAMERV3[::3]], "dreamerv3")
+    assert returns(scores) == {("policy", 1000): [12], ("policy", 3000): [44]}
+    assert [row["length"] for row in scores] == [None, None]
+    assert [row["eval_return"] for row in metrics] == [12, 44]
+
+
+def test_I20_evaluations_with_a_name_of_their_own_are_the_scores(imported):
+    metrics, scores, origin = imported(DREAMERV3_EVALUATED, "dreamerv3")
+    assert returns(scores) == {("policy", 1000): [10], ("policy", 2000): [20]}
+    assert at(metrics, "policy", 2500, "episode/score")["episode/score"] == 99
+    assert at(metrics, "policy", 1000, "train/actor_loss")["train/actor_loss"] == 1
+    assert origin["notes"] == []
+
+
+def test_I20_rows_of_no_known_program_are_called_so_and_no_format_is_suggested(tmp_path):
+    file = write(tmp_path / "metrics.jsonl", [{"step": 1, "loss/total": 2.0, "reward": 1.0}])
+    with pytest.raises(
+        DataError, match=r"received those of no known program \(loss/total, reward\); give the"
+    ) as caught:
+        originals.main(flags(file, tmp_path / "out", "dreamerv3"))
+    assert "--format" not in str(caught.value)
+
+
+@pytest.mark.parametrize("format", ["dreamerv2", "dreamerv3"])
+def test_I20_the_page_shows_them(format, tmp_path):
+    rows = DREAMERV2_API if format == "dreamerv2" else DREAMERV3
+    assert originals.main(flags(write(tmp_path / "metrics.jsonl", rows), tmp_path / "run", format)) == 0
+    assert report.main([str(tmp_path / "run"), "--out", str(tmp_path / "page")]) == 0
+    table = (tmp_path / "page" / "tables" / "table5.csv").read_text()
+    assert f"an original (imported),these runs,{rows[-1].get('return', 44.0)}," in table
+
+
+# --- runs that never finished -----------------------------------------------------------------------------------------
+
+STOPPED = {
+    "model phase": ("semopo", SEMOPO[:-6], "ends in the model phase, at update 400: its policy is untrained"),
+    "model phase, Offline DV2": (
+        *("offline_dv2", OFFLINE_DV2[:4]),
+        "ends in the model phase, at update 300: its policy is untrained",
+    ),
+    "evaluated before the policy alone": (
+        *("semopo", SEMOPO[:-3]),
+        "was evaluated only before its policy was trained",
+    ),
+    "online, before training": ("dreamerv2", DREAMERV2[:3], "has no row of training: its policy is untrained"),
+}
+
+
+def import_to(folder: Path, rows: list[dict], format: str, *more: str, settings: str = "") -> Path:
+    """A run of an original in its own folder, imported beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings:
+        (folder / "config.yaml").write_text(settings)
+    assert originals.main([*flags(write(folder / "metrics.jsonl", rows), folder / "run", format), *more]) == 0
+    return folder / "run"
+
+
+def page_of(folder: Path, *logdirs: Path) -> str:
+    assert report.main([*map(str, logdirs), "--out", str(folder)]) == 0
+    return (folder / "index.html").read_text()
+
+
+@pytest.mark.parametrize("case", STOPPED)
+def test_I04_an_imported_run_without_a_trained_policy_is_named_and_enters_no_table(case, tmp_path, capsys):
+    format, rows, reason = STOPPED[case]
+    whole = import_to(tmp_path / "whole", SEMOPO, "semopo", "--method", "whole")
+    stopped = import_to(tmp_path / "stopped", rows, format)
+    assert f"note: the run {reason}; it enters no table\n" in capsys.readouterr().out
+    page = page_of(tmp_path / "page", whole, stopped)
+    assert f"{stopped}: imported, and the run {reason}; it is in no table and no figure but the learning curves" in page
+    assert "Finished seeds: whole (imported) 1." in page
+    for name in ("table1", "table5", "returns", "aggregates"):
+        text = (tmp_path / "page" / "tables" / f"{name}.csv").read_text()
+        assert "whole (imported)" in text and "an original" not in text
+
+
+ENDS = {
+    # format: (rows, config.yaml, its end, last step, whether it is finished)
+    "offline, stopped": ("offline_dv2", OFFLINE_DV2, "steps: 2e5\n", 200_000, 400, False),
+    "offline, one row too few": ("offline_dv2", OFFLINE_DV2, "steps: 401\n", 401, 400, False),
+    "offline, whole": ("offline_dv2", OFFLINE_DV2, "steps: 400.0\n", 400, 400, True),
+    "SeMOPO, stopped": ("semopo", SEMOPO, "steps: 200000\noffline_model_train_steps: 25001\n", 200_000, 2000, False),
+    "DreamerV2, stopped": ("dreamerv2", DREAMERV2, "steps: 1e6\naction_repeat: 2\n", 2_000_000, 3000, False),
+    "DreamerV2, whole": ("dreamerv2", DREAMERV2, "steps: 1500\naction_repeat: 2\n", 3000, 3000, True),
+    "TIA, whole but for its last rows": ("tia", TIA, "steps: 10050.0\n", 10050, 10000, True),
+    "TIA, stopped": ("tia", TIA, "steps: 20000\n", 20000, 10000, False),
+    "DreamerV3, stopped": (
+        *("dreamerv3", DREAMERV3, "task: dmc_walker_walk\nrun: {steps: 1.1e6}\nenv:\n  dmc: {repeat: 2}\n"),
+        *(2_200_000, 3000, False),
+    ),
+    "DreamerV3, whole": ("dreamerv3", DREAMERV3, "task: atari_pong\nrun: {steps: 3000}\n", 3000, 3000, True),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_I04_a_run_that_stopped_before_its_configured_end_is_unfinished(case, tmp_path):
+    format, rows, settings, end, last, finished = ENDS[case]
+    run = import_to(tmp_path, rows, format, settings=settings)
+    origin = json.loads((run / "origin.json").read_text())
+    assert origin["end"] == end and origin["unfinished"] == ("" if finished else f"stopped at step {last} of {end}")
+    page, table = page_of(tmp_path / "page", run), tmp_path / "page" / "tables" / "table5.csv"
+    assert table.exists() == finished and ("0 of 1, imported" in page) != finished
+    assert (f"If it was stopped on purpose, import it with --steps {last}." in page) != finished
+
+
+def test_I04_the_flag_goes_before_the_file_and_an_unknown_end_is_said(tmp_path, capsys):
+    run = import_to(tmp_path / "a", OFFLINE_DV2, "offline_dv2", "--steps", "400", settings="steps: 2e5\n")
+    assert json.loads((run / "origin.json").read_text())["unfinished"] == ""
+    assert "does not say where" not in capsys.readouterr().out
+    for number, settings in enumerate(("", "steps: many\n", "steps: [1]\n", "a: [\n", "steps: true\n", "steps: -1\n")):
+        run = import_to(tmp_path / f"unknown{number}", OFFLINE_DV2, "offline_dv2", settings=settings)
+        assert "config.yaml does not say where the run should end; --steps names" in capsys.readouterr().out
+    page = page_of(tmp_path / "page", run)
+    assert f"{run}: imported; it is not known at which step it should have ended, and it counts as finished" in page
+    with pytest.raises(ConfigError, match="--steps: expected at least 1, received 0"):
+        import_to(tmp_path / "zero", OFFLINE_DV2, "offline_dv2", "--steps", "0")
+
+
+def test_I04_seeds_with_different_last_steps_are_named(tmp_path):
+    longer = [*SEMOPO, behaviour(3000), *episodes(3000, 200.0)]
+    first = import_to(tmp_path / "a", SEMOPO, "semopo", "--seed", "1")
+    second = import_to(tmp_path / "b", longer, "semopo", "--seed", "2")
+    steps = "seed 1 at policy step 2000, seed 2 at policy step 3000"
+    sentence = f"the seeds ended at different steps, and their mean mixes them: {steps}."
+    page = page_of(tmp_path / "page", first, second)
+    assert page.count(f"walker_walk random, an original (imported): {sentence}") == 2  # at the tables, and at the runs
+    assert sentence not in page_of(tmp_path / "same", first)
+
+
+def test_I04_seeds_that_were_evaluated_at_different_steps_are_named(tmp_path):
+    first = import_to(tmp_path / "a", SEMOPO, "semopo", "--seed", "1")
+    second = import_to(tmp_path / "b", [*SEMOPO, *episodes(2000, 200.0)], "semopo", "--seed", "2")
+    where = "seed 1 at policy step 1000, seed 2 at policy step 2000"
+    assert f"the seeds were evaluated at different steps, and their mean mixes them: {where}." in page_of(
+        tmp_path / "page", first, second
+    )
+
+
+@pytest.mark.parametrize("rows", [SEMOPO, SEMOPO[:-6]], ids=["finished", "stopped"])
+def test_I04_a_page_of_imported_runs_suggests_no_command_that_needs_a_run_of_this_package(rows, tmp_path):
+    page = page_of(tmp_path / "page", import_to(tmp_path / "a", rows, "semopo"))
+    assert "<code>python train.py" in page and "semopo_tf.data stats" in page
+    for command in ("evaluate.py", "semopo_tf.analysis", "semopo_tf.probe", "The same train.py command"):
+        assert command not in page
+
+
+def test_I04_a_command_names_a_run_of_this_package_where_there_is_one(tmp_path):
+    theirs = import_to(tmp_path / "a", SEMOPO, "semopo")
+    ours = records.write_run(tmp_path / "ours", "semopo", "dmcdrv_walker_walk", 1, returns=[10, 20])
+    page = page_of(tmp_path / "page", theirs, ours)
+    assert f"python evaluate.py --logdir {ours} --background_color rgb" in page
+    assert f"python -m semopo_tf.analysis --logdir {ours}<" in page
+
+
+def test_I04_of_two_imports_of_one_seed_the_finished_one_counts(tmp_path):
+    stopped = import_to(tmp_path / "a", SEMOPO[:-6], "semopo")
+    whole = import_to(tmp_path / "b", SEMOPO, "semopo")
+    page = page_of(tmp_path / "page", stopped, whole)
+    assert "Finished seeds: an original (imported) 1." in page and f"{stopped}: left out, the same method" in page
+
+
+def test_I04_an_import_of_an_earlier_version_is_looked_at_again(tmp_path):
+    run = import_to(tmp_path / "a", SEMOPO[:-6], "semopo")
+    origin = json.loads((run / "origin.json").read_text())
+    (run / "origin.json").write_text(
+        json.dumps({key: origin[key] for key in origin if key not in ("end", "unfinished")})
+    )
+    assert "the run ends in the model phase: its policy is untrained" in page_of(tmp_path / "page", run)
+
+
+def test_I04_a_finished_run_of_ours_that_was_evaluated_in_its_model_phase_alone_is_in_no_table(tmp_path):
+    run = records.write_run(tmp_path / "ours", "semopo", "dmcdrv_walker_walk", 1, returns=())
+    records.write_rows(run / "scores.jsonl", [records.score("dmcdrv_walker_walk", 0, 7.0) | {"phase": "model"}])
+    page = page_of(tmp_path / "page", run)
+    assert f"{run}: finished, but scores.jsonl has no row of its last stage; python evaluate.py --logdir {run}" in page
+    assert not (tmp_path / "page" / "tables" / "table5.csv").exists()

@@ -2,6 +2,7 @@
 rebuilt.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -24,6 +25,7 @@ import semopo_tf
 from semopo_tf.data import __main__ as command
 from semopo_tf.data import dataset, episodes
 from semopo_tf.data.cards import read_card, read_run_data, write_card
+from semopo_tf.data.checksums import listed_files
 from semopo_tf.data.dataset import cache_place, held_out, open_dataset
 from semopo_tf.data.episodes import read_episode, read_log, write_episode
 from semopo_tf.data.validation import EPISODE_KEYS
@@ -1206,3 +1208,16 @@ def test_the_card_is_a_json_object_or_absent(tmp_path):
         (tmp_path / "dataset.json").write_text(text)
         with pytest.raises(DataError, match=rf"dataset\.json: {message}"):
             read_card(tmp_path)
+
+
+def test_I21_names_in_capitals_and_a_list_with_a_byte_order_mark_are_read(tmp_path):
+    write_episode(tmp_path / "A.NPZ", episode(1, 3))
+    write_episode(tmp_path / "b.Npz", episode(2, 4))
+    assert [path.name for path in episodes.episode_files(tmp_path)] == ["A.NPZ", "b.Npz"]
+    assert open_dataset(tmp_path).length.tolist() == [3, 4]
+    digest = hashlib.sha256((tmp_path / "A.NPZ").read_bytes()).hexdigest()
+    (tmp_path / "SHA256SUMS").write_bytes(b"\xef\xbb\xbf" + f"{digest}  A.NPZ\n".encode())
+    assert listed_files(tmp_path)["A.NPZ"].sha256 == digest
+    (tmp_path / "c.NPZ.part").write_bytes(b"")
+    with pytest.raises(DataError, match=r"c\.NPZ\.part: an unfinished download"):
+        episodes.episode_files(tmp_path)

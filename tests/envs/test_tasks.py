@@ -235,6 +235,13 @@ def test_settings_travel_through_the_card():
 
 
 def test_versions():
-    versions = tasks.environment_versions()
+    versions = tasks.environment_versions("dmc_walker_walk")
     assert list(versions) == ["dm_control", "mujoco", "numpy", "backend"]
     assert versions["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize("task", ["exbmdp_point", "catch:Catch", "dmc_mine"])
+def test_I21_the_recipe_of_a_task_without_a_simulator_names_no_renderer(task, monkeypatch):
+    monkeypatch.setitem(tasks._registry, "dmc_mine", object)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert tasks.environment_versions(task) == {"numpy": np.__version__}

@@ -134,11 +134,11 @@ def test_statistics_are_those_of_the_matrices_for_both_units(study):
     np.testing.assert_allclose(found.scores["episode"]["semopo"], episodes)
     np.testing.assert_allclose(found.scores["seed"]["semopo"], [episodes[:2].mean(0), episodes[2:].mean(0)])
     rows = {(row["method"], row["unit"]): row for row in rows_of(study[0], "aggregates")}
-    assert rows["semopo", "episode"]["interquartile mean"].startswith(f"{bootstrap.interquartile_mean(episodes):.2f} [")
+    assert float(rows["semopo", "episode"]["interquartile mean"]) == bootstrap.interquartile_mean(episodes)
     assert [row["unit"] for row in rows_of(study[0], "aggregates")] == ["seed"] * 3 + ["episode"] * 3
-    better = {(row["X, Y"], row["unit"]): row["P(X > Y)"] for row in rows_of(study[0], "figure4")}
-    assert better["semopo, offline_dv2", "seed"] == "1.00"  # every seed's mean is higher on both
-    assert better["semopo, offline_dv2", "episode"].startswith(f"{(1 + (1 / 2 + 1 / 2 * (1 / 4 + 1 / 4))) / 2:.2f} [")
+    better = {(row["X"], row["Y"], row["unit"]): float(row["P(X > Y)"]) for row in rows_of(study[0], "figure4")}
+    assert better["semopo", "offline_dv2", "seed"] == 1  # every seed's mean is higher on both
+    assert better["semopo", "offline_dv2", "episode"] == (1 + (1 / 2 + 1 / 2 * (1 / 4 + 1 / 4))) / 2
 
 
 def test_the_page_begins_with_the_result_and_ends_with_what_is_missing(study):
@@ -231,7 +231,7 @@ def test_the_page_is_whole_by_itself(study):
             assert imageio.imread(image, extension=".png").std() > 10
         else:
             assert ElementTree.fromstring(image).tag == "{http://www.w3.org/2000/svg}svg"
-    drawn = {path.read_bytes() for path in (folder / "figures").iterdir()}
+    drawn = {path.read_bytes() for path in (folder / "figures").glob("*.svg")}
     assert {base64.b64decode(data) for kind, data in sources if kind == "svg+xml"} == drawn
 
 
@@ -553,3 +553,88 @@ def test_a_browser_shows_all_pictures_without_errors_at_both_widths(study, tmp_p
         assert each["images"] == study[1].count("<img") and each["broken"] == 0
         assert each["scroll"] <= each["width"] and each["wide"] == 0
         assert each["letters"] >= 9 and each["panels"] >= 351  # so are those of the panels, svg.SMALL
+
+
+# --- numbers for other programs ---------------------------------------------------------------------------------------
+
+
+def test_I23_scores_csv_has_a_row_for_each_run_and_numbers_alone(study):
+    heading, *rows = read_csv(study[0] / "scores.csv")
+    assert heading == ["method", "task", "level", "seed", "return", "episodes"]
+    written = {(method, task, level, int(seed)): (float(mean), int(n)) for method, task, level, seed, mean, n in rows}
+    expected = {
+        (method, task, "random", seed): (np.mean(returns), 2)
+        for (task, method), seeds in RETURNS.items()
+        for seed, returns in enumerate(seeds, 1)
+    }
+    # The stopped run is not there, and an evaluation before another background is no score on the data's.
+    assert written == expected | {("semopo (imported)", WALKER, "random", 1): (20.0, 2)} and len(rows) == len(written)
+
+
+def test_I23_scores_csv_is_the_matrix_of_rliable_for_every_method(study):
+    """[seeds, tasks] for each method, as `rliable.library.get_interval_estimates` takes it."""
+    _, *rows = read_csv(study[0] / "scores.csv")
+    matrices = {}
+    for method in METHODS:
+        seeds = sorted({int(row[3]) for row in rows if row[0] == method})
+        tasks = sorted({(row[1], row[2]) for row in rows if row[0] == method})
+        found = {(int(row[3]), row[1], row[2]): float(row[4]) for row in rows if row[0] == method}
+        matrices[method] = np.array([[found[seed, *task] for task in tasks] for seed in seeds])
+    np.testing.assert_array_equal(matrices["semopo"], [[15, 15.5], [45, 24.5]])
+    assert bootstrap.mean(matrices["semopo"]) == 25 and all(matrix.shape == (2, 2) for matrix in matrices.values())
+
+
+def test_I23_datasets_of_one_task_and_level_are_told_apart_in_scores_csv(tmp_path):
+    large = records.card(WALKER, high=90.0)
+    logdirs = [
+        records.write_run(tmp_path / "a", "semopo", WALKER, 1),
+        records.write_run(tmp_path / "b", "semopo", WALKER, 1, about=large, data="large"),
+    ]
+    make(tmp_path / "page", *logdirs)
+    _, *rows = read_csv(tmp_path / "page" / "scores.csv")
+    assert [row[1:4] for row in rows] == [[WALKER, "random (large)", "1"], [WALKER, "random (random)", "1"]]
+
+
+def test_I23_without_a_score_there_is_the_heading(tmp_path):
+    make(tmp_path / "page", records.write_run(tmp_path / "a", done=False))
+    assert (tmp_path / "page" / "scores.csv").read_text() == "method,task,level,seed,return,episodes\n"
+
+
+def test_I23_bounds_of_intervals_have_columns_of_their_own(study):
+    table = scores.score_table(groups.grouped([run_record.read_run(logdir) for logdir in study[2]])[0], "definition")
+    found = comparisons.compared(table)
+    row = next(row for row in rows_of(study[0], "aggregates") if (row["method"], row["unit"]) == ("semopo", "seed"))
+    each = comparisons.interval(bootstrap.interquartile_mean, found.scores["seed"]["semopo"])
+    names = ("interquartile mean", "interquartile mean low", "interquartile mean high")
+    assert [float(row[name]) for name in names] == [float(each.estimate), float(each.low), float(each.high)]
+    assert (row["runs"], row["tasks"]) == ("2", "2")
+    row = next(row for row in rows_of(study[0], "figure4") if (row["X"], row["Y"]) == ("semopo", "se_rs"))
+    (each,) = (each for x, y, each in comparisons.improvements(found.scores["seed"]) if (x, y) == ("semopo", "se_rs"))
+    assert [float(row[name]) for name in ("P(X > Y)", "low", "high")] == [float(value) for value in each]
+
+
+def test_I23_one_run_has_no_bounds(tmp_path):
+    make(tmp_path / "page", *(records.write_run(tmp_path / method, method) for method in ("semopo", "se_rs")))
+    for table, value in (("aggregates", "mean"), ("figure4", "P(X > Y)")):
+        row = next(row for row in rows_of(tmp_path / "page", table) if row["unit"] == "seed")
+        bounds = [row[key] for key in row if key.endswith(("low", "high"))]
+        assert float(row[value]) >= 0 and set(bounds) == {""}
+
+
+def test_I23_every_drawing_has_its_numbers_beside_it(study):
+    folder = study[0] / "figures"
+    drawings = {path.stem for path in folder.glob("*.svg")}
+    tabled = {"figure4_seed", "figure4_episode"}  # tables/figure4.csv
+    assert drawings - tabled == {path.stem for path in folder.glob("*.csv")}
+    for path in folder.glob("*.csv"):
+        heading, *rows = read_csv(path)
+        assert rows and len(heading) == len(set(heading)) and heading[0] == "series", path.name
+        texts = 2 if "dataset" in heading else 1  # the names before the numbers
+        for row in rows:
+            assert all(cell == "" or np.isfinite(float(cell)) for cell in row[texts:]), path.name
+    _, *rows = read_csv(folder / "curves_walker_walk_random_eval_return.csv")
+    ours = {int(row[1]): [float(cell) for cell in row[2:]] for row in rows if row[0] == "semopo"}
+    assert ours[12] == [30, 15, 45]  # seeds 15 and 45, one population standard deviation on either side
+    assert any(row[0] == "semopo, seed 3, unfinished" and row[3:] == ["", ""] for row in rows)
+    data, semopo, *_ = read_csv(folder / "return_walker_walk_random.csv")[1:]
+    assert (data, semopo) == (["the data", "11.0", "2.0", "20.0"], ["semopo", "30.0", "15.0", "45.0"])

@@ -736,7 +736,7 @@ def test_F01_F04_G4_a_failure_at_any_operation_leaves_a_good_checkpoint_and_no_r
     else:
         message = (
             rf"{NEW}: the checkpoint cannot be written \({os.strerror(error)}\); it needs 0\.0 MB, "
-            r"\d+\.\d MB are free; free some space"
+            rf"\d+\.\d MB are free; {'check the disk' if error == errno.EIO else 'free some space'} and run again"
         )
         with pytest.raises(StorageError, match=message) as caught:
             save(tmp_path, "model", 20, number=2, files=Failing(at, error))

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -67,9 +68,10 @@ def test_a_whole_file_replaces_the_old_one(tmp_path):
 def test_F04_a_failed_write_leaves_the_old_or_the_new_bytes_and_nothing_else(tmp_path, operation, error):
     path = tmp_path / "a.json"
     write_whole(path, b"old")
+    remedy = f"{'check the disk' if error == errno.EIO else 'free some space'} or choose another directory"
     with pytest.raises(
         StorageError,
-        match=rf"a\.json: cannot be written \({os.strerror(error)}\); free some space or choose another directory",
+        match=rf"a\.json: cannot be written \({os.strerror(error)}\); {remedy}$",
     ):
         write_whole(path, b"the new bytes", Failing(operation, error))
     assert path.read_bytes() == (b"the new bytes" if operation == "sync_directory" else b"old")
@@ -391,3 +393,41 @@ def test_a_file_system_that_cannot_force_a_directory_is_no_error(tmp_path, monke
     monkeypatch.setattr(files.os, "fsync", refuse(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
         files.FILES.sync_directory(tmp_path)
+
+
+# --- remedies that help -----------------------------------------------------------------------------------------------
+
+REMEDIES = {
+    errno.ENOSPC: "free some space or choose another directory",
+    errno.EACCES: "make it writable for you or choose another directory",
+    errno.EPERM: "make it writable for you or choose another directory",
+    errno.EROFS: "choose another directory",
+    errno.EFBIG: r"raise the limit on the size of files \(ulimit -f\) or choose another directory",
+}
+
+
+@pytest.mark.parametrize("error", REMEDIES)
+def test_I21_the_remedy_of_a_write_that_fails_fits_its_reason(tmp_path, error):
+    with pytest.raises(StorageError, match=rf"\({os.strerror(error)}\); {REMEDIES[error]}$"):
+        write_whole(tmp_path / "a", b"new", Failing("write", error))
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_I21_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch, error):
+    def refuse(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    message = "it cannot be locked .*; its file system has no locks, choose a directory on a local disk$"
+    with pytest.raises(StorageError, match=message), locked(tmp_path / "lock", wait=False, what="it"):
+        pytest.fail("locked")
+
+
+def test_I21_a_lock_in_a_directory_that_may_not_be_written_names_that(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    message = "make it writable for you or choose another directory$"
+    with pytest.raises(StorageError, match=message), locked(tmp_path / "lock", wait=False, what="it"):
+        pytest.fail("locked")

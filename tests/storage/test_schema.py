@@ -1,8 +1,12 @@
 """The checker of JSON values: what fits, and the message for what does not."""
 
+import codecs
+
 import pytest
 
-from semopo_tf.storage.schema import unfit
+from semopo_tf.errors import DataError
+from semopo_tf.storage.records import read_records
+from semopo_tf.storage.schema import read_object, unfit
 
 PATTERN = {"name": str, "size": int, "score?": float, "kind": ("a", "b"), "rows": [{"on": bool, "any?": object}]}
 GOOD = {"name": "x", "size": 3, "kind": "b", "rows": [{"on": True}], "more": [1]}
@@ -40,3 +44,14 @@ def test_a_set_of_allowed_values_and_a_name_for_the_value():
     assert unfit("c", {"b", "a"}, "kind") == "expected kind as one of a, b, received 'c'"
     assert unfit("a", {"b", "a"}) == ""
     assert unfit({"x": 1}, {"x": str}, "record 3") == "expected record 3.x as a JSON text, received int"
+
+
+def test_I21_json_with_a_byte_order_mark_is_read_and_utf_16_says_what_it_is(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(codecs.BOM_UTF8 + b'{"a": 1}')
+    assert read_object(path, lambda value: "", "mend it") == {"a": 1}
+    path.write_bytes(codecs.BOM_UTF8 + b'{"a": 1}\n{"b": 2}\n')
+    assert read_records(path) == [{"a": 1}, {"b": 2}]
+    path.write_bytes('{"a": 1}'.encode("utf-16"))
+    with pytest.raises(DataError, match="text in UTF-16; save it as UTF-8"):
+        read_object(path, lambda value: "", "mend it")
