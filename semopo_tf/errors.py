@@ -3,6 +3,7 @@ remedy.
 """
 
 import argparse
+import contextvars
 import io
 import os
 import sys
@@ -127,6 +128,15 @@ def one_line(error: SemopoError) -> str:
     return f"semopo_tf: {error.kind} error (exit {error.exit_code}): {message}"
 
 
+# Whether this process was started as a command. Only then may anything here end it.
+_command = contextvars.ContextVar("_command", default=False)
+
+
+def is_command() -> bool:
+    """Whether this process was started as a command, which `run_command` runs; else somebody's Python calls."""
+    return _command.get()
+
+
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Run a command-line front and leave the process with its documented exit code.
 
@@ -140,6 +150,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the locale cannot print
+    token = _command.set(True)
     try:
         sys.exit(main(argv) or 0)
     except SemopoError as error:
@@ -158,5 +169,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         # The reader of our output has gone (`| head`): redirect stdout, so that the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    finally:
+        _command.reset(token)
     print(line, file=sys.stderr)
     sys.exit(code)

@@ -8,10 +8,10 @@ from pathlib import Path
 from semopo_tf import config as configuration
 from semopo_tf.config import OPERATIONAL, Config
 from semopo_tf.engine import xla
-from semopo_tf.errors import ConfigError, run_command
-from semopo_tf.run.directory import open_run, steady_output, tuning
+from semopo_tf.errors import ConfigError, SemopoError, is_command, run_command
+from semopo_tf.run.directory import MANIFEST, open_run, steady_output, tuning
 from semopo_tf.run.stopping import Stop, listening
-from semopo_tf.storage.files import write_whole
+from semopo_tf.storage.files import FILES, write_whole
 
 
 def main(argv: list[str]) -> int:
@@ -20,8 +20,9 @@ def main(argv: list[str]) -> int:
     Raises:
       SemopoError: any of `errors`, each with its exit code.
       Stopped: by a signal, after saving.
+      KeyboardInterrupt: by SIGINT where there is nothing to save, and nobody has run this as a command.
     """
-    with steady_output(), listening() as stop:
+    with steady_output(), listening(command=is_command()) as stop:
         return train(argv, stop)
 
 
@@ -40,7 +41,7 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
             )
     logdir = Path(config.logdir).expanduser()
     with open_run(logdir):
-        claim(config, logdir)
+        require_same(config, logdir)
         print_configuration(config)
         if (logdir / "DONE").exists():
             print(f"{logdir}: this run is complete; evaluate.py --logdir {logdir} plays more episodes")
@@ -50,7 +51,13 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
         # Imports TensorFlow, which takes seconds: only after command line and directory are checked.
         from semopo_tf.run.trainer import Trainer
 
-        Trainer(config, logdir, stop, **parts).run()
+        trainer = Trainer(config, logdir, stop, **parts)
+        claim(config, logdir)  # only now: what a refused start has written would refuse the corrected one
+        try:
+            trainer.run()
+        except SemopoError:
+            release(logdir)
+            raise
     return 0
 
 
@@ -60,12 +67,27 @@ def claim(config: Config, logdir: Path) -> None:
     Raises:
       ConfigError: naming the keys that differ.
     """
+    require_same(config, logdir)
+    if not (logdir / "config.yaml").exists():
+        write_whole(logdir / "config.yaml", config.to_yaml().encode())
+
+
+def release(logdir: Path) -> None:
+    """Give up the claim of a run that failed before its first checkpoint, such as one that needs too much memory: the
+    remedy may be another configuration.
+    """
+    if not any(logdir.glob("ckpt-*")):
+        for name in ("config.yaml", MANIFEST):
+            FILES.remove_tree(logdir / name)
+
+
+def require_same(config: Config, logdir: Path) -> None:
+    """Raises ConfigError when the configuration cannot be saved, or when the directory holds a run with another one."""
     saved = logdir / "config.yaml"
     for key, value in config.flat().items():
         if str(value).encode(errors="replace") != str(value).encode(errors="surrogatepass"):
             raise ConfigError(f"--{key}: expected UTF-8, received other bytes; rename the file or directory")
     if not saved.exists():
-        write_whole(saved, config.to_yaml().encode())
         return
     values = configuration.differing(configuration.load_saved(saved), config)
     different = [f"{key} (there {old!r}, now {new!r})" for key, (old, new) in values.items() if key not in OPERATIONAL]

@@ -62,22 +62,27 @@ def prepare(device: str, jit: str, cache: str, tuning: Path | None = None) -> li
         installed = version("tensorflow")
     except PackageNotFoundError:
         installed = "unknown"
+    lines: list[str] = []
     on_gpu = device != "cpu" and sees_gpu_driver()
     if not installed.startswith(f"{TESTED}."):
         return [f"warning: XLA's flags are those of TensorFlow {TESTED}, received {installed}; none is set"]
     if on_gpu:
         chosen = ALWAYS | (UNTIMED if tuning is None else TUNED | dict.fromkeys(TUNED_CACHES, str(tuning)))
-        if tuning:
-            tuning.mkdir(parents=True, exist_ok=True)
+        try:
+            if tuning:
+                tuning.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            lines.append(f"warning: {tuning}: cannot be made ({error.strerror}); what is timed is not remembered")
+            chosen = ALWAYS | TUNED
         _add("XLA_FLAGS", chosen)
     compiles = jit != "off" and (on_gpu or jit != "auto")
     if cache == "off" or not compiles or "tensorflow" in sys.modules or current_programs():
-        return []
+        return lines
     programs = Programs(_default_cache() if cache == "auto" else Path(cache).expanduser(), installed, on_gpu=on_gpu)
     if fault := programs.open():
-        return [f"warning: {fault}; compiled programs are not kept"]
+        return [*lines, f"warning: {fault}; compiled programs are not kept"]
     _add("TF_XLA_FLAGS", {CACHE_FLAG: str(programs.directory)})
-    return programs.warnings
+    return [*lines, *programs.warnings]
 
 
 def _add(variable: str, flags: dict[str, str]) -> None:

@@ -16,11 +16,11 @@ from semopo_tf.data.cards import read_card, read_run_data
 from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices, xla
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
-from semopo_tf.errors import CheckpointError, DataError, NumericalError
+from semopo_tf.errors import CheckpointError, DataError, NumericalError, SimulatorError
 from semopo_tf.random import Key
 from semopo_tf.run import alarms, build, checkpoints, dump
 from semopo_tf.run.checkpoints import Checkpoint
-from semopo_tf.run.directory import Patience
+from semopo_tf.run.directory import MANIFEST, Patience
 from semopo_tf.run.evaluate import Played, evaluate, make_environment
 from semopo_tf.run.stopping import Interrupted, Interruptible, Stop
 from semopo_tf.run.views import Progress, TensorBoard
@@ -47,7 +47,8 @@ class Position(NamedTuple):
 class Trainer:
     """The parts of one run and the loop over its stages.
 
-    The constructor opens and checks dataset and simulator; `run` does the rest of the run and writes `DONE`.
+    The constructor opens and checks dataset, simulator and checkpoints, and writes dataset_manifest.json once all are
+    good; `run` does the rest of the run and writes `DONE`.
 
     Args:
       stop: requests that arrive as signals; by default nothing stops the run.
@@ -74,7 +75,7 @@ class Trainer:
         self._card = read_card(directory)
         self._dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
         self._dataset.require_length(config.batch.length)
-        self._claim_dataset()
+        self._check_dataset()
         self._settings = build.environment_settings(config, self._card)
         if config.eval.every or config.eval.final_episodes:
             self._check_environment()
@@ -85,29 +86,36 @@ class Trainer:
         self._warned: set[str] = set()
         with devices.using(self._device):
             self._make_parts()
+            self._restore()
+        self._claim_dataset()
 
-    def _claim_dataset(self) -> None:
-        """Record the run's dataset in dataset_manifest.json, or check that it has not changed.
+    def _check_dataset(self) -> None:
+        """Check that the images can be trained on, and that the dataset has not changed since the run began.
 
         Raises:
           DataError: naming the first file that differs.
         """
-        path, dataset = self._logdir / "dataset_manifest.json", self._dataset
+        dataset = self._dataset
         height, width = dataset.frames.shape[1:3]
         if height != width:
             raise DataError(
                 f"{dataset.directory}: expected square images, received {height} x {width}; resize them with data "
                 "convert"
             )
-        if path.exists():
+        if (self._logdir / MANIFEST).exists():
             dataset.require_files(read_run_data(self._logdir)["files"])
+
+    def _claim_dataset(self) -> None:
+        """Record the run's dataset, unless that has been done."""
+        path, dataset = self._logdir / MANIFEST, self._dataset
+        if path.exists():
             return
         columns = {"length": dataset.length, "return": dataset.returns, "native_return": dataset.native_returns}
         files = [
             file | {name: column[index].item() for name, column in columns.items()}
             for index, file in enumerate(dataset.manifest["files"])
         ]
-        facts = {"image_size": height, "action_size": dataset.action.shape[1], "card": self._card, "files": files}
+        facts = self._sizes | {"card": self._card, "files": files}
         write_whole(path, json.dumps(facts, indent=1).encode())
 
     def _check_environment(self) -> None:
@@ -201,7 +209,7 @@ class Trainer:
           Stopped: when a signal asked the run to stop and everything is saved.
         """
         with devices.using(self._device):
-            position = self._restore()
+            position = self._resume()
             self._check_space()
             self._tensorboard = TensorBoard(self._logdir, self._axis(position.phase, position.step))
             with contextlib.closing(self._tensorboard):
@@ -209,16 +217,29 @@ class Trainer:
                     self._run_stage(stage, position if stage.name == position.phase else Position(stage.name))
                 self._finish()
 
-    def _restore(self) -> Position:
-        """Restore variables and records from the newest checkpoint; where the run resumes."""
+    def _restore(self) -> None:
+        """Restore the variables from the newest checkpoint, or take the world model of another run.
+
+        Raises:
+          CheckpointError: when there are checkpoints and none is good, or none fits the learner.
+        """
         checkpoint, faults = checkpoints.load_newest(self._logdir, self._phases)
         for fault in faults:
             print(f"warning: {fault}")
+        if checkpoint:
+            build.restore(self._learner.variables(), checkpoint.tensors, checkpoint.path)
+        elif self._config.world_model:
+            donor = self._take_world_model(self._learner)
+            print(f"world model from {donor}; the {self._phases[0]} phase is skipped")
+        self._checkpoint = checkpoint and checkpoint._replace(tensors={})
+
+    def _resume(self) -> Position:
+        """Cut the records to the checkpoint that was restored; where the run resumes."""
+        checkpoint = self._checkpoint
         self._scores.drop_half_line()
         self._versions = self._trace(checkpoint)
         if checkpoint:
             state = checkpoint.state
-            build.restore(self._learner.variables(), checkpoint.tensors, checkpoint.path)
             self._metrics.cut(state["metrics_size"])
             self._timing.cut(state["timing_size"])
             self._saved = checkpoint.path.name
@@ -226,11 +247,7 @@ class Trainer:
             return Position(checkpoint.phase, checkpoint.step, state["sums"], state["count"], state.get("pending", []))
         self._metrics.cut(0)
         self._timing.cut(0)
-        if not self._config.world_model:
-            return Position(self._phases[0])
-        donor = self._take_world_model(self._learner)
-        print(f"world model from {donor}; the {self._phases[0]} phase is skipped")
-        return Position(self._phases[1])
+        return Position(self._phases[1 if self._config.world_model else 0])
 
     def _take_world_model(self, learner: Learner) -> Path:
         """Load the world model of the run that `world_model` names into the learner; returns the checkpoint used."""
@@ -430,7 +447,14 @@ class Trainer:
         print(f"evaluation at {phase} {step}: {spread}{build.replayed(discarded)}", flush=True)
 
     def _play(self, seeds: Sequence[int]) -> Iterator[Played]:
-        return evaluate(self._policy, self._config.task, self._settings, seeds, self._config.eval.environments)
+        """Play the current policy. A request to stop wins over a simulator that died of the same signal."""
+        environments = self._config.eval.environments
+        try:
+            yield from evaluate(self._policy, self._config.task, self._settings, seeds, environments)
+        except SimulatorError as error:
+            if self._stop.signal:
+                raise Interrupted from error
+            raise
 
     def _save(self, phase: str, step: int, loop: StageLoop, pending: Sequence[str] = ()) -> None:
         """Save this step, unless it is saved already: a resumed run then repeats the actions stored as pending."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from semopo_tf.errors import DataError, StorageError, cut
-from semopo_tf.storage.child import Child
+from semopo_tf.storage.child import Child, undisturbed
 from semopo_tf.storage.files import FILES, write_whole
 
 VIDEO_FPS = 15
@@ -62,11 +62,20 @@ def encode_mp4(frames: np.ndarray) -> bytes:
     with os.fdopen(os.memfd_create("video"), "rb") as file:
         output = f"file:/proc/self/fd/{file.fileno()}"
         command = (imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, *target, output)
-        done = subprocess.run(command, input=frames.tobytes(), capture_output=True, pass_fds=(file.fileno(),))
-        if done.returncode:
+        with undisturbed():
+            encoder = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(file.fileno(),),
+            )
+        with encoder:
+            _, said = encoder.communicate(frames.tobytes())
+        if encoder.returncode:
             raise StorageError(
                 f"a video of {len(frames)} frames cannot be encoded "
-                f"({done.stderr.decode(errors='replace').strip()[-100:]})"
+                f"({said.decode(errors='replace').strip()[-100:]})"
             )
         return file.read()
 
