@@ -13,6 +13,9 @@ from semopo_tf.run.directory import MANIFEST, open_run, steady_output, tuning
 from semopo_tf.run.stopping import Stop, listening
 from semopo_tf.storage.files import FILES, write_whole
 
+# Keys of folders of videos. The names of the clips are what a run depends on, not where they lie.
+PLACES = ("env.background", "without_card.background")
+
 
 def main(argv: list[str]) -> int:
     """Train or continue the run that the command line describes.
@@ -67,8 +70,8 @@ def claim(config: Config, logdir: Path) -> None:
     Raises:
       ConfigError: naming the keys that differ.
     """
-    require_same(config, logdir)
-    if not (logdir / "config.yaml").exists():
+    moved = require_same(config, logdir)
+    if moved or not (logdir / "config.yaml").exists():
         write_whole(logdir / "config.yaml", config.to_yaml().encode())
 
 
@@ -81,21 +84,40 @@ def release(logdir: Path) -> None:
             FILES.remove_tree(logdir / name)
 
 
-def require_same(config: Config, logdir: Path) -> None:
-    """Raises ConfigError when the configuration cannot be saved, or when the directory holds a run with another one."""
+def require_same(config: Config, logdir: Path) -> list[str]:
+    """Check that an existing run directory holds the same configuration.
+
+    Returns:
+      The keys of folders that have another place now; the `Trainer` compares what is in them.
+
+    Raises:
+      ConfigError: when the configuration cannot be saved, or when the directory holds a run with another one.
+    """
     saved = logdir / "config.yaml"
     for key, value in config.flat().items():
         if str(value).encode(errors="replace") != str(value).encode(errors="surrogatepass"):
             raise ConfigError(f"--{key}: expected UTF-8, received other bytes; rename the file or directory")
     if not saved.exists():
-        return
+        return []
     values = configuration.differing(configuration.load_saved(saved), config)
-    different = [f"{key} (there {old!r}, now {new!r})" for key, (old, new) in values.items() if key not in OPERATIONAL]
+    moved = [key for key in PLACES if key in values and is_place(values[key][0]) and is_folder(values[key][1])]
+    free = OPERATIONAL.union(moved)
+    different = [f"{key} (there {old!r}, now {new!r})" for key, (old, new) in values.items() if key not in free]
     if different:
         listed = ", ".join(different[:4])
         raise ConfigError(
             f"{logdir}: holds a run with another configuration: {listed}; choose another --logdir or the same flags"
         )
+    return moved
+
+
+def is_place(source: str) -> bool:
+    """Whether a background's source stands for a folder of videos: by its path, or as the dataset card names it."""
+    return source != "none" and not source.startswith("builtin:")
+
+
+def is_folder(source: str) -> bool:
+    return is_place(source) and source != "card" and Path(source).expanduser().is_dir()
 
 
 def print_configuration(config: Config) -> None:

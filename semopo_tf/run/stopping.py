@@ -122,9 +122,9 @@ def listening(*, command: bool = True) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    with _wakeups(stop) if command else contextlib.nullcontext():
-        with _handlers((lambda *_: None) if command else (lambda number, _: stop.hear(number))):
-            yield stop
+    hear = (lambda *_: None) if command else (lambda number, _: stop.hear(number))
+    with _wakeups(stop) if command else contextlib.nullcontext(), _handlers(hear):
+        yield stop
 
 
 @contextlib.contextmanager

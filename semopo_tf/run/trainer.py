@@ -11,11 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 import semopo_tf
+from semopo_tf import config as configuration
 from semopo_tf.config import Config
 from semopo_tf.data.cards import read_card, read_run_data
 from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices, xla
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
+from semopo_tf.envs import tasks
+from semopo_tf.envs.videos import absolute_source
 from semopo_tf.errors import CheckpointError, DataError, NumericalError, SimulatorError
 from semopo_tf.random import Key
 from semopo_tf.run import alarms, build, checkpoints, dump
@@ -77,6 +80,7 @@ class Trainer:
         self._dataset.require_length(config.batch.length)
         self._check_dataset()
         self._settings = build.environment_settings(config, self._card)
+        self._clips: list[str] = []  # of the background of evaluations
         if config.eval.every or config.eval.final_episodes:
             self._check_environment()
         self._patience = Patience()
@@ -115,13 +119,22 @@ class Trainer:
             file | {name: column[index].item() for name, column in columns.items()}
             for index, file in enumerate(dataset.manifest["files"])
         ]
-        facts = self._sizes | {"card": self._card, "files": files}
+        facts = self._sizes | {"card": self._card, "files": files} | ({"clips": self._clips} if self._clips else {})
         write_whole(path, json.dumps(facts, indent=1).encode())
 
     def _check_environment(self) -> None:
         """Fail now rather than at the first evaluation, hours later."""
+        source = self._settings.get("background", "none")
+        if source != "none" and not source.startswith("builtin:") and not Path(source).is_dir():
+            raise DataError(
+                f"{source}: expected the folder of the background's videos, received none; add --env.background with "
+                "the folder that holds them now"
+            )
         environment = make_environment(self._config.task, self._settings)
         environment.close()
+        background = tasks.background_of(environment)
+        self._clips = background.clips if background else []
+        self._check_clips(source)
         frames, actions = self._dataset.frames, self._dataset.action
         for what, stored, verb, real, flag in (
             ("images of", list(frames.shape[1:]), "shows", list(environment.image_shape), "--env.size"),
@@ -131,6 +144,30 @@ class Trainer:
                 raise DataError(
                     f"{self._dataset.directory}: {what} {stored}, but {self._config.task} {verb} {real}; correct {flag}"
                 )
+
+    def _check_clips(self, source: str) -> None:
+        """Compare the background's clips with those that this run, or else the dataset, was shown with.
+
+        Raises:
+          DataError: when the folder has another place than at the run's beginning, and shows other clips.
+        """
+        if not (self._logdir / MANIFEST).exists():
+            return
+        card = (self._card or {}).get("background", {})
+        expected = read_run_data(self._logdir).get("clips") or card.get("clips") or []
+        shown = self._clips
+        if not expected or shown == expected:
+            return
+        name = next((name for name in expected if name not in shown), "another order of the same clips")
+        saved = self._logdir / "config.yaml"
+        before = (configuration.load_saved(saved) if saved.exists() else self._config).env.background
+        first = card.get("source") if before == "card" else before
+        line = (
+            f"{source}: expected the clips that this run began with, received {len(shown)} that differ (first {name})"
+        )
+        if first and absolute_source(first) != source:
+            raise DataError(f"{line}; give --env.background the folder with those clips")
+        print(f"warning: {line}; later evaluations are not comparable with earlier ones")
 
     def _make_parts(self) -> None:
         """Sampler, learner and acting policy."""
@@ -262,9 +299,13 @@ class Trainer:
         """The versions and devices that computed the run, each with its first step; warns when this start adds one."""
         now = {"semopo_tf": semopo_tf.__version__, "tensorflow": tf.__version__, "numpy": np.__version__}
         now["device"] = self._device_name
+        now["threads"] = f"{devices.threads()}"  # a sum over more threads is taken in another order
         trace = list(checkpoint.state.get("versions", [])) if checkpoint else []
         if checkpoint and trace:
             last = trace[-1]["versions"]
+            now = {
+                name: value for name, value in now.items() if name != "threads" or name in last
+            }  # older runs lack it
             changed = {name: last.get(name, "none") for name in now if last.get(name) != now[name]}
             if not changed:
                 return trace

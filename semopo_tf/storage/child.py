@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from semopo_tf.storage.limits import at_most
+
 MESSAGE_BYTES = 1 << 16
 ARRAY_BYTES = 1 << 28
 LOG_BYTES = 1 << 20  # read of what a child printed
@@ -30,6 +32,10 @@ ENDING_SECONDS = 5.0  # for a child whose pipe is closed to end by itself
 # until its pipe is closed.
 FOR_THE_PARENT = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 REQUEST_SECONDS = 1.0  # within which this process gets the signal that has ended its child
+
+
+# Variables of this process that a child could not follow, such as a backend for pictures that only a notebook has.
+FOR_THIS_PROCESS = ("MPLBACKEND", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONWARNINGS", "PYTHONPROFILEIMPORTTIME")
 
 
 @contextlib.contextmanager
@@ -53,7 +59,7 @@ class Child:
     Args:
       command: gets the descriptor of its end of the pipe as last argument.
       output: the program writes its standard output into the pipe instead; nothing can be sent to it.
-      limits: of the child, `resource.RLIMIT_*` -> most.
+      limits: of the child, `resource.RLIMIT_*` -> most; less where the shell allows less.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class Child:
             self.process = subprocess.Popen(
                 command if output else [*command, str(theirs.fileno())],
                 pass_fds=() if output else [theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": search} | (environment or {}),
+                env=_environment() | {"PYTHONPATH": search} | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=theirs.fileno() if output else self._log,
                 stderr=self._log,
@@ -80,7 +86,7 @@ class Child:
             )
         for kind, most in (limits or {}).items():
             with contextlib.suppress(ProcessLookupError):  # it has ended already
-                resource.prlimit(self.process.pid, kind, (most, most))
+                resource.prlimit(self.process.pid, kind, at_most(kind, most))
 
     def send(self, message: Any) -> None:
         """Raises OSError when the pipe is closed or the child has ended."""
@@ -144,6 +150,11 @@ class Child:
             self.process.kill()
             self.process.wait()
         self._log.close()
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what was set for a notebook or for a debugger and would end or change a child."""
+    return {name: value for name, value in os.environ.items() if name not in FOR_THIS_PROCESS}
 
 
 def send(pipe: Connection, message: Any) -> None:
