@@ -189,8 +189,8 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the locale cannot print
     token = _command.set(True)
-    if sys.warnoptions:  # a developer's -W error would end the imports of TensorFlow in a traceback
-        warnings.resetwarnings()
+    if any(option.startswith("error") for option in sys.warnoptions):  # it would end the import of TensorFlow
+        warnings.simplefilter("ignore")
     try:
         sys.exit(main(argv) or 0)
     except SemopoError as error:

@@ -110,27 +110,31 @@ def leave_out_what_changes_results() -> list[str]:
 
     Raises:
       ConfigError: for a flag of XLA that changes results or that this XLA may not know, which would end the process;
-        and for a variable that TensorFlow has read already.
+        for a variable that TensorFlow has read already; and for Python without docstrings.
     """
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "PYTHONOPTIMIZE=2: expected at most 1, as TensorFlow's own packages read their docstrings; unset it"
+        )
     for variable, known in (("XLA_FLAGS", HARMLESS_XLA), ("TF_XLA_FLAGS", HARMLESS_TF_XLA)):
         for word in os.environ.get(variable, "").split():
             if not word.removeprefix("--").startswith(known):
                 raise ConfigError(
                     f"{variable}: expected flags that change no result on a CPU, received {cut(word)}; unset {variable}"
                 )
+    given = os.environ.get("TF_NUM_INTRAOP_THREADS")
+    lines = [f"warning: TF_NUM_INTRAOP_THREADS={cut(given)}: the last digits depend on it"] if given else []
     names = sorted(name for name in os.environ if _changes_results(name))
-    if not names:
-        return []
     if "tensorflow" in sys.modules:
         if wrong := [name for name in names if name.startswith(CHANGING)]:
             raise ConfigError(
                 f"{wrong[0]}={cut(os.environ[wrong[0]])}: TensorFlow has started with this variable, which changes "
                 "results; unset it and start Python again"
             )
-        return []
+        return lines
     for name in names:
         del os.environ[name]
-    return [f"warning: {', '.join(names)}: may change results; left out"]
+    return lines + ([f"warning: {', '.join(names)}: may change results; left out"] if names else [])
 
 
 def _changes_results(name: str) -> bool:
