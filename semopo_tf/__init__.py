@@ -15,7 +15,8 @@ from pathlib import Path as _Path
 # Before TensorFlow is imported by anybody: oneDNN's convolutions are several times faster on a CPU, and TensorFlow
 # leaves them off on some processors. A setting for another program must not change results, so these two are not asked.
 # Warnings and errors of the C++ runtime stay visible.
-_os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
+if "tensorflow" not in _sys.modules:
+    _os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 _os.environ["KERAS_BACKEND"] = "tensorflow"
 _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 for _name in (

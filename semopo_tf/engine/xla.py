@@ -45,8 +45,9 @@ CHANGING = (
     *("TF_DISABLE_MKL", "TF_ONEDNN", "TF_DETERMINISTIC", "TF_CUDNN", "TF_ENABLE_CUBLAS", "TF_ENABLE_CUDNN"),
     *("TF_ENABLE_WINOGRAD", "TF_CONFIG", "TF_DISABLE_SEGMENT", "NVIDIA_TF32_OVERRIDE", "TF_CPU_ENABLE"),
 )
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # the package sets it, if it is imported first
 HARMLESS = (
-    *("TF_ENABLE_ONEDNN_OPTS", "TF_CPP_", "TF_XLA_FLAGS", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR"),
+    *(ONEDNN, "TF_CPP_", "TF_XLA_FLAGS", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR"),
     *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "TF_GPU_THREAD", "TF_USE_LEGACY_KERAS", "TF_PROFILER"),
     *("TF_DUMP_GRAPH_PREFIX", "TF_CUDA_PATHS"),
     # Of Terraform, which has the same beginning.
@@ -126,7 +127,10 @@ def leave_out_what_changes_results() -> list[str]:
     lines = [f"warning: TF_NUM_INTRAOP_THREADS={cut(given)}: the last digits depend on it"] if given else []
     names = sorted(name for name in os.environ if _changes_results(name))
     if "tensorflow" in sys.modules:
-        if wrong := [name for name in names if name.startswith(CHANGING)]:
+        wrong = [name for name in names if name.startswith(CHANGING)]
+        if os.environ.get(ONEDNN, "1") not in ("1", "true", "True"):
+            wrong.append(ONEDNN)
+        if wrong:
             raise ConfigError(
                 f"{wrong[0]}={cut(os.environ[wrong[0]])}: TensorFlow has started with this variable, which changes "
                 "results; unset it and start Python again"

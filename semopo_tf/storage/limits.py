@@ -64,7 +64,7 @@ def _of_job(root: Path) -> Iterator[int]:
     """What the memory limits of this process's cgroup and of those around it leave."""
     mounts = dict(_cgroup_mounts(root))
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = [*line.split(":", 2), "none", ""][:3]
         version = 2 if not controllers else 1 if "memory" in controllers.split(",") else 0
         if version not in mounts:
             continue
@@ -81,8 +81,10 @@ def _cgroup_mounts(root: Path) -> Iterator[tuple[int, tuple[Path, str]]]:
     """Version of a cgroup file system that can limit memory -> where it is mounted, and which folder of it."""
     for line in _lines(root / "proc/self/mountinfo"):
         fields, _, kind = line.partition(" - ")
-        _, _, _, mounted, place, *_ = fields.split()
-        name, _, options = kind.split(" ", 2)
+        words, kinds = fields.split(), kind.split(" ", 2)
+        if len(words) < 5 or len(kinds) < 3:
+            continue
+        mounted, place, name, options = *words[3:5], kinds[0], kinds[2]
         if name == "cgroup2" or (name == "cgroup" and "memory" in options.replace(" ", ",").split(",")):
             yield 2 if name == "cgroup2" else 1, (root / place.lstrip("/"), mounted)
 

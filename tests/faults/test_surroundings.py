@@ -139,9 +139,18 @@ def test_I10_flags_of_xla_that_change_results_or_end_the_process_are_refused_in_
         xla.prepare("cpu", "auto", "off")
 
 
-def test_I10_what_tensorflow_has_read_already_is_refused(monkeypatch):
-    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
-    with pytest.raises(ConfigError, match=r"^ONEDNN_DEFAULT_FPMATH_MODE=BF16: .*; unset it and start Python again$"):
+def test_I10_python_without_docstrings_is_refused_in_one_line():
+    code = "from semopo_tf.errors import run_command\nfrom semopo_tf.engine import xla\n"
+    code += "run_command(lambda argv: xla.prepare('cpu', 'auto', 'off'))"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("semopo_tf: configuration error (exit 2): PYTHONOPTIMIZE=2: expected at most 1")
+
+
+@pytest.mark.parametrize(("name", "value"), [("ONEDNN_DEFAULT_FPMATH_MODE", "BF16"), ("TF_ENABLE_ONEDNN_OPTS", "0")])
+def test_I10_what_tensorflow_has_read_already_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=rf"^{name}={value}: .*; unset it and start Python again$"):
         xla.prepare("cpu", "auto", "off")
 
 

@@ -120,9 +120,7 @@ def test_I15_another_number_of_threads_is_a_warning_and_a_note(tmp_path, monkeyp
     monkeypatch.setattr(devices, "threads", lambda: 3)
     capsys.readouterr()
     assert training.train(flags, Stop(), make_learner=victims.Toy) == 0
-    warning = (
-        "warning: ckpt-policy-000000002 was computed with threads 2 (now 3): the run goes on, but no longer to the"
-    )
+    warning = "warning: ckpt-policy-000000002 was computed with threads 2 (now 3): the run goes on, but no longer to"
     assert warning in capsys.readouterr().out
     newest = checkpoints.load_newest(tmp_path / "run", ["model", "policy"])[0]
     assert [entry["versions"]["threads"] for entry in newest.state["versions"]] == ["2"]
