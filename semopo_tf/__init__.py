@@ -19,11 +19,7 @@ if "tensorflow" not in _sys.modules:
     _os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 _os.environ["KERAS_BACKEND"] = "tensorflow"
 _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-for _name in (
-    "KERAS_MAX_EPOCHS",
-    "KERAS_MAX_STEPS_PER_EPOCH",
-    "KERAS_NNX_ENABLED",
-):  # Keras' import fails at some values
+for _name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_NNX_ENABLED"):  # its import fails at some values
     _os.environ.pop(_name, None)
 
 

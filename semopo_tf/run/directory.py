@@ -137,7 +137,8 @@ class SteadyStream:
         try:
             return act()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with contextlib.suppress(OSError):  # a notebook's stream has no descriptor
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             return otherwise
 
 

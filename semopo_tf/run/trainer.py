@@ -153,14 +153,14 @@ class Trainer:
         """
         if not (self._logdir / MANIFEST).exists():
             return
-        card = (self._card or {}).get("background", {})
-        expected = read_run_data(self._logdir).get("clips") or card.get("clips") or []
+        card, saved = (self._card or {}).get("background", {}), self._logdir / "config.yaml"
+        before = (configuration.load_saved(saved) if saved.exists() else self._config).env.background
+        as_collected = before == "card" and self._settings.get("background_split") == card.get("split")
+        expected = read_run_data(self._logdir).get("clips") or (card.get("clips") if as_collected else None)
         shown = self._clips
         if not expected or shown == expected:
             return
         name = next((name for name in expected if name not in shown), "another order of the same clips")
-        saved = self._logdir / "config.yaml"
-        before = (configuration.load_saved(saved) if saved.exists() else self._config).env.background
         first = card.get("source") if before == "card" else before
         line = (
             f"{source}: expected the clips that this run began with, received {len(shown)} that differ (first {name})"
@@ -302,10 +302,7 @@ class Trainer:
         now["threads"] = f"{devices.threads()}"  # a sum over more threads is taken in another order
         trace = list(checkpoint.state.get("versions", [])) if checkpoint else []
         if checkpoint and trace:
-            last = trace[-1]["versions"]
-            now = {
-                name: value for name, value in now.items() if name != "threads" or name in last
-            }  # older runs lack it
+            last = {"threads": now["threads"]} | trace[-1]["versions"]  # older checkpoints do not have the number
             changed = {name: last.get(name, "none") for name in now if last.get(name) != now[name]}
             if not changed:
                 return trace

@@ -115,15 +115,15 @@ def test_I15_another_number_of_threads_is_a_warning_and_a_note(tmp_path, monkeyp
     flags = synthetic.train_flags(data, tmp_path / "run", *LENGTHS)
     monkeypatch.setattr(devices, "threads", lambda: 2)
     with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-        patched.setattr("semopo_tf.run.trainer.Trainer._finish", stop)
+        patched.setattr(checkpoints, "prune", lambda logdir, phases, keep: stop(logdir))
         training.train(flags, Stop(), make_learner=victims.Toy)
     monkeypatch.setattr(devices, "threads", lambda: 3)
     capsys.readouterr()
     assert training.train(flags, Stop(), make_learner=victims.Toy) == 0
-    warning = "warning: ckpt-policy-000000002 was computed with threads 2 (now 3): the run goes on, but no longer to"
+    warning = "warning: ckpt-model-000000001 was computed with threads 2 (now 3): the run goes on, but no longer to"
     assert warning in capsys.readouterr().out
     newest = checkpoints.load_newest(tmp_path / "run", ["model", "policy"])[0]
-    assert [entry["versions"]["threads"] for entry in newest.state["versions"]] == ["2"]
+    assert [entry["versions"]["threads"] for entry in newest.state["versions"]] == ["2", "3"]
 
 
 @pytest.mark.parametrize(("given", "expected"), [("", 3), ("0", 3), ("5", 5), ("many", 3)])
