@@ -7,12 +7,37 @@ The other names are the structures and protocols that these two speak, and the e
 """
 
 import importlib as _importlib
+import json as _json
 import os as _os
+import sys as _sys
+from pathlib import Path as _Path
 
 # Before TensorFlow is imported by anybody: oneDNN's convolutions are several times faster on a CPU, and TensorFlow
-# leaves them off on some processors. Warnings and errors of the C++ runtime stay visible.
-_os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# leaves them off on some processors. A setting for another program must not change results, so these two are not asked.
+# Warnings and errors of the C++ runtime stay visible.
+if "tensorflow" not in _sys.modules:
+    _os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
+_os.environ["KERAS_BACKEND"] = "tensorflow"
 _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+for _name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_NNX_ENABLED"):  # its import fails at some values
+    _os.environ.pop(_name, None)
+
+
+def _usual_keras() -> bool:
+    """Whether a user's keras.json is missing or says what Keras does by itself. Keras ends at what it cannot read."""
+    home = _Path(_os.environ.get("KERAS_HOME") or _os.environ.get("HOME", "/nowhere") + "/.keras")
+    try:
+        given = _json.loads((home / "keras.json").read_text())
+        return {"floatx": "float32", "epsilon": 1e-07, "image_data_format": "channels_last"}.items() <= given.items()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+# The file is about the user's own networks. It is left out only where it differs, as Keras also keeps downloads there.
+if "keras" not in _sys.modules and not _usual_keras():
+    _os.environ["KERAS_HOME"] = _os.devnull
 
 __version__ = "0.1.0"
 

@@ -3,9 +3,13 @@ remedy.
 """
 
 import argparse
+import contextvars
+import errno
 import io
 import os
+import resource
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,6 +73,16 @@ class SweepError(SemopoError, RuntimeError):
     """Some runs of a sweep failed; all others are done."""
 
     exit_code, kind = 10, "sweep"
+
+
+# errno -> what is limited, the shell's command, `resource.RLIMIT_*`, the error to show.
+ULIMITS: dict[int, tuple[str, str, int, type[SemopoError]]] = {
+    errno.EMFILE: ("open files", "ulimit -n", resource.RLIMIT_NOFILE, StorageError),
+    errno.EFBIG: ("the size of files, in bytes", "ulimit -f", resource.RLIMIT_FSIZE, StorageError),
+    errno.EAGAIN: ("processes and threads", "ulimit -u", resource.RLIMIT_NPROC, DeviceError),
+    errno.ENOMEM: ("address space, in bytes", "ulimit -v", resource.RLIMIT_AS, DeviceError),
+}
+UNMAPPED = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")  # what the loader says
 
 
 class Stopped(Exception):
@@ -143,6 +157,40 @@ def one_line(error: SemopoError) -> str:
     return f"semopo_tf: {error.kind} error (exit {error.exit_code}): {message}"
 
 
+def of_the_shell(error: BaseException | None) -> SemopoError | None:
+    """The error to show where a limit of the shell (`ulimit`) is what stands behind another one; None where none does.
+
+    A file that cannot be opened because too many are open is a good file.
+    """
+    while error and not isinstance(error, LockedError):  # a lock that is taken says EAGAIN too
+        if isinstance(error, OSError) and error.errno in ULIMITS and error.strerror == os.strerror(error.errno):
+            what, command, kind, raised = ULIMITS[error.errno]
+            soft, _ = resource.getrlimit(kind)
+            if soft != resource.RLIM_INFINITY:
+                where = f"{error.filename}: " if error.filename else ""
+                return raised(
+                    f"{where}expected a higher limit on {what}, received {command} {soft}; raise it and run again"
+                )
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        unmapped = isinstance(error, ImportError) and any(words in str(error) for words in UNMAPPED)
+        if limit != resource.RLIM_INFINITY and (unmapped or isinstance(error, MemoryError)):
+            return DeviceError(
+                f"expected a higher limit on address space, received ulimit -v {limit >> 10}; raise it and run again "
+                f"({cut(' '.join(str(error).split()), 100)})"
+            )
+        error = error.__cause__
+    return None
+
+
+# Whether this process was started as a command. Only then may anything here end it.
+_command = contextvars.ContextVar("_command", default=False)
+
+
+def is_command() -> bool:
+    """Whether this process was started as a command, which `run_command` runs; else somebody's Python calls."""
+    return _command.get()
+
+
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Run a command-line front and leave the process with its documented exit code.
 
@@ -156,11 +204,15 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the locale cannot print
+    token = _command.set(True)
+    if any(option.startswith("error") for option in sys.warnoptions):  # it would end the import of TensorFlow
+        warnings.simplefilter("ignore")
     try:
         sys.exit(main(argv) or 0)
     except SemopoError as error:
         if debug:
             raise
+        error = of_the_shell(error) or error
         line, code = one_line(error), error.exit_code
     except Stopped as stopped:
         line, code = f"semopo_tf: {stopped}", stopped.exit_code
@@ -174,5 +226,12 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         # The reader of our output has gone (`| head`): redirect stdout, so that the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (OSError, ImportError) as error:
+        limited = of_the_shell(error)
+        if debug or not limited:
+            raise
+        line, code = one_line(limited), limited.exit_code
+    finally:
+        _command.reset(token)
     print(line, file=sys.stderr)
     sys.exit(code)

@@ -1,4 +1,7 @@
-"""`evaluate.py`: play a run's policy in the simulator, append a row per episode to scores.jsonl, and write videos."""
+"""`evaluate.py`: play a run's policy in the simulator, append a row per episode to scores.jsonl, and write videos.
+
+All is written into the run's directory, or with `--out` into another one, as for a run that may only be read.
+"""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -9,11 +12,13 @@ import numpy as np
 
 from semopo_tf import config as configuration
 from semopo_tf.report import paper
+from semopo_tf.run.directory import require_growing, require_writable
 from semopo_tf.run.trained import TASK_HELP, Run, as_batch, load_run, require_named, run_parser, scored
 from semopo_tf.storage.records import Records
 from semopo_tf.storage.video import video_grid, write_video
 from semopo_tf.types import Episode
 
+SCORES, VIDEOS = "scores.jsonl", "videos"
 VIDEO_EPISODES, VIDEO_LENGTH, VIDEO_CONTEXT = 3, 100, 5
 
 
@@ -25,14 +30,16 @@ def main(argv: list[str]) -> int:
     """
     arguments = parse(argv)
     logdir = arguments.logdir
+    out = arguments.out or logdir
     run = load_run(logdir, arguments.checkpoint)
     from semopo_tf.run import build  # imports TensorFlow: only after the arguments are checked
 
     require_named(run.config.task, arguments.task)
     if not arguments.checkpoint and not (logdir / "DONE").exists():
         print(f"warning: {logdir}: the run is not complete; playing {run.checkpoint}")
+    look(out, video=arguments.video)
     overrides = {key: value for key in build.CARD_KEYS if (value := getattr(arguments, key)) is not None}
-    scores, rows, filmed = Records(logdir / "scores.jsonl"), [], list[Episode]()
+    scores, rows, filmed = Records(out / SCORES), [], list[Episode]()
     for row, episode in scored(run, arguments.episodes, arguments.environments, overrides):
         scores.append(row)
         rows.append(row)
@@ -40,9 +47,18 @@ def main(argv: list[str]) -> int:
             filmed.append(episode)
         print(f"episode {row['episode_seed']}: return {row['return']:.1f}, {row['length']} decisions", flush=True)
     print(f"{run.checkpoint}: {summary(rows)}")
-    for path in write_videos(logdir / "videos", run, filmed) if filmed else ():
+    for path in write_videos(out / VIDEOS, run, filmed) if filmed else ():
         print(f"video: {path}")
     return 0
+
+
+def look(out: Path, *, video: bool) -> None:
+    """Raises StorageError now, before an hour of playing, when the results cannot be written into a directory."""
+    remedy = "name a directory for the results with --out"
+    require_writable(out, "the directory of the results", remedy)
+    require_growing(out / SCORES, remedy)
+    if video:
+        require_writable(out / VIDEOS, "the directory of the videos", remedy)
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -68,6 +84,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--environments", type=int, default=1, help="number played side by side; changes no result")
     parser.add_argument("--task", help=TASK_HELP)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where to write scores.jsonl and the videos (default: the run, whose tables and figures count them)",
+    )
     parser.add_argument("--video", action="store_true", help="write videos of episodes and their reconstructions")
     parser.add_argument(
         "--background", help="folder of videos, builtin:driving, or none (default: as in the dataset card)"

@@ -8,10 +8,13 @@ from pathlib import Path
 from semopo_tf import config as configuration
 from semopo_tf.config import OPERATIONAL, Config
 from semopo_tf.engine import xla
-from semopo_tf.errors import ConfigError, run_command, user_path
-from semopo_tf.run.directory import open_run, steady_output, tuning
+from semopo_tf.errors import ConfigError, SemopoError, is_command, run_command, user_path
+from semopo_tf.run.directory import MANIFEST, open_run, steady_output, tuning
 from semopo_tf.run.stopping import Stop, listening
-from semopo_tf.storage.files import write_whole
+from semopo_tf.storage.files import FILES, write_whole
+
+# Keys of folders of videos. The names of the clips are what a run depends on, not where they lie.
+PLACES = ("env.background", "without_card.background")
 
 
 def main(argv: list[str]) -> int:
@@ -20,8 +23,9 @@ def main(argv: list[str]) -> int:
     Raises:
       SemopoError: any of `errors`, each with its exit code.
       Stopped: by a signal, after saving.
+      KeyboardInterrupt: by SIGINT where there is nothing to save, and nobody has run this as a command.
     """
-    with steady_output(), listening() as stop:
+    with steady_output(), listening(command=is_command()) as stop:
         return train(argv, stop)
 
 
@@ -40,7 +44,7 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
             )
     logdir = user_path(config.logdir)
     with open_run(logdir):
-        claim(config, logdir)
+        require_same(config, logdir)
         print_configuration(config)
         if (logdir / "DONE").exists():
             print(f"{logdir}: this run is complete; evaluate.py --logdir {logdir} plays more episodes")
@@ -50,7 +54,13 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
         # Imports TensorFlow, which takes seconds: only after command line and directory are checked.
         from semopo_tf.run.trainer import Trainer
 
-        Trainer(config, logdir, stop, **parts).run()
+        trainer = Trainer(config, logdir, stop, **parts)
+        claim(config, logdir)  # only now: what a refused start has written would refuse the corrected one
+        try:
+            trainer.run()
+        except SemopoError:
+            release(logdir)
+            raise
     return 0
 
 
@@ -60,20 +70,54 @@ def claim(config: Config, logdir: Path) -> None:
     Raises:
       ConfigError: naming the keys that differ.
     """
+    moved = require_same(config, logdir)
+    if moved or not (logdir / "config.yaml").exists():
+        write_whole(logdir / "config.yaml", config.to_yaml().encode())
+
+
+def release(logdir: Path) -> None:
+    """Give up the claim of a run that failed before its first checkpoint, such as one that needs too much memory: the
+    remedy may be another configuration.
+    """
+    if not any(logdir.glob("ckpt-*")):
+        for name in ("config.yaml", MANIFEST):
+            FILES.remove_tree(logdir / name)
+
+
+def require_same(config: Config, logdir: Path) -> list[str]:
+    """Check that an existing run directory holds the same configuration.
+
+    Returns:
+      The keys of folders that have another place now; the `Trainer` compares what is in them.
+
+    Raises:
+      ConfigError: when the configuration cannot be saved, or when the directory holds a run with another one.
+    """
     saved = logdir / "config.yaml"
     for key, value in config.flat().items():
         if str(value).encode(errors="replace") != str(value).encode(errors="surrogatepass"):
             raise ConfigError(f"--{key}: expected UTF-8, received other bytes; rename the file or directory")
     if not saved.exists():
-        write_whole(saved, config.to_yaml().encode())
-        return
+        return []
     values = configuration.differing(configuration.load_saved(saved), config)
-    different = [f"{key} (there {old!r}, now {new!r})" for key, (old, new) in values.items() if key not in OPERATIONAL]
+    moved = [key for key in PLACES if key in values and is_place(values[key][0]) and is_folder(values[key][1])]
+    free = OPERATIONAL.union(moved)
+    different = [f"{key} (there {old!r}, now {new!r})" for key, (old, new) in values.items() if key not in free]
     if different:
         listed = ", ".join(different[:4])
         raise ConfigError(
             f"{logdir}: holds a run with another configuration: {listed}; choose another --logdir or the same flags"
         )
+    return moved
+
+
+def is_place(source: str) -> bool:
+    """Whether a background's source stands for a folder of videos: by its path, or as the dataset card names it."""
+    return source != "none" and not source.startswith("builtin:")
+
+
+def is_folder(source: str) -> bool:
+    return is_place(source) and source != "card" and Path(source).expanduser().is_dir()
 
 
 def print_configuration(config: Config) -> None:

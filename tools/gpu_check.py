@@ -96,7 +96,7 @@ def steps(arguments: argparse.Namespace, work: Path) -> dict[str, Step]:
         "E5": bench("E5", f"released{overlay}"),
         "E2": bench("E2", usual, cache="E1"),
         "E3": bench("E3", usual, "--gpu_tune", str(work / "tuning")),
-        "E6": bench("E6", usual, "--jit", "partial", TF_CUDNN_USE_AUTOTUNE="0"),
+        "E6": bench("E6", usual, "--jit", "partial"),
         "E7": bench("E7", usual, "--trace", str(profile), cache="E1")._replace(read=lambda: expensive(profile)),
         "E8": bench("E8", usual, XLA_FLAGS="--xla_gpu_enable_command_buffer=+WHILE"),
     }

@@ -4,6 +4,8 @@ The first opening copies all frames into one contiguous array beside the dataset
 that several runs share its pages. Every file is validated on the way in, and a bad one stops the run with its name.
 """
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -171,7 +173,8 @@ def _current_manifest(cache: Path, files: list[Path]) -> dict[str, Any] | None:
                 return None
             entry["mtime_ns"], touched = status.st_mtime_ns, True
     if touched:
-        write_whole(cache / "manifest.json", json.dumps(manifest, indent=1).encode())
+        with contextlib.suppress(StorageError):  # a full disk: the next opening compares these files again
+            write_whole(cache / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
 
 
@@ -196,9 +199,14 @@ def _open_cache(cache: Path, episodes: int) -> dict[str, np.ndarray] | None:
 
 
 def _build_cache(cache: Path, files: list[Path]) -> dict[str, Any]:
-    """Validate every file, copy all arrays into one temporary directory and rename it into place."""
+    """Validate every file, copy all arrays into one temporary directory and rename it into place.
+
+    What is there under its name describes other files by now, and leftovers are of killed builders, as the lock is
+    ours. They go first, so that the disk need hold the frames only once; a run that has mapped them keeps them.
+    """
     temporary = temporary_sibling(cache)
-    FILES.remove_tree(temporary)
+    for old in (cache, *cache.parent.glob(f".tmp-*-{glob.escape(cache.name)}")):
+        FILES.remove_tree(old)
     FILES.make_directory(temporary)
     try:
         entries: list[dict[str, Any]] = []
@@ -221,7 +229,6 @@ def _build_cache(cache: Path, files: list[Path]) -> dict[str, Any]:
         arrays = {path.name: path.stat().st_size for path in sorted(temporary.glob("*.npy"))}
         manifest = {"version": CACHE_VERSION, "files": entries, "arrays": arrays}
         FILES.write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-        FILES.remove_tree(cache)
         FILES.rename(temporary, cache)
         _warn(files[0].parent, entries, unknown)
     finally:

@@ -22,6 +22,7 @@ import numpy as np
 
 from semopo_tf.errors import DataError
 from semopo_tf.storage.child import send
+from semopo_tf.storage.limits import at_most
 from semopo_tf.types import Episode
 
 FIRST, MIDDLE, LAST = 0, 1, 2
@@ -61,14 +62,15 @@ def serve(descriptor: int) -> None:
         except MemoryError:
             megabytes = request["memory"] >> 20
             line = f"reading it takes more than {megabytes} MB of memory; do not trust this file"
-            send(pipe, {"error": f"{request['files'][0]}: {line}"})
+            send(pipe, {"error": f"{request['files'][0]}: {line}", "memory": True})
 
 
 def limit(memory: int, seconds: int) -> None:
     """Limit this process: bytes of address space, seconds of processor time, no core dump, no file above 1 MB."""
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # the first ends with a signal of its own
+    soft, hard = at_most(resource.RLIMIT_CPU, seconds + 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(soft, seconds), hard))  # the first ends with a signal of its own
     for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 1 << 20)):
-        resource.setrlimit(kind, (most, most))
+        resource.setrlimit(kind, at_most(kind, most))
 
 
 def answers(paths: list[Path], skip: int) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Reads HDF5 in a child process (`hdf5.serve`). Whatever the child does ends in one line."""
 
 import contextlib
+import resource
 import signal
 import sys
 from collections.abc import Generator
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from semopo_tf.data.hdf5 import EPISODE_BYTES
-from semopo_tf.errors import DataError
+from semopo_tf.errors import DataError, DeviceError
 from semopo_tf.storage.child import Child
+from semopo_tf.storage.limits import tighter
 
 MEMORY = 2 << 30  # bytes of address space for the child that reads HDF5
 SECONDS = 60  # of its processor time, and one more for each megabyte of the files
@@ -40,11 +42,22 @@ def read_in_child(paths: list[Path], skip: int) -> Generator[dict[str, Any], Non
             ) from error
         except (EOFError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             how = _ending(child, seconds)
+            _require_room(paths[0], how, seconds, error)
             raise DataError(
                 f"{paths[0]}: the process that reads it {how}; do not trust this file, fetch it again"
             ) from error
     if "error" in answer:
+        if answer.get("memory"):
+            _require_room(paths[0], "needs more memory", seconds)
         raise DataError(answer["error"])
+
+
+def _require_room(path: Path, how: str, seconds: int, error: Exception | None = None) -> None:
+    """Raises DeviceError where the shell gave the child less than it may need: its end says nothing of the file."""
+    if lower := tighter({resource.RLIMIT_AS: MEMORY, resource.RLIMIT_CPU: seconds}):
+        raise DeviceError(
+            f"{path}: the process that reads it {how}, with less than it may need: {lower}; raise the limit"
+        ) from error
 
 
 def _ending(child: Child, seconds: int) -> str:

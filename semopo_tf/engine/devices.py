@@ -62,9 +62,16 @@ def choose_device(wanted: str) -> tuple[str, str]:
             _use([])
             return "/CPU:0", f"CPU, as {name} cannot be used: {fault}"
         raise DeviceError(f"--device {wanted}: {name}: {fault}; use --device cpu")
-    _use(gpus[index : index + 1])
+    number = _use(gpus[index : index + 1])
     memory = gpu_memory(index)
-    return "/GPU:0", f"{name}, {describe(memory)}" if memory else name
+    return f"/GPU:{number}", f"{name}, {describe(memory)}" if memory else name
+
+
+def threads() -> int:
+    """Number of threads that share one operation. Sums over another number of them differ in the last digits."""
+    chosen = tf.config.threading.get_intra_op_parallelism_threads()
+    given = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    return chosen or (int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0)))
 
 
 def without_kernels(capability: tuple[int, int] | None) -> str:
@@ -80,18 +87,25 @@ def without_kernels(capability: tuple[int, int] | None) -> str:
     )
 
 
-def _use(gpus: list[Any]) -> None:
-    """Let TensorFlow see these GPUs only, as /GPU:0, and take their memory bit by bit."""
+def _use(gpus: list[Any]) -> int:
+    """Let TensorFlow see these GPUs only and take their memory bit by bit; the number under which it knows the first.
+
+    Raises:
+      DeviceError: when TensorFlow has started, in a notebook for example, without this GPU.
+    """
     try:
         tf.config.set_visible_devices(gpus, "GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-    except RuntimeError as error:  # a notebook has used TensorFlow already
-        if gpus != tf.config.get_visible_devices("GPU"):
+    except RuntimeError as error:  # it has started, and what it sees can no longer be changed
+        visible = [gpu.name for gpu in tf.config.get_visible_devices("GPU")]
+        if missing := [gpu.name for gpu in gpus if gpu.name not in visible]:
             raise DeviceError(
-                f"--device: TensorFlow has started with other GPUs ({_short(error)}); restart Python, or choose the "
-                "GPU by CUDA_VISIBLE_DEVICES"
+                f"--device: TensorFlow has started without {missing[0]} ({_short(error)}); restart Python, or choose "
+                f"another GPU"
             ) from error
+        return visible.index(gpus[0].name) if gpus else 0
+    return 0
 
 
 def why_no_gpu() -> str:

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semopo_tf.errors import DataError, StorageError, user_path
+from semopo_tf.errors import ConfigError, DataError, StorageError, cut, user_path
 from semopo_tf.storage.files import locked, write_whole
 from semopo_tf.storage.schema import read_object, unfit
 
@@ -36,6 +36,24 @@ UNTIMED = {"xla_gpu_deterministic_ops": "true"}  # cuDNN's first choice, which i
 TUNED = {"xla_gpu_autotune_level": "1"}  # convolutions and products are timed once
 TUNED_CACHES = ("xla_gpu_experimental_autotuner_cache_dir", "xla_gpu_per_fusion_autotune_cache_dir")
 CACHE_FLAG = "tf_xla_persistent_cache_directory"
+# Beginnings of flags that may be set: those that change no result, and those of a GPU, which are its user's choice.
+HARMLESS_XLA = ("xla_dump", "xla_gpu_", "xla_force_host_platform_device_count", *ALWAYS)
+HARMLESS_TF_XLA = (CACHE_FLAG, "tf_xla_persistent_cache")
+# Beginnings of variables of TensorFlow and its libraries that change results, and of those of TensorFlow that do not.
+CHANGING = (
+    *("ONEDNN_", "DNNL_", "TF_SET_ONEDNN", "TF_ENABLE_AUTO_MIXED", "TF_AUTO_MIXED", "TF_ENABLE_MKL", "TF_MKL"),
+    *("TF_DISABLE_MKL", "TF_ONEDNN", "TF_DETERMINISTIC", "TF_CUDNN", "TF_ENABLE_CUBLAS", "TF_ENABLE_CUDNN"),
+    *("TF_ENABLE_WINOGRAD", "TF_CONFIG", "TF_DISABLE_SEGMENT", "NVIDIA_TF32_OVERRIDE", "TF_CPU_ENABLE"),
+)
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # the package sets it, if it is imported first
+HARMLESS = (
+    *(ONEDNN, "TF_CPP_", "TF_XLA_FLAGS", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR"),
+    *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "TF_GPU_THREAD", "TF_USE_LEGACY_KERAS", "TF_PROFILER"),
+    *("TF_DUMP_GRAPH_PREFIX", "TF_CUDA_PATHS"),
+    # Of Terraform, which has the same beginning.
+    *("TF_CLI_", "TF_VAR_", "TF_LOG", "TF_DATA_DIR", "TF_INPUT", "TF_WORKSPACE", "TF_IN_AUTOMATION", "TF_REGISTRY"),
+    *("TF_IGNORE", "TF_PLUGIN", "TF_TOKEN", "TF_STATE"),
+)
 LARGEST, LEAST_FREE = 4 << 30, 1 << 30  # bytes: of all cached programs; of the disk that holds them
 INDEX, LOCK = "index.json", "index.lock"
 
@@ -62,25 +80,73 @@ def prepare(device: str, jit: str, cache: str, tuning: Path | None = None) -> li
         installed = version("tensorflow")
     except PackageNotFoundError:
         installed = "unknown"
+    lines = leave_out_what_changes_results()
     on_gpu = device != "cpu" and sees_gpu_driver()
     if not installed.startswith(f"{TESTED}."):
         return [f"warning: XLA's flags are those of TensorFlow {TESTED}, received {installed}; none is set"]
     if on_gpu:
         chosen = ALWAYS | (UNTIMED if tuning is None else TUNED | dict.fromkeys(TUNED_CACHES, str(tuning)))
-        if tuning:
-            tuning.mkdir(parents=True, exist_ok=True)
+        try:
+            if tuning:
+                tuning.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            lines.append(f"warning: {tuning}: cannot be made ({error.strerror}); what is timed is not remembered")
+            chosen = ALWAYS | TUNED
         _add("XLA_FLAGS", chosen)
     compiles = jit != "off" and (on_gpu or jit != "auto")
     if cache == "off" or not compiles or "tensorflow" in sys.modules or current_programs():
-        return []
+        return lines
     directory = _default_cache() if cache == "auto" else user_path(cache)
     if directory is None:
-        return ["warning: this account has no home, so that compiled programs are not kept; --xla_cache names a folder"]
+        kept = "this account has no home, so that compiled programs are not kept; --xla_cache names a folder"
+        return [*lines, f"warning: {kept}"]
     programs = Programs(directory, installed, on_gpu=on_gpu)
     if fault := programs.open():
-        return [f"warning: {fault}; compiled programs are not kept"]
+        return [*lines, f"warning: {fault}; compiled programs are not kept"]
     _add("TF_XLA_FLAGS", {CACHE_FLAG: str(programs.directory)})
-    return programs.warnings
+    return [*lines, *programs.warnings]
+
+
+def leave_out_what_changes_results() -> list[str]:
+    """Remove from this process's environment what would change the numbers of a run.
+
+    Returns:
+      Lines to print: what was removed.
+
+    Raises:
+      ConfigError: for a flag of XLA that changes results or that this XLA may not know, which would end the process;
+        for a variable that TensorFlow has read already; and for Python without docstrings.
+    """
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "PYTHONOPTIMIZE=2: expected at most 1, as TensorFlow's own packages read their docstrings; unset it"
+        )
+    for variable, known in (("XLA_FLAGS", HARMLESS_XLA), ("TF_XLA_FLAGS", HARMLESS_TF_XLA)):
+        for word in os.environ.get(variable, "").split():
+            if not word.removeprefix("--").startswith(known):
+                raise ConfigError(
+                    f"{variable}: expected flags that change no result on a CPU, received {cut(word)}; unset {variable}"
+                )
+    given = os.environ.get("TF_NUM_INTRAOP_THREADS")
+    lines = [f"warning: TF_NUM_INTRAOP_THREADS={cut(given)}: the last digits depend on it"] if given else []
+    names = sorted(name for name in os.environ if _changes_results(name))
+    if "tensorflow" in sys.modules:
+        wrong = [name for name in names if name.startswith(CHANGING)]
+        if os.environ.get(ONEDNN, "1") not in ("1", "true", "True"):
+            wrong.append(ONEDNN)
+        if wrong:
+            raise ConfigError(
+                f"{wrong[0]}={cut(os.environ[wrong[0]])}: TensorFlow has started with this variable, which changes "
+                "results; unset it and start Python again"
+            )
+        return lines
+    for name in names:
+        del os.environ[name]
+    return lines + ([f"warning: {', '.join(names)}: may change results; left out"] if names else [])
+
+
+def _changes_results(name: str) -> bool:
+    return name.startswith(CHANGING) or (name.startswith("TF_") and not name.startswith(HARMLESS))
 
 
 def _add(variable: str, flags: dict[str, str]) -> None:

@@ -1,11 +1,13 @@
 """Builds the parts of a run from its configuration: learner, sampler, environment settings, evaluation seeds."""
 
+import contextlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from semopo_tf.config import Config
@@ -44,9 +46,27 @@ def make_learner(config: Config, *, image_size: int, action_size: int, jit: Jit 
     settings = {key: config[key] for key in sections}
     sizes = {"image_size": image_size, "action_size": action_size}
     try:
-        return build(settings, **sizes, seed=config.seed, compute=make_compute(config, jit))
+        with usual_keras():
+            return build(settings, **sizes, seed=config.seed, compute=make_compute(config, jit))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+@contextlib.contextmanager
+def usual_keras() -> Iterator[None]:
+    """Keras' own global settings while layers are made: a notebook may have set others for its own networks."""
+    own, chosen = keras.config, keras.config.dtype_policy()
+    before = own.floatx(), own.image_data_format(), own.epsilon()
+    own.set_floatx("float32")
+    own.set_image_data_format("channels_last")
+    own.set_epsilon(1e-7)
+    own.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        for put, value in zip((own.set_floatx, own.set_image_data_format, own.set_epsilon), before, strict=True):
+            put(value)
+        own.set_dtype_policy(chosen)
 
 
 def make_sampler(config: Config, dataset: Dataset, *, sampling: str = "", images_on_device: bool = True) -> Sampler:

@@ -18,6 +18,7 @@ from semopo_tf.storage.files import FILES, Files, locked, temporary_sibling, wri
 from semopo_tf.storage.records import read_records
 
 WARNING_SECONDS = 60.0
+MANIFEST = "dataset_manifest.json"  # what the run was trained on: `data.cards.read_run_data`
 LEFTOVERS = (".tmp-*", "videos/.tmp-*")
 
 
@@ -29,15 +30,7 @@ def open_run(logdir: Path, files: Files = FILES) -> Iterator[None]:
       StorageError: when it cannot be written; checked first.
       LockedError: when another process trains in it.
     """
-    probe = temporary_sibling(logdir / "writable")
-    try:
-        files.make_directory(logdir)
-        files.write(probe, b"")
-        files.unlink(probe)
-    except OSError as error:
-        raise StorageError(
-            f"{logdir}: the run directory cannot be written ({error.strerror}); choose another --logdir"
-        ) from error
+    require_writable(logdir, "the run directory", "choose another --logdir", files)
     with locked(logdir / ".lock", wait=False, what=f"the run directory {logdir}") as killed:
         for pattern in LEFTOVERS:
             for leftover in logdir.glob(pattern):
@@ -49,6 +42,30 @@ def open_run(logdir: Path, files: Files = FILES) -> Iterator[None]:
                 "machine stopped"
             )
         yield
+
+
+def require_writable(directory: Path, what: str, remedy: str, files: Files = FILES) -> None:
+    """Make a directory if it is missing, and write a file there to see whether that works.
+
+    Raises:
+      StorageError: when it does not.
+    """
+    probe = temporary_sibling(directory / "writable")
+    try:
+        files.make_directory(directory)
+        files.write(probe, b"")
+        files.unlink(probe)
+    except OSError as error:
+        raise StorageError(f"{directory}: {what} cannot be written ({error.strerror}); {remedy}") from error
+
+
+def require_growing(path: Path, remedy: str, files: Files = FILES) -> None:
+    """Raises StorageError when a file cannot be appended to, or not be made."""
+    if os.path.lexists(path):
+        try:
+            files.close(files.open_end(path))
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written ({error.strerror}); {remedy}") from error
 
 
 def replace_directory(target: Path, content: Mapping[str, bytes | memoryview], files: Files = FILES) -> None:
@@ -120,7 +137,8 @@ class SteadyStream:
         try:
             return act()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with contextlib.suppress(OSError):  # a notebook's stream has no descriptor
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             return otherwise
 
 

@@ -9,6 +9,9 @@ it at once.
                                otherwise: the trainer finishes its call, saves and exits; a second signal, more than a
                                second later, ends the process
     SIGUSR1                    the trainer saves and continues
+
+That is for commands. Called from Python, a notebook say, a run must not end its caller's process: where a command ends
+at once, an exception is raised in the main thread, `KeyboardInterrupt` for SIGINT and else `Stopped`.
 """
 
 import contextlib
@@ -17,7 +20,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -32,9 +36,14 @@ ONE_REQUEST_SECONDS = 1.0
 
 
 class Stop:
-    """The requests that arrived as signals. `listening` fills it; one that nothing fills never stops a run."""
+    """The requests that arrived as signals. `listening` fills it; one that nothing fills never stops a run.
 
-    def __init__(self) -> None:
+    Args:
+      end: what to do with a signal that no save must precede.
+    """
+
+    def __init__(self, end: Callable[[signal.Signals], None] | None = None) -> None:
+        self._end = end or end_process
         self._lock = threading.Lock()
         self._unsaved = False
         self._save = False
@@ -67,7 +76,7 @@ class Stop:
         return save
 
     def hear(self, number: int) -> None:
-        """Act on a signal, in any thread; returns unless it ends the process."""
+        """Act on a signal, in any thread; returns unless it ends the run at once."""
         if number == SAVING:
             self._save = True
         if number not in ENDING:
@@ -78,40 +87,71 @@ class Stop:
                 self.signal, self._first_heard = signal.Signals(number), now
             if self.signal and now - self._first_heard <= ONE_REQUEST_SECONDS:
                 return
-        end(signal.Signals(number))
+        self._end(signal.Signals(number))
 
 
-def end(number: signal.Signals) -> NoReturn:
+def end_process(number: signal.Signals) -> NoReturn:
     """End the process without cleanup: files appear by rename, and the next start truncates the records."""
     with contextlib.suppress(OSError):
         os.write(2, f"semopo_tf: ended by {number.name}; the same command goes on from what is saved\n".encode())
     os._exit(128 + number)
 
 
+def end_call(number: signal.Signals) -> NoReturn:
+    """End the run, but not the process: raises in the main thread, out of a signal handler.
+
+    Raises:
+      KeyboardInterrupt: for SIGINT, as without a run.
+      Stopped: for another signal.
+    """
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Stopped(f"ended by {number.name}; the same command goes on from what is saved", 128 + number)
+
+
 @contextlib.contextmanager
-def listening() -> Iterator[Stop]:
+def listening(*, command: bool = True) -> Iterator[Stop]:
     """A `Stop` that receives this process's signals. Signals that the caller ignores (nohup) stay ignored.
 
     Only the main thread may set handlers; in any other thread it receives nothing.
+
+    Args:
+      command: whether a signal may end the process (`errors.is_command`).
     """
-    stop = Stop()
+    stop = Stop(end_process if command else end_call)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    hear = (lambda *_: None) if command else (lambda number, _: stop.hear(number))
+    with _wakeups(stop) if command else contextlib.nullcontext(), _handlers(hear):
+        yield stop
+
+
+@contextlib.contextmanager
+def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Set a handler for all signals that are not ignored, and give back those of before."""
+    before = {number: signal.getsignal(number) for number in (*ENDING, SAVING)}
+    try:
+        for number, old in before.items():
+            if old is not signal.SIG_IGN:
+                signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _wakeups(stop: Stop) -> Iterator[None]:
+    """A thread that hears a signal at once, also while the main thread is inside a compiled call."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     thread = threading.Thread(target=_listen, args=(ours, stop), name="signals", daemon=True)
     thread.start()
-    before = {number: signal.getsignal(number) for number in (*ENDING, SAVING)}
     descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, lambda *_: None)
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
         signal.set_wakeup_fd(descriptor)
         theirs.close()
         thread.join()

@@ -11,17 +11,20 @@ import numpy as np
 import tensorflow as tf
 
 import semopo_tf
+from semopo_tf import config as configuration
 from semopo_tf.config import Config
 from semopo_tf.data.cards import read_card, read_run_data
 from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices, xla
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
+from semopo_tf.envs import tasks
 from semopo_tf.envs.contract import Contract
-from semopo_tf.errors import CheckpointError, DataError, NumericalError, user_path
+from semopo_tf.envs.videos import absolute_source
+from semopo_tf.errors import CheckpointError, DataError, NumericalError, SimulatorError, user_path
 from semopo_tf.random import Key
 from semopo_tf.run import alarms, build, checkpoints, dump
 from semopo_tf.run.checkpoints import Checkpoint
-from semopo_tf.run.directory import Patience
+from semopo_tf.run.directory import MANIFEST, Patience
 from semopo_tf.run.evaluate import Played, evaluate, make_environment
 from semopo_tf.run.stopping import Interrupted, Interruptible, Stop
 from semopo_tf.run.views import Progress, TensorBoard
@@ -48,7 +51,8 @@ class Position(NamedTuple):
 class Trainer:
     """The parts of one run and the loop over its stages.
 
-    The constructor opens and checks dataset and simulator; `run` does the rest of the run and writes `DONE`.
+    The constructor opens and checks dataset, simulator and checkpoints, and writes dataset_manifest.json once all are
+    good; `run` does the rest of the run and writes `DONE`.
 
     Args:
       stop: requests that arrive as signals; by default nothing stops the run.
@@ -78,7 +82,7 @@ class Trainer:
         if short := int((~self._dataset.long_enough(config.min_length)).sum()):
             episodes = f"{short} of {len(self._dataset.names)} episodes"
             print(f"{directory}: {episodes} have fewer than {config.min_length} records and are left out")
-        self._claim_dataset()
+        self._check_dataset()
         ended = int(self._dataset.is_terminal.sum())
         if ended and not config.model.continue_head:
             print(
@@ -86,6 +90,7 @@ class Trainer:
                 "not know it; add --model.continue_head True"
             )
         self._settings = build.environment_settings(config, self._card, image_size=self._dataset.frames.shape[1])
+        self._clips: list[str] = []  # of the background of evaluations
         if config.eval.every or config.eval.final_episodes:
             self._check_environment()
         self._patience = Patience()
@@ -95,35 +100,51 @@ class Trainer:
         self._warned: set[str] = set()
         with devices.using(self._device):
             self._make_parts()
+            self._restore()
+        self._claim_dataset()
 
-    def _claim_dataset(self) -> None:
-        """Record the run's dataset in dataset_manifest.json, or check that it has not changed.
+    def _check_dataset(self) -> None:
+        """Check that the images can be trained on, and that the dataset has not changed since the run began.
 
         Raises:
           DataError: naming the first file that differs.
         """
-        path, dataset = self._logdir / "dataset_manifest.json", self._dataset
+        dataset = self._dataset
         height, width = dataset.frames.shape[1:3]
         if height != width:
             raise DataError(
                 f"{dataset.directory}: expected square images, received {height} x {width}; resize them with data "
                 "convert"
             )
-        if path.exists():
+        if (self._logdir / MANIFEST).exists():
             dataset.require_files(read_run_data(self._logdir)["files"])
+
+    def _claim_dataset(self) -> None:
+        """Record the run's dataset, unless that has been done."""
+        path, dataset = self._logdir / MANIFEST, self._dataset
+        if path.exists():
             return
         columns = {"length": dataset.length, "return": dataset.returns, "native_return": dataset.native_returns}
         files = [
             file | {name: column[index].item() for name, column in columns.items()}
             for index, file in enumerate(dataset.manifest["files"])
         ]
-        facts = {"image_size": height, "action_size": dataset.action.shape[1], "card": self._card, "files": files}
+        facts = self._sizes | {"card": self._card, "files": files} | ({"clips": self._clips} if self._clips else {})
         write_whole(path, json.dumps(facts, indent=1).encode())
 
     def _check_environment(self) -> None:
         """Fail now rather than at the first evaluation, hours later."""
+        source = self._settings.get("background", "none")
+        if source != "none" and not source.startswith("builtin:") and not Path(source).is_dir():
+            raise DataError(
+                f"{source}: expected the folder of the background's videos, received none; add --env.background with "
+                "the folder that holds them now"
+            )
         environment = Contract(make_environment(self._config.task, self._settings))
         environment.close()
+        background = tasks.background_of(environment.environment)
+        self._clips = background.clips if background else []
+        self._check_clips(source)
         frames, actions = self._dataset.frames, self._dataset.action
         for what, stored, verb, real, flag in (
             ("images of", list(frames.shape[1:]), "shows", list(environment.image_shape), "--env.size"),
@@ -133,6 +154,30 @@ class Trainer:
                 raise DataError(
                     f"{self._dataset.directory}: {what} {stored}, but {self._config.task} {verb} {real}; correct {flag}"
                 )
+
+    def _check_clips(self, source: str) -> None:
+        """Compare the background's clips with those that this run, or else the dataset, was shown with.
+
+        Raises:
+          DataError: when the folder has another place than at the run's beginning, and shows other clips.
+        """
+        if not (self._logdir / MANIFEST).exists():
+            return
+        card, saved = (self._card or {}).get("background", {}), self._logdir / "config.yaml"
+        before = (configuration.load_saved(saved) if saved.exists() else self._config).env.background
+        as_collected = before == "card" and self._settings.get("background_split") == card.get("split")
+        expected = read_run_data(self._logdir).get("clips") or (card.get("clips") if as_collected else None)
+        shown = self._clips
+        if not expected or shown == expected:
+            return
+        name = next((name for name in expected if name not in shown), "another order of the same clips")
+        first = card.get("source") if before == "card" else before
+        line = (
+            f"{source}: expected the clips that this run began with, received {len(shown)} that differ (first {name})"
+        )
+        if first and absolute_source(first) != source:
+            raise DataError(f"{line}; give --env.background the folder with those clips")
+        print(f"warning: {line}; later evaluations are not comparable with earlier ones")
 
     def _make_parts(self) -> None:
         """Sampler, learner and acting policy."""
@@ -211,7 +256,7 @@ class Trainer:
           Stopped: when a signal asked the run to stop and everything is saved.
         """
         with devices.using(self._device):
-            position = self._restore()
+            position = self._resume()
             self._check_space()
             self._tensorboard = TensorBoard(self._logdir, self._axis(position.phase, position.step))
             with contextlib.closing(self._tensorboard):
@@ -219,16 +264,29 @@ class Trainer:
                     self._run_stage(stage, position if stage.name == position.phase else Position(stage.name))
                 self._finish()
 
-    def _restore(self) -> Position:
-        """Restore variables and records from the newest checkpoint; where the run resumes."""
+    def _restore(self) -> None:
+        """Restore the variables from the newest checkpoint, or take the world model of another run.
+
+        Raises:
+          CheckpointError: when there are checkpoints and none is good, or none fits the learner.
+        """
         checkpoint, faults = checkpoints.load_newest(self._logdir, self._phases)
         for fault in faults:
             print(f"warning: {fault}")
+        if checkpoint:
+            build.restore(self._learner.variables(), checkpoint.tensors, checkpoint.path)
+        elif self._config.world_model:
+            donor = self._take_world_model(self._learner)
+            print(f"world model from {donor}; the {self._phases[0]} phase is skipped")
+        self._checkpoint = checkpoint and checkpoint._replace(tensors={})
+
+    def _resume(self) -> Position:
+        """Cut the records to the checkpoint that was restored; where the run resumes."""
+        checkpoint = self._checkpoint
         self._scores.drop_half_line()
         self._versions = self._trace(checkpoint)
         if checkpoint:
             state = checkpoint.state
-            build.restore(self._learner.variables(), checkpoint.tensors, checkpoint.path)
             self._metrics.cut(state["metrics_size"])
             self._timing.cut(state["timing_size"])
             self._saved = checkpoint.path.name
@@ -236,11 +294,7 @@ class Trainer:
             return Position(checkpoint.phase, checkpoint.step, state["sums"], state["count"], state.get("pending", []))
         self._metrics.cut(0)
         self._timing.cut(0)
-        if not self._config.world_model:
-            return Position(self._phases[0])
-        donor = self._take_world_model(self._learner)
-        print(f"world model from {donor}; the {self._phases[0]} phase is skipped")
-        return Position(self._phases[1])
+        return Position(self._phases[1 if self._config.world_model else 0])
 
     def _take_world_model(self, learner: Learner) -> Path:
         """Load the world model of the run that `world_model` names into the learner; returns the checkpoint used."""
@@ -255,9 +309,10 @@ class Trainer:
         """The versions and devices that computed the run, each with its first step; warns when this start adds one."""
         now = {"semopo_tf": semopo_tf.__version__, "tensorflow": tf.__version__, "numpy": np.__version__}
         now["device"] = self._device_name
+        now["threads"] = f"{devices.threads()}"  # a sum over more threads is taken in another order
         trace = list(checkpoint.state.get("versions", [])) if checkpoint else []
         if checkpoint and trace:
-            last = trace[-1]["versions"]
+            last = {"threads": now["threads"]} | trace[-1]["versions"]  # older checkpoints do not have the number
             changed = {name: last.get(name, "none") for name in now if last.get(name) != now[name]}
             if not changed:
                 return trace
@@ -440,7 +495,14 @@ class Trainer:
         print(f"evaluation at {phase} {step}: {spread}{build.replayed(discarded)}", flush=True)
 
     def _play(self, seeds: Sequence[int]) -> Iterator[Played]:
-        return evaluate(self._policy, self._config.task, self._settings, seeds, self._config.eval.environments)
+        """Play the current policy. A request to stop wins over a simulator that died of the same signal."""
+        environments = self._config.eval.environments
+        try:
+            yield from evaluate(self._policy, self._config.task, self._settings, seeds, environments)
+        except SimulatorError as error:
+            if self._stop.signal:
+                raise Interrupted from error
+            raise
 
     def _save(self, phase: str, step: int, loop: StageLoop, pending: Sequence[str] = ()) -> None:
         """Save this step, unless it is saved already: a resumed run then repeats the actions stored as pending."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from semopo_tf.errors import LockedError, StorageError
+from semopo_tf.storage.limits import free_memory as free_memory
 
 FILE_MODE, DIRECTORY_MODE = 0o664, 0o775  # less the umask: never writable for everybody
 OWNER_BYTES = 200  # of a lock file that are read
@@ -280,10 +281,3 @@ def _named_owner(descriptor: int) -> str:
         time.sleep(OWNER_POLL_SECONDS)
         owner = _owner(descriptor)
     return owner or "an unknown process"
-
-
-def free_memory() -> int:
-    """Bytes of main memory available to new work, including reclaimable caches; 0 where the system does not say."""
-    path = Path("/proc/meminfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)

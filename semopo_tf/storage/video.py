@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from semopo_tf.errors import DataError, StorageError, cut
-from semopo_tf.storage.child import Child
+from semopo_tf.errors import DataError, DeviceError, StorageError, cut
+from semopo_tf.storage.child import Child, undisturbed
 from semopo_tf.storage.files import FILES, remedy, write_whole
+from semopo_tf.storage.limits import tighter
 
 VIDEO_FPS = 15
 MAX_PIXELS = 1 << 25  # of one frame that is read; 7680 x 4320
@@ -23,6 +24,11 @@ PIECE = 1 << 20
 DECODER_BYTES = 1 << 31
 DECODER_SECONDS = 600  # of processor time for one video
 DECODER_LOG_BYTES = 1 << 20
+DECODER_LIMITS = {
+    resource.RLIMIT_AS: DECODER_BYTES,
+    resource.RLIMIT_CPU: DECODER_SECONDS,
+    resource.RLIMIT_FSIZE: DECODER_LOG_BYTES,
+}
 TELLING = (  # what a line of the decoder's log contains that names the fault
     *("moov atom", "Invalid data", "does not contain any stream", "End of file", "Permission denied", "No such file"),
     *("larger than", "whitelist"),
@@ -62,11 +68,19 @@ def encode_mp4(frames: np.ndarray) -> bytes:
     with os.fdopen(os.memfd_create("video"), "rb") as file:
         output = f"file:/proc/self/fd/{file.fileno()}"
         command = (imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, *target, output)
-        done = subprocess.run(command, input=frames.tobytes(), capture_output=True, pass_fds=(file.fileno(),))
-        if done.returncode:
+        with undisturbed():
+            encoder = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(file.fileno(),),
+            )
+        with encoder:
+            _, said = encoder.communicate(frames.tobytes())
+        if encoder.returncode:
             raise StorageError(
-                f"a video of {len(frames)} frames cannot be encoded "
-                f"({done.stderr.decode(errors='replace').strip()[-100:]})"
+                f"a video of {len(frames)} frames cannot be encoded ({said.decode(errors='replace').strip()[-100:]})"
             )
         return file.read()
 
@@ -115,7 +129,8 @@ def read_frames(path: Path, channels: int = 3) -> Iterator[np.ndarray]:
                 count += 1
             if child.process.wait(FRAME_SECONDS) != 0 or not count:
                 raise DataError(_reason(child.log(), child.process.returncode))
-        except DataError:
+        except DataError as error:
+            _require_room(path, child, error)
             raise
         except TimeoutError as error:
             raise DataError(f"no frame within {FRAME_SECONDS} s") from error
@@ -136,12 +151,18 @@ def _decoder(path: Path, channels: int) -> Child:
     return Child(
         [imageio_ffmpeg.get_ffmpeg_exe(), *quiet, *restricted, "-i", str(path.absolute()), *writing],
         output=True,
-        limits={
-            resource.RLIMIT_AS: DECODER_BYTES,
-            resource.RLIMIT_CPU: DECODER_SECONDS,
-            resource.RLIMIT_FSIZE: DECODER_LOG_BYTES,
-        },
+        limits=DECODER_LIMITS,
     )
+
+
+def _require_room(path: Path, child: Child, error: DataError) -> None:
+    """Raises DeviceError where the shell gave the decoder less than it may need and it ran out of that. Such a video
+    must not be left out as a broken one: another machine would show it.
+    """
+    starved = "Cannot allocate memory" in child.log() or "loading shared libraries" in child.log()
+    lower = tighter(DECODER_LIMITS)
+    if lower and (starved or (child.process.poll() or 0) < 0):
+        raise DeviceError(f"{path}: the decoder had less than it may need: {lower}; raise the limit") from error
 
 
 def _line(child: Child) -> bytes:

@@ -535,6 +535,7 @@ def test_R14_keys_that_say_where_and_how_fast_may_differ(tmp_path):
         "updates_per_call": "3",
         "keep_checkpoints": "9",
         "replay": "host",
+        "xla_cache": "off",
     }
     assert set(other) == OPERATIONAL
     claim(
