@@ -114,7 +114,7 @@ OPERATIONAL = frozenset(
 
 
 # Keys that came later than others. A run that was started without them has their defaults, which change nothing.
-LATER = frozenset({"gpu_tune", "xla_cache", "model.continue_head"})
+LATER = frozenset({"gpu_tune", "xla_cache", "model.continue_head", "min_length"})
 
 
 class Config(Mapping[str, Any]):

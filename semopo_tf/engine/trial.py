@@ -7,6 +7,8 @@ compiler may abort.
 import sys
 from typing import Any
 
+import numpy as np
+
 from semopo_tf.errors import DeviceError
 
 # Words of an error -> what to do. The first that fits counts.
@@ -73,8 +75,11 @@ def _difference(tf: Any) -> float:
             loss = tf.reduce_sum(hidden**2)
         return tape.gradient(loss, [image, kernel, bias])
 
-    rng = tf.random.Generator.from_seed(1)
-    arguments = [rng.normal(shape) for shape in ([8, 31, 31, 32], [4, 4, 32, 64], [64])]
+    key, shapes = (
+        Key(1, "trial", tf.constant(0, tf.int64)),
+        {"image": [8, 31, 31, 32], "kernel": [4, 4, 32, 64], "bias": [64]},
+    )
+    arguments = [normal(key, f"trial_{name}", shape) for name, shape in shapes.items()]
     pairs = zip(compiled(gradients, jit=True)(*arguments), compiled(gradients, jit=False)(*arguments), strict=True)
     return max(float(tf.norm(one - other) / tf.norm(other)) for one, other in pairs)
 

@@ -92,12 +92,13 @@ def gym_tasks(tmp_path, monkeypatch):
     (tmp_path / "gymnasium.py").write_text(STUB)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("gym_tasks", "gymnasium"):
+    written = ("gym_tasks", "gymnasium")
+    for name in written:
         monkeypatch.delitem(sys.modules, name, raising=False)
     collect._player.cache_clear()
-    yield importlib.import_module("gym_tasks")
+    yield importlib.import_module(written[0])
     collect._player.cache_clear()
-    for name in ("gym_tasks", "gymnasium"):
+    for name in written:
         sys.modules.pop(name, None)
 
 
