@@ -16,7 +16,7 @@ from semopo_tf.data.cards import read_card, read_run_data
 from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices, xla
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
-from semopo_tf.envs.contract import Contract
+from semopo_tf.envs.contract import Contract, require_members
 from semopo_tf.errors import CheckpointError, DataError, NumericalError
 from semopo_tf.random import Key
 from semopo_tf.run import alarms, build, checkpoints, dump
@@ -116,7 +116,9 @@ class Trainer:
 
     def _check_environment(self) -> None:
         """Fail now rather than at the first evaluation, hours later."""
-        environment = Contract(make_environment(self._config.task, self._settings))
+        made = make_environment(self._config.task, self._settings)
+        require_members(made, "close")
+        environment = Contract(made)
         environment.close()
         frames, actions = self._dataset.frames, self._dataset.action
         for what, stored, verb, real, flag in (
