@@ -33,7 +33,7 @@ from semopo_tf.data.cards import CARD_NAME, read_card, write_card
 from semopo_tf.data.episodes import MAX_EPISODE_BYTES, read_episode, require_readable, write_episode
 from semopo_tf.data.validation import never_changes, validate_episode
 from semopo_tf.envs import tasks
-from semopo_tf.envs.contract import Contract, ContractError, say
+from semopo_tf.envs.contract import Contract, ContractError, require_members, say
 from semopo_tf.envs.rollout import (
     ATTEMPTS,
     MOST_DECISIONS,
@@ -364,8 +364,9 @@ def _end_with_parent(watched: Connection) -> None:
 @functools.lru_cache(maxsize=1)
 def _player(recipe: Recipe) -> tuple[Contract, Policy]:
     """This process's environment and policy, built once for all its episodes."""
-    contract = Contract(tasks.make(recipe.task, **dict(recipe.settings)))
-    return contract, tasks.behaviours(recipe.task)[recipe.policy](contract.environment)
+    environment = tasks.make(recipe.task, **dict(recipe.settings))
+    require_members(environment, "close")
+    return Contract(environment), tasks.behaviours(recipe.task)[recipe.policy](environment)
 
 
 def collect_episode(job: Job) -> Written:

@@ -16,7 +16,8 @@ import numpy as np
 from semopo_tf.errors import SimulatorError, cut
 from semopo_tf.types import Environment, Observation
 
-MEMBERS = ("action_size", "image_shape", "reset", "step", "close")
+MEMBERS = ("action_size", "image_shape", "reset")  # besides `step` or its two halves
+HALVES = ("send", "receive")
 FIELDS = tuple(name for name in Observation._fields if name != "log")
 FLAGS = ("is_first", "is_last", "is_terminal")
 CHANNELS = 3
@@ -54,10 +55,8 @@ class Contract:
     def __init__(self, environment: Environment) -> None:
         """Raises ContractError when a member is missing or has another form."""
         self.environment, self.name = environment, type(environment).__name__
-        self._require_members()
+        require_members(environment)
         self.split = hasattr(environment, "send")
-        if self.split and not hasattr(environment, "receive"):
-            self._refuse("send", "a second half of step, receive()", "none", "add it, or remove send")
         self._require_call("reset", "reset(seed)", 0)
         self._require_call("send" if self.split else "step", "step(action)", np.zeros(1, np.float32))
         self.image_shape, self.action_size = self._spaces()
@@ -123,13 +122,6 @@ class Contract:
 
     def _correct(self, member: str, line: str) -> None:
         say(f"{self.name}.{member}: {line}; correct the environment to silence this")
-
-    def _require_members(self) -> None:
-        if missing := [name for name in MEMBERS if not hasattr(self.environment, name)]:
-            raise ContractError(
-                f"environment {self.name}: expected the members {', '.join(MEMBERS)}, missing {', '.join(missing)}; "
-                "add them (docs/environments.md has a whole one, and a wrapper for gymnasium)"
-            )
 
     def _require_call(self, member: str, expected: str, argument: Any) -> None:
         """Refuse a method that cannot be called with one argument by position."""
@@ -231,6 +223,16 @@ class Contract:
             if here != before:
                 self._refuse(member, f"log[{cut(name)!r}] {before} as before", here, "log the same names and shapes")
         return owned
+
+
+def require_members(environment: Any, *more: str) -> None:
+    """Raises ContractError when an environment lacks a member that playing needs, or one of `more`."""
+    expected = (*MEMBERS, *(HALVES if hasattr(environment, HALVES[0]) else ("step",)), *more)
+    if missing := [name for name in expected if not hasattr(environment, name)]:
+        raise ContractError(
+            f"environment {type(environment).__name__}: expected the members {', '.join(expected)}, missing "
+            f"{', '.join(missing)}; add them (docs/environments.md has a whole one, and a wrapper for gymnasium)"
+        )
 
 
 def uncallable(function: Callable, *arguments: Any, **keywords: Any) -> str | None:

@@ -84,7 +84,12 @@ def make(task: str, **settings: Any) -> Environment:
 
 
 def _make_own(task: str, make_own: Callable[..., Environment], settings: Settings) -> Environment:
-    """A user's environment; raises what its code raises, and ConfigError when it does not take the keywords."""
+    """A user's environment.
+
+    Raises:
+      ConfigError: when it does not take the keywords.
+      Exception: whatever its own code raises.
+    """
     if (wrong := uncallable(make_own, **settings._asdict())) is not None:
         name = getattr(make_own, "__name__", type(make_own).__name__)
         raise ConfigError(

@@ -18,7 +18,7 @@ from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices, xla
 from semopo_tf.engine.loop import HostImages, Pace, StageLoop
 from semopo_tf.envs import tasks
-from semopo_tf.envs.contract import Contract
+from semopo_tf.envs.contract import Contract, require_members
 from semopo_tf.envs.videos import absolute_source
 from semopo_tf.errors import CheckpointError, DataError, NumericalError, SimulatorError, user_path
 from semopo_tf.random import Key
@@ -140,7 +140,9 @@ class Trainer:
                 f"{source}: expected the folder of the background's videos, received none; add --env.background with "
                 "the folder that holds them now"
             )
-        environment = Contract(make_environment(self._config.task, self._settings))
+        made = make_environment(self._config.task, self._settings)
+        require_members(made, "close")
+        environment = Contract(made)
         environment.close()
         background = tasks.background_of(environment.environment)
         self._clips = background.clips if background else []

@@ -152,9 +152,10 @@ def test_I22_hdf5_loses_its_short_episodes_on_both_ways(tmp_path, capsys):
 
 def test_I24_the_pages_file_writes_episodes_that_are_read_as_meant(tmp_path, capsys, monkeypatch):
     """docs/data.md: own data without any environment."""
-    (tmp_path / "pages_write_episodes.py").write_text(PAGE.split("```python\n")[1].split("```")[0])
+    name = "pages_write_episodes"
+    (tmp_path / f"{name}.py").write_text(PAGE.split("```python\n")[1].split("```")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
-    write = importlib.import_module("pages_write_episodes").write
+    write = importlib.import_module(name).write
     for number, decisions in enumerate((5, 8)):
         images = np.zeros((decisions + 1, 16, 16, 3), np.uint8)
         images += np.arange(decisions + 1, dtype=np.uint8)[:, None, None, None]
