@@ -137,7 +137,7 @@ def unfinished(run: RunRecord) -> str:
     if not run.origin:
         return f"not finished; {where}. The same train.py command continues it."
     helps = "Its own program can finish it; import it again then."
-    if run.end is not None and run.last_step < run.end and run.stages[-1] == "policy":
+    if run.end is not None and run.last_step < run.end and run.stages[-1:] == ["policy"]:
         helps += f" If it was stopped on purpose, import it with --steps {run.last_step}."
     return f"imported, and the run {run.unfinished}; {where}. {helps}"
 
