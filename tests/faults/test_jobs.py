@@ -220,7 +220,7 @@ def test_I17_a_refused_start_leaves_nothing_that_refuses_its_own_remedy(data, tm
         (DataError, ("--task", "still", "--eval.final_episodes", "1"), "correct --env.size"),
         (semopo_tf.CheckpointError, ("--world_model", str(tmp_path / "none")), "expected the logdir of a run"),
     ]
-    kernels = ("--encoder.kernels", "4,4", "--decoder.kernels", "4,6")
+    kernels = ("--encoder.kernels", "4,4", "--decoder.kernels", "6,6")
     for error, flags, remedy in refused:
         others = () if flags[0].startswith("--encoder") else kernels
         with pytest.raises(error, match=remedy):
