@@ -7,6 +7,7 @@ The other names are the structures and protocols that these two speak, and the e
 """
 
 import importlib as _importlib
+import importlib.util as _importlib_util
 import json as _json
 import os as _os
 import sys as _sys
@@ -21,6 +22,10 @@ _os.environ["KERAS_BACKEND"] = "tensorflow"
 _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 for _name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_NNX_ENABLED"):  # its import fails at some values
     _os.environ.pop(_name, None)
+# Keras imports matplotlib, which ends at a backend that is not there, such as a notebook's in another environment.
+_module = _os.environ.get("MPLBACKEND", "").partition("module://")[2]
+if _module and not _importlib_util.find_spec(_module.partition(".")[0]):
+    del _os.environ["MPLBACKEND"]
 
 
 def _usual_keras() -> bool:

@@ -172,10 +172,10 @@ class Trainer:
         shown = self._clips
         if not expected or shown == expected:
             return
-        name = next((name for name in expected if name not in shown), "another order of the same clips")
+        name = next((name for name in [*expected, *shown] if (name in expected) != (name in shown)), "in their order")
         first = card.get("source") if before == "card" else before
         line = (
-            f"{source}: expected the clips that this run began with, received {len(shown)} that differ (first {name})"
+            f"{source}: expected the clips that this run began with, received {len(shown)} that differ (first: {name})"
         )
         if first and absolute_source(first) != source:
             raise DataError(f"{line}; give --env.background the folder with those clips")

@@ -89,7 +89,7 @@ def test_I07_a_stop_of_the_whole_job_saves_whichever_process_dies_first(server, 
 
 def test_I07_a_helper_hears_no_signal_that_is_meant_for_the_run():
     helper = child.Child([sys.executable, "-c", HELPER], output=True)
-    assert helper.read(10, 30) == b"ready\n"
+    assert helper.read(5, 30) == b"ready"
     for number in child.FOR_THE_PARENT:
         helper.process.send_signal(number)
     time.sleep(0.1)
@@ -215,12 +215,12 @@ def test_I17_a_refused_start_leaves_nothing_that_refuses_its_own_remedy(data, tm
     logdir = tmp_path / "run"
     refused = [
         (DataError, ("--batch.length", "50"), "lower --batch.length"),
-        (ConfigError, ("--encoder.kernels", "4,4,4,4"), ""),
+        (ConfigError, ("--encoder.kernels", "4,4,4,4"), "kernels"),
         (DeviceError, ("--device", "gpu:7"), "use --device cpu"),
         (DataError, ("--task", "still", "--eval.final_episodes", "1"), "correct --env.size"),
         (semopo_tf.CheckpointError, ("--world_model", str(tmp_path / "none")), "expected the logdir of a run"),
     ]
-    kernels = ("--encoder.kernels", "4,4", "--decoder.kernels", "4,6")
+    kernels = ("--encoder.kernels", "4,4", "--decoder.kernels", "6,6")
     for error, flags, remedy in refused:
         others = () if flags[0].startswith("--encoder") else kernels
         with pytest.raises(error, match=remedy):

@@ -168,13 +168,13 @@ def killed(runs: list[tuple[Run, Run, int]], rng: np.random.Generator) -> dict[s
 
 
 def stop_in_start_up(run: Run, data: Path) -> None:
-    """SIGTERM before the directory is claimed, when it is, while the data are read, and in the tracing of the real
-    agent.
+    """SIGTERM before anything is read, while the data are read, when all is checked and the directory is claimed, and
+    in the tracing of the real agent.
     """
     moments = [
         lambda: run.log.exists(),
-        lambda: (run.logdir / "config.yaml").exists(),
         lambda: list(data.glob(".tmp-*")),
+        lambda: (run.logdir / "config.yaml").exists(),
     ]
     moments += [lambda: (run.logdir / "timing.jsonl").exists()]
     for moment, delay in zip(moments, (0.0, 0.0, 0.0, 0.5), strict=True):
