@@ -220,12 +220,15 @@ class Trainer:
         image = None if self._on_device else tf.constant(self._sampler.host_images(view, key, **sizes))
         return self._sampler.sample(view, key, **sizes, image=image)
 
-    def _make_loop(self, stage: Stage, compilation: contextlib.ExitStack) -> StageLoop:
-        """The compiled loop of a stage. What the stage prepares from the frames is computed here, once.
+    def _announced(self, stage: Stage) -> contextlib.ExitStack:
+        """Announces the wait for XLA, if it compiles this stage, until it is closed after the first call."""
+        stack = contextlib.ExitStack()
+        if self._jit.of(stage):
+            stack.enter_context(compiling.announced(f"{stage.name} update", xla.current_programs()))
+        return stack
 
-        Args:
-          compilation: to be closed after the first call; until then the wait for XLA is announced.
-        """
+    def _make_loop(self, stage: Stage) -> StageLoop:
+        """The compiled loop of a stage. What the stage prepares from the frames is computed here, once."""
         config, sampler, sizes = self._config, self._sampler, self._batch
         table, host_images = None, None
         if stage.prepare:
@@ -247,8 +250,6 @@ class Trainer:
         def sample(view: str, key: Key, image: tf.Tensor | None = None) -> Batch:
             return sampler.sample(view, key, **sizes, image=image, table=table)
 
-        if self._jit.of(stage):
-            compilation.enter_context(compiling.announced(f"{stage.name} update", xla.current_programs()))
         return StageLoop(stage, sample, seed=config.seed, jit=self._jit.of(stage), host_images=host_images)
 
     def run(self) -> None:
@@ -346,8 +347,8 @@ class Trainer:
         progress = Progress(stage.name, step, stage.steps)
         clock = self._clock(stage)
         with (
-            contextlib.ExitStack() as compilation,
-            contextlib.closing(self._make_loop(stage, compilation)) as loop,
+            self._announced(stage) as compilation,
+            contextlib.closing(self._make_loop(stage)) as loop,
             contextlib.closing(progress),
         ):
             if position.sums:
