@@ -250,7 +250,7 @@ def test_V02_playlists_and_pictures_open_no_other_file(tmp_path):
 
 def test_V02_a_decoder_without_end_or_with_too_much_memory_is_stopped(tmp_path, monkeypatch):
     write_grey(tmp_path / "a.mkv", [1, 2])
-    monkeypatch.setattr(video, "DECODER_BYTES", 1 << 24)
+    monkeypatch.setitem(video.DECODER_LIMITS, resource.RLIMIT_AS, 1 << 24)
     with pytest.raises(DataError, match="none of 1 videos can be decoded"):
         load(tmp_path)
     monkeypatch.undo()

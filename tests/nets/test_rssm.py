@@ -166,7 +166,7 @@ def test_a_first_record_forgets_the_state_it_is_given(case):
 def test_two_models_in_one_scan_are_each_by_itself(mode, case):
     """Values, and the gradients to all weights and inputs, of an endogenous and an exogenous model of other weights."""
     latent = "categorical" if case.classes else "gaussian"
-    models = [case.rssm, Case(latent, actions=0).rssm]
+    models = [Case(latent).rssm, Case(latent, actions=0).rssm]
     variables = named_variables({"one": models[0], "two": models[1]})
     tiny.randomise(variables, np.random.default_rng(3), gain=1.5)
     assert alike(models) and not alike(models[:1])
