@@ -24,6 +24,7 @@ from semopo_tf.engine import xla
 from semopo_tf.errors import CommandParser, ConfigError, SemopoError
 from semopo_tf.report.tables import aligned
 from semopo_tf.storage.files import write_whole
+from semopo_tf.storage.limits import usable_cores
 from semopo_tf.types import Policy
 
 ROWS = ("released", "defaults", "small")
@@ -304,7 +305,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "tensorflow": version("tensorflow"),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),

@@ -6,7 +6,6 @@ python -m semopo_tf.doctor
 import contextlib
 import importlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from semopo_tf.engine.trial import remedy
 from semopo_tf.envs import tasks, videos
 from semopo_tf.envs.rendering import INSTALL_GL, choose_backend
 from semopo_tf.errors import (
@@ -31,7 +29,8 @@ from semopo_tf.errors import (
     StorageError,
     run_command,
 )
-from semopo_tf.storage.files import free_memory
+from semopo_tf.run.trial import remedy
+from semopo_tf.storage.limits import free_memory, usable_cores
 from semopo_tf.storage.video import write_video
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
@@ -126,8 +125,7 @@ def check_disk() -> str:
 
 
 def check_processors() -> str:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{count} usable"
+    return f"{usable_cores()} usable"
 
 
 def check_devices() -> str:
@@ -144,8 +142,8 @@ def check_compiler() -> str:
 
 
 def tried(device: str) -> str:
-    """What `engine.trial` says of a device. It runs in a process of its own, which may abort."""
-    done = subprocess.run([sys.executable, "-m", "semopo_tf.engine.trial", device], capture_output=True, text=True)
+    """What `run.trial` says of a device. It runs in a process of its own, which may abort."""
+    done = subprocess.run([sys.executable, "-m", "semopo_tf.run.trial", device], capture_output=True, text=True)
     if done.returncode == 0:
         return done.stdout.strip().splitlines()[-1]
     lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]

@@ -205,9 +205,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the locale cannot print
     token = _command.set(True)
-    os.environ.pop(
-        "MPLBACKEND", None
-    )  # a command shows no picture, and importing TensorFlow ends at an unknown backend
+    os.environ.pop("MPLBACKEND", None)  # a command shows no picture; TensorFlow's import ends at an unknown backend
     if any(option.startswith("error") for option in sys.warnoptions):  # it would end the import of TensorFlow
         warnings.simplefilter("ignore")
     try:

@@ -141,7 +141,7 @@ class Learner(Protocol):
     stages: Sequence[Stage]  # in the order of training
 
     def variables(self) -> Mapping[str, Any]:
-        """Stable name -> tf.Variable: all that a checkpoint holds, optimisers included."""
+        """Stable name -> tf.Variable, or a part of one with `numpy` and `assign`: all that a checkpoint holds."""
         ...
 
     def cost(self, stage: str, batch: int, length: int) -> Any:

@@ -14,7 +14,7 @@ from tensorflow.python.client import device_lib
 
 from semopo_tf.engine import xla
 from semopo_tf.errors import DeviceError, StorageError
-from semopo_tf.storage.files import free_memory
+from semopo_tf.storage.limits import free_memory, usable_cores
 
 QUERY_SECONDS = 10
 NO_KERNELS_FROM = 10  # major compute capability that TensorFlow 2.21 was built before
@@ -71,7 +71,7 @@ def threads() -> int:
     """Number of threads that share one operation. Sums over another number of them differ in the last digits."""
     chosen = tf.config.threading.get_intra_op_parallelism_threads()
     given = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
-    return chosen or (int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0)))
+    return chosen or (int(given) if given.isdigit() and int(given) else usable_cores())
 
 
 def without_kernels(capability: tuple[int, int] | None) -> str:

@@ -83,7 +83,7 @@ def prepare(device: str, jit: str, cache: str, tuning: Path | None = None) -> li
     lines = leave_out_what_changes_results()
     on_gpu = device != "cpu" and sees_gpu_driver()
     if not installed.startswith(f"{TESTED}."):
-        return [f"warning: XLA's flags are those of TensorFlow {TESTED}, received {installed}; none is set"]
+        return [*lines, f"warning: XLA's flags are those of TensorFlow {TESTED}, received {installed}; none is set"]
     if on_gpu:
         chosen = ALWAYS | (UNTIMED if tuning is None else TUNED | dict.fromkeys(TUNED_CACHES, str(tuning)))
         try:

@@ -42,7 +42,7 @@ from semopo_tf.nets.layers import (
     written,
 )
 from semopo_tf.nets.remat import by_slices
-from semopo_tf.nets.rssm import RSSM, alike, observe_each, observe_together
+from semopo_tf.nets.rssm import RSSM, alike, observe_together
 from semopo_tf.random import Key
 from semopo_tf.types import Batch, Latent
 
@@ -296,10 +296,14 @@ class WorldModel:
         losses: dict[str, tf.Tensor] = {}
         metrics: dict[str, tf.Tensor] = {}
         models = [branch.rssm for branch in self.branches]
-        actions = [self._action_for(branch, action) for branch in self.branches]
-        noise = [drawn.noise for drawn in draws]
-        one_scan = self._compute.target == "xla_gpu" and alike(models)
-        posts = (observe_together if one_scan else observe_each)(models, evidence, actions, is_first, noise)
+        inputs = [
+            (embedding, self._action_for(branch, action), is_first, drawn.noise)
+            for branch, embedding, drawn in zip(self.branches, evidence, draws, strict=True)
+        ]
+        if self._compute.target == "xla_gpu" and alike(models):
+            posts = observe_together(models, inputs)
+        else:
+            posts = [model.observe(*each) for model, each in zip(models, inputs, strict=True)]
         for branch, post, drawn in zip(self.branches, posts, draws, strict=True):
             losses[f"{branch.name}_kl"], kl_metrics = branch.kl(post, drawn.member, self._kl)
             metrics |= kl_metrics

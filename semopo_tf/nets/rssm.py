@@ -243,39 +243,20 @@ def alike(models: Sequence[RSSM]) -> bool:
     return len(models) > 1 and len(shapes) == 1
 
 
-def observe_each(
-    models: Sequence[RSSM],
-    evidence: Sequence[tf.Tensor],
-    action: Sequence[tf.Tensor],
-    is_first: tf.Tensor,
-    noise: Sequence[tf.Tensor],
-) -> list[Latent]:
-    """`RSSM.observe` of every model, one after the other."""
-    return [
-        model.observe(embedding, taken, is_first, drawn)
-        for model, embedding, taken, drawn in zip(models, evidence, action, noise, strict=True)
-    ]
-
-
 def observe_together(
-    models: Sequence[RSSM],
-    evidence: Sequence[tf.Tensor],
-    action: Sequence[tf.Tensor],
-    is_first: tf.Tensor,
-    noise: Sequence[tf.Tensor],
+    models: Sequence[RSSM], inputs: Sequence[tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]]
 ) -> list[Latent]:
-    """`observe_each` of models that are `alike`, in one scan over stacked weights: half the kernels on a GPU."""
+    """`RSSM.observe(*inputs)` of each of models that are `alike`, in one scan over stacked weights: half the kernels on
+    a GPU.
+    """
 
     def stacked(*each: tf.Tensor, axis: int = 0) -> tf.Tensor:
         return tf.stack([x if len(x.shape) > 1 else x[None] for x in each], axis)
 
-    inputs = [
-        model._scanned(embedding, taken, is_first, drawn)
-        for model, embedding, taken, drawn in zip(models, evidence, action, noise, strict=True)
-    ]
+    scanned = [model._scanned(*each) for model, each in zip(models, inputs, strict=True)]
     weights = tf.nest.map_structure(stacked, *[model.recurrent() for model in models])
-    start = tf.nest.map_structure(stacked, *[model._carried(model.initial(is_first.shape[0])) for model in models])
-    by_time = tf.nest.map_structure(partial(stacked, axis=1), *inputs)  # [T, G, B, ...]
+    start = tf.nest.map_structure(stacked, *[model._carried(model.initial(inputs[0][0].shape[0])) for model in models])
+    by_time = tf.nest.map_structure(partial(stacked, axis=1), *scanned)  # [T, G, B, ...]
     states = scan(partial(models[0]._filter, weights), start, by_time, rows=1)
     return [model._observed(*(x[:, index] for x in states)) for index, model in enumerate(models)]
 

@@ -24,7 +24,8 @@ import semopo_tf
 from semopo_tf.errors import CheckpointError, StorageError
 from semopo_tf.run.directory import replace_directory, set_aside
 from semopo_tf.storage import npz
-from semopo_tf.storage.files import FILES, Files, cure, free_memory
+from semopo_tf.storage.files import FILES, Files, cure
+from semopo_tf.storage.limits import free_memory
 from semopo_tf.storage.schema import unfit
 from semopo_tf.storage.untrusted import parse_json, read_whole
 

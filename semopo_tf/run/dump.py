@@ -21,7 +21,8 @@ from semopo_tf.errors import DataError, StorageError
 from semopo_tf.random import Key
 from semopo_tf.run.directory import replace_directory
 from semopo_tf.storage import npz
-from semopo_tf.storage.files import FILES, Files, free_memory, remedy
+from semopo_tf.storage.files import FILES, Files, remedy
+from semopo_tf.storage.limits import free_memory
 from semopo_tf.storage.npz import not_finite
 from semopo_tf.storage.schema import read_object, unfit
 from semopo_tf.storage.untrusted import read_whole

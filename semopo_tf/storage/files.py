@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from semopo_tf.errors import LockedError, StorageError
-from semopo_tf.storage.limits import free_memory as free_memory
 
 FILE_MODE, DIRECTORY_MODE = 0o664, 0o775  # less the umask: never writable for everybody
 OWNER_BYTES = 200  # of a lock file that are read

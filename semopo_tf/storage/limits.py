@@ -35,6 +35,11 @@ def tighter(limits: Mapping[int, int]) -> str:
     return " and ".join(lower)
 
 
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_memory(root: Path = Path("/")) -> int:
     """Bytes of main memory available to new work, including reclaimable caches; 0 where the system does not say.
 

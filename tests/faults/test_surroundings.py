@@ -28,7 +28,7 @@ from semopo_tf.errors import (
 )
 from semopo_tf.storage import limits, video
 from semopo_tf.storage.child import Child
-from semopo_tf.storage.files import free_memory
+from semopo_tf.storage.limits import free_memory
 
 ROOT = Path(__file__).parents[2]
 MB = 1 << 20
@@ -128,7 +128,7 @@ def test_I10_what_a_notebook_has_told_keras_changes_no_layer_and_stays():
     ("variable", "value"),
     [
         ("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
-        ("XLA_FLAGS", "--xla_dump_to=/tmp/x --nonsense"),
+        ("XLA_FLAGS", "--xla_dump_to=dump --nonsense"),
         ("XLA_FLAGS", "nonsense"),
         ("TF_XLA_FLAGS", "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit"),
     ],
@@ -234,7 +234,7 @@ def test_I12_without_any_of_it_the_machine_counts_or_nothing_is_known(tmp_path):
 
 @pytest.mark.parametrize("kind", ["AS", "DATA"])
 def test_I12_the_limit_of_the_shell_counts(kind):
-    done = under(kind, 1000 * MB, "from semopo_tf.storage.files import free_memory; print(free_memory())")
+    done = under(kind, 1000 * MB, "from semopo_tf.storage.limits import free_memory; print(free_memory())")
     assert 100 * MB < int(done.stdout) < 1000 * MB, done.stderr
 
 

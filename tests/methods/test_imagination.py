@@ -61,21 +61,16 @@ def start(*states):
     return Latent(tf.constant(states, tf.float32)[:, None], tf.zeros([len(states), 1]), {})
 
 
+def rollout_of_three(model, **more):
+    """Three steps of a model from the states 1 and -1, the action being twice the state, penalty weight 2."""
+    settings = {"horizon": 3, "discount": 0.5, "penalty": Penalty("sum_squares", 2.0)}
+    return imagine(model, Multiple(2.0), start(1, -1), tiny.key(), **settings, **more)
+
+
 @modes
 def test_a_rollout_known_by_hand(mode):
     # s' = s + 2 s = 3 s: from 1 it is 1, 3, 9, 27. Reward 10 s - 2 * 3 s = 4 s.
-    def rollout():
-        return imagine(
-            Counter(),
-            Multiple(2.0),
-            start(1, -1),
-            tiny.key(),
-            horizon=3,
-            discount=0.5,
-            penalty=Penalty("sum_squares", 2.0),
-        )
-
-    received = tiny.run(mode, rollout)
+    received = tiny.run(mode, lambda: rollout_of_three(Counter()))
     states = np.array([[1.0, 3, 9, 27], [-1, -3, -9, -27]])
     np.testing.assert_array_equal(received.feat, states[..., None])
     np.testing.assert_array_equal(
@@ -92,19 +87,8 @@ def test_a_rollout_known_by_hand(mode):
 def test_I05_imagination_ends_where_the_episode_does(mode):
     """The end of a start state is known, that of an imagined one predicted; both multiply the discount."""
 
-    def rollout():
-        return imagine(
-            Mortal(),
-            Multiple(2.0),
-            start(1, -1),
-            tiny.key(),
-            horizon=3,
-            discount=0.5,
-            penalty=Penalty("sum_squares", 2.0),
-            is_terminal=tf.constant([False, True]),
-        )
-
-    received = tiny.run(mode, rollout)
+    ended = tf.constant([False, True])
+    received = tiny.run(mode, lambda: rollout_of_three(Mortal(), is_terminal=ended))
     np.testing.assert_array_equal(received.discount, [[0.5, 0.25, 0.25, 0.25], [0, 0.25, 0.25, 0.25]])
     np.testing.assert_array_equal(received.weight, [[1, 0.5, 0.125, 0.03125], [1, 0, 0, 0]])
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tiny
 
 from semopo_tf.nets.layers import named_variables
-from semopo_tf.nets.rssm import RSSM, alike, observe_each, observe_together
+from semopo_tf.nets.rssm import RSSM, alike, observe_together
 from semopo_tf.types import Latent
 
 B, T, E, A, D, S, C, K = 3, 6, 8, 2, 5, 3, 4, 3
@@ -177,14 +177,18 @@ def test_two_models_in_one_scan_are_each_by_itself(mode, case):
             with tf.GradientTape() as tape:
                 tape.watch([embed, action])
                 evidence = [model.evidence(x) for model, x in zip(models, embed, strict=True)]
-                latents = observe(models, evidence, action, tf.constant(case.is_first), noise)
+                each = list(zip(evidence, action, [tf.constant(case.is_first)] * 2, noise, strict=True))
+                latents = observe(models, each)
                 total = tf.add_n([tf.reduce_sum(tf.sin(x)) for x in tf.nest.flatten(latents)])
             sources = [*variables.values(), *embed, action[0]]
             return latents, tape.gradient(total, sources, unconnected_gradients="zero")
 
         return tiny.run(mode, run, *inputs)
 
-    same(states(observe_together), states(observe_each))
+    def apart(models, inputs):
+        return [model.observe(*each) for model, each in zip(models, inputs, strict=True)]
+
+    same(states(observe_together), states(apart))
 
 
 @modes

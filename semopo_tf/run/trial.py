@@ -1,6 +1,6 @@
 """A trial of a device: compiles what most often fails there, and names the remedy.
 
-python -m semopo_tf.engine.trial DEVICE prints one line; `doctor` runs it in a process of its own, as a broken driver or
+python -m semopo_tf.run.trial DEVICE prints one line; `doctor` runs it in a process of its own, as a broken driver or
 compiler may abort.
 """
 
@@ -88,15 +88,11 @@ def _update(device: str) -> None:
     from semopo_tf import config as configuration
     from semopo_tf.engine.compiling import choose_jit
     from semopo_tf.engine.loop import StageLoop
-    from semopo_tf.methods import LEARNERS
-    from semopo_tf.nets.compute import Compute
+    from semopo_tf.run.build import make_learner
     from semopo_tf.types import Batch
 
-    config = configuration.load(["--configs", "semopo", "walker_walk", "debug"])
-    jit = choose_jit("full", device)
-    build, sections = LEARNERS[config.method]
-    settings = {key: config[key] for key in sections}
-    learner = build(settings, image_size=64, action_size=6, seed=1, compute=Compute(target=jit.target))
+    config, jit = configuration.load(["--configs", "semopo", "walker_walk", "debug"]), choose_jit("full", device)
+    learner = make_learner(config, image_size=64, action_size=6, jit=jit)
     shape = (config.batch.size, config.batch.length)
     batch = Batch(
         tf.zeros([*shape, 64, 64, 3], tf.uint8),
