@@ -111,6 +111,10 @@ class Slice:
         self.shape, self.dtype = shape, vector.dtype
         self._vector, self._start, self._stop = vector, start, start + shape.num_elements()
 
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        """Read by NumPy like a variable."""
+        return np.asarray(self.numpy(), dtype)
+
     def numpy(self) -> np.ndarray:
         return tf.reshape(self._vector[self._start : self._stop], self.shape).numpy()
 
