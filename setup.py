@@ -34,6 +34,7 @@ setup(
         "imageio>=2.38,<3",
         "imageio-ffmpeg>=0.8,<1",
         "matplotlib>=3.11,<4",
+        "pillow>=12,<14",
         "scipy>=1.17,<2",
         "tqdm>=4.67,<5",
     ],

@@ -206,7 +206,8 @@ def make_card(recipe: Recipe, seed: int) -> dict[str, Any]:
     for name, reason in background.skipped if background else ():
         print(f"semopo_tf: warning: background {name} is skipped: {reason}", file=sys.stderr)
     identity = {"task": recipe.task, "policy": recipe.policy, "seed": seed}
-    facts = tasks.card_of(dict(recipe.settings), background.clips if background else [])
+    seen = dict(recipe.settings) | {"size": contract.image_shape[0]}  # an environment may have a size of its own
+    facts = tasks.card_of(seen, background.clips if background else [])
     return identity | facts | {"versions": tasks.environment_versions(recipe.task)}
 
 

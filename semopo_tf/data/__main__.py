@@ -16,6 +16,7 @@ from semopo_tf.data.validation import never_changes
 from semopo_tf.errors import CommandParser, ConfigError, DataError, run_command, user_path
 
 BINS = 10
+LEAST_PIXELS, MOST_PIXELS = 8, 1024
 SUBJECTS = ("files", "sizes", "hashes", "schema")
 
 
@@ -49,10 +50,15 @@ def main(argv: list[str]) -> int:
     )
     text = "leave out the episodes of fewer records, and count them"
     converting.add_argument("--min_length", metavar="RECORDS", type=int, default=0, help=text)
+    text = f"images of this height and width, {LEAST_PIXELS} to {MOST_PIXELS}; without it they keep theirs"
+    converting.add_argument("--size", metavar="PIXELS", type=int, default=0, help=text)
     arguments = parser.parse_args(argv)
     if arguments.command == "convert":
         require_not_negative("min_length", arguments.min_length)
-        convert.convert(arguments.source, arguments.target, arguments.repair_flags, arguments.min_length)
+        if arguments.size and not LEAST_PIXELS <= arguments.size <= MOST_PIXELS:
+            raise ConfigError(f"--size: expected {LEAST_PIXELS} to {MOST_PIXELS}, received {arguments.size}")
+        changes = (arguments.repair_flags, arguments.min_length, arguments.size)
+        convert.convert(arguments.source, arguments.target, *changes)
     elif arguments.command == "check":
         require_not_negative("length", arguments.length)
         check(arguments.directory, arguments.manifest, arguments.length)

@@ -1,5 +1,5 @@
 """`data convert SRC DST`: V-D4RL's HDF5 to npz episodes, npz episodes to HDF5, or a copy of npz episodes with corrected
-flags or without short episodes.
+flags, with images of another size or without short episodes.
 
 What SRC holds decides the direction. Sources are compared with the SHA256SUMS (or card) beside them before they are
 read. After an interruption the same command continues and ends with the same bytes. Archives (zip, tar) are never
@@ -28,6 +28,7 @@ from semopo_tf.data.episodes import (
     write_episode,
 )
 from semopo_tf.data.hdf5_process import read_in_child
+from semopo_tf.data.resize import resize
 from semopo_tf.data.validation import repair_flags, validate_episode
 from semopo_tf.errors import ConfigError, DataError, StorageError
 from semopo_tf.storage.files import FILES, locked, remedy, sha256, temporary_sibling
@@ -46,7 +47,7 @@ class Source(NamedTuple):
     sha256: str
 
 
-def convert(source: Path, target: Path, repair: bool, min_length: int = 0) -> None:
+def convert(source: Path, target: Path, repair: bool, min_length: int = 0, size: int = 0) -> None:
     """Convert `source` to `target` and print what was done.
 
     Args:
@@ -55,12 +56,13 @@ def convert(source: Path, target: Path, repair: bool, min_length: int = 0) -> No
       target: a directory, or a file that ends in `.hdf5` or `.h5` for npz to HDF5.
       repair: set wrong flags from the ends of the episodes instead of refusing them.
       min_length: leave out the episodes of fewer records, and print how many.
+      size: height and width of the images in pixels; 0 keeps theirs.
 
     Raises:
       DataError: for a bad source.
       ConfigError: for a target that does not fit or holds something else.
     """
-    shards, changes = hdf5_files(source), Changes(repair, min_length)
+    shards, changes = hdf5_files(source), Changes(repair, min_length, size)
     to_file = target.name.lower().endswith(HDF5_SUFFIXES)
     if shards and to_file:
         raise ConfigError(
@@ -70,12 +72,12 @@ def convert(source: Path, target: Path, repair: bool, min_length: int = 0) -> No
         to_episodes(sources(shards), target, changes)
     elif to_file:
         to_hdf5(sources(episode_files(source)), target, changes)
-    elif repair or min_length:
+    elif repair or min_length or size:
         to_copies(sources(episode_files(source)), target, changes)
     else:
         raise ConfigError(
             f"{target}: npz episodes become an HDF5 file (end DST in .hdf5) or, with --repair_flags, a corrected copy "
-            "(with --min_length, one without short episodes)"
+            "(with --min_length, one without short episodes; with --size, one of smaller or larger images)"
         )
 
 
@@ -163,8 +165,8 @@ def to_episodes(files: list[Source], target: Path, changes: "Changes") -> None:
             facts = next(answers)["contents"]
             for number, answer in enumerate(answers, len(done)):
                 where = f"{folder}: episode {number}"
-                episode = validate_episode(changes.amend(answer["arrays"], where), where)
-                if changes.keep(episode):
+                read = validate_episode(changes.amend(answer["arrays"], where), where)
+                if episode := changes.applied(read):
                     done.append(target / f"{len(done):06d}-{tag}-{len(episode.reward) - 1}.npz")
                     write_episode(done[-1], episode)
         _require_unchanged(files)
@@ -186,8 +188,7 @@ def to_copies(files: list[Source], target: Path, changes: "Changes") -> None:
     with _directory(target, files, changes) as card:
         done = []
         for source in files:
-            episode = read_episode(source.path, changes.amend)
-            if changes.keep(episode):
+            if episode := changes.applied(read_episode(source.path, changes.amend)):
                 done.append(target / source.path.name)
                 write_episode(done[-1], episode._replace(log=read_log(source.path)))
         _require_unchanged(files)
@@ -195,6 +196,8 @@ def to_copies(files: list[Source], target: Path, changes: "Changes") -> None:
         kept = read_card(folder) or {}
         if len(done) < len(files):
             kept.pop("returns", None)  # of all episodes
+        if changes.size and "environment" in kept:
+            kept["environment"] = {**kept["environment"], "size": changes.size}
         _finish(target, {**kept, **card}, done)
 
 
@@ -229,8 +232,8 @@ def _alike(files: list[Source], changes: "Changes") -> Iterator[Episode]:
     """The kept episodes in order. Raises DataError for one that a common file of columns could not give back."""
     expected: Any = None
     for source in files:
-        episode = read_episode(source.path, changes.amend)
-        if not changes.keep(episode):
+        episode = changes.applied(read_episode(source.path, changes.amend))
+        if episode is None:
             continue
         facts = [(array.dtype.str, array.shape[1:]) for array in episode[:4]]
         expected = expected or facts
@@ -246,10 +249,11 @@ def _alike(files: list[Source], changes: "Changes") -> Iterator[Episode]:
 
 
 class Changes:
-    """Repairs flags and leaves out short episodes where that is wanted, and counts both."""
+    """Repairs flags, resizes images and leaves out short episodes where that is wanted, and counts."""
 
-    def __init__(self, repair: bool, min_length: int):
-        self.repair, self.min_length = repair, min_length
+    def __init__(self, repair: bool, min_length: int, size: int):
+        self.repair, self.min_length, self.size = repair, min_length, size
+        self._sizes: set[tuple[int, ...]] = set()  # [H, W] of the images that were resized
         self._files = self._values = self._kept = self._short = 0
 
     def amend(self, arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
@@ -261,11 +265,19 @@ class Changes:
         self._files, self._values = self._files + bool(changed), self._values + changed
         return repaired
 
-    def keep(self, episode: Episode) -> bool:
-        """Whether an episode is long enough."""
+    def identity(self) -> dict[str, Any]:
+        """What a card says of the changes."""
+        wanted = {"min_length": self.min_length, "size": self.size}
+        return {"repair_flags": self.repair, **{key: value for key, value in wanted.items() if value}}
+
+    def applied(self, episode: Episode) -> Episode | None:
+        """The episode with images of the wanted size; None for one that is too short."""
         long = len(episode.reward) >= self.min_length
         self._kept, self._short = self._kept + long, self._short + (not long)
-        return long
+        if not long or not self.size:
+            return episode if long else None
+        self._sizes.add(episode.image.shape[1:3])
+        return episode._replace(image=resize(episode.image, self.size))
 
     def report(self, folder: Path) -> None:
         """Print the counts.
@@ -275,6 +287,9 @@ class Changes:
         """
         if self.repair:
             print(f"repaired {self._values} flags in {self._files} episodes")
+        if self._sizes:
+            received = ", ".join(f"{height} x {width}" for height, width in sorted(self._sizes))
+            print(f"{folder}: images of {received} pixels are now {self.size} x {self.size}")
         if self.min_length:
             episodes = f"{self._short} of {self._short + self._kept} episodes"
             print(f"{folder}: {episodes} have fewer than {self.min_length} records and are left out")
@@ -294,8 +309,7 @@ def _directory(target: Path, files: list[Source], changes: Changes) -> Iterator[
       StorageError: when it cannot be made.
     """
     made = [{"file": source.path.name, "size": source.size, "sha256": source.sha256} for source in files]
-    shorter = {"min_length": changes.min_length} if changes.min_length else {}
-    card = {"converted": {"sources": made, "repair_flags": changes.repair, **shorter}}
+    card = {"converted": {"sources": made, **changes.identity()}}
     try:
         target.mkdir(parents=True, exist_ok=True)
         (target / LOCK_NAME).touch()

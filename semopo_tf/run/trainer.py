@@ -113,8 +113,8 @@ class Trainer:
         height, width = dataset.frames.shape[1:3]
         if height != width:
             raise DataError(
-                f"{dataset.directory}: expected square images, received {height} x {width}; resize them with data "
-                "convert"
+                f"{dataset.directory}: expected square images, received {height} x {width}; make a copy with python "
+                f"-m semopo_tf.data convert {dataset.directory} DST --size 64"
             )
         if (self._logdir / MANIFEST).exists():
             dataset.require_files(read_run_data(self._logdir)["files"])

@@ -669,6 +669,13 @@ def test_I03_episodes_of_another_size_are_not_joined(tmp_path, registered):
     assert contents(tmp_path) == before
 
 
+def test_I16_the_card_holds_the_size_that_was_seen(tmp_path, registered):
+    registered(type("Large", (Still,), {"image_shape": (96, 96, 3)}))
+    collect.main(arguments(tmp_path, episodes=1))
+    assert read_card(tmp_path)["environment"]["size"] == 96
+    collect.main(arguments(tmp_path, episodes=2))  # goes on
+
+
 def test_I01_episodes_whose_images_never_change_are_named_once(tmp_path, registered, capsys):
     registered(counted(image=lambda time: np.full((64, 64, 3), 9, np.uint8)))
     collect.main(arguments(tmp_path))

@@ -159,3 +159,13 @@ def test_the_oldest_programs_go_when_there_are_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr(xla, "LARGEST", 250)
     opened(tmp_path)
     assert programs.names() == {"program0", "program1"}
+
+
+def test_I21_an_account_without_a_home_keeps_no_programs_and_is_told(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(xla.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    (line,) = xla.prepare("cpu", "full", "auto")
+    assert line == (
+        "warning: this account has no home, so that compiled programs are not kept; --xla_cache names a folder"
+    )
