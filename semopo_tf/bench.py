@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from semopo_tf import config as configuration
+from semopo_tf.config import RENDERS
 from semopo_tf.engine import xla
 from semopo_tf.errors import CommandParser, ConfigError, SemopoError
 from semopo_tf.report.tables import aligned
@@ -45,6 +46,7 @@ COLUMNS = {
     "model_fraction_of_matmul": ("fraction of matmul", 2),
     "imagined_steps_per_s": ("imagined steps/s", 0),
     "env_steps_per_s": ("env steps/s", 1),
+    "fast_env_steps_per_s": ("env steps/s with --render fast", 1),
     **{f"eval_steps_per_s_{count}": (f"evaluation steps/s, environments: {count}", 1) for count in SIDE_BY_SIDE},
     "model_peak_memory_mb": ("peak memory of the model phase, MB", 0),
     "peak_memory_mb": ("peak memory of both phases, MB", 0),
@@ -54,7 +56,7 @@ COLUMNS = {
     "save_percent": ("saving, % of the model phase", 2),
 }
 # Not in results of earlier versions.
-LATER = ("trace_s", "first_call_s", *(key for key in COLUMNS if key.startswith("eval_")))
+LATER = ("trace_s", "first_call_s", "fast_env_steps_per_s", *(key for key in COLUMNS if key.startswith("eval_")))
 # Printed besides the seconds of the JSON.
 PER_SECOND = {"model_update_s": "model updates/s", "policy_update_s": "policy updates/s"}
 HIGHER_IS_BETTER = ("model_fraction_of_matmul", *(key for key in COLUMNS if key.endswith("_per_s") or "_per_s_" in key))
@@ -71,9 +73,9 @@ def main(argv: list[str]) -> int:
     commands = {name: command(name, arguments) for name in arguments.configs}
     for words in commands.values():
         configuration.load(words)
-    simulated = dict.fromkeys(key for key in COLUMNS if key.startswith(("eval_", "env_")))
+    simulated = dict.fromkeys(key for key in COLUMNS if key.startswith(("eval_", "env_", "fast_env_")))
     if not arguments.no_env:
-        simulated |= {"env_steps_per_s": measure_environment()} | in_child(measure_evaluation)
+        simulated |= measure_environment() | in_child(measure_evaluation)
     rows: list[dict[str, Any]] = []
     for name, words in commands.items():
         print(f"{name}: measuring", flush=True)
@@ -244,20 +246,25 @@ def yardstick(gpu: bool) -> Callable[[], float]:
     return lambda: 2 * size**3 / min(seconds() for _ in range(5)) / 1e9
 
 
-def measure_environment() -> float | None:
-    """Decisions per second of one environment with distractors and rendering; None where rendering is impossible."""
+def measure_environment() -> dict[str, float | None]:
+    """Decisions per second of one environment with distractors, drawn in full and fast; None where nothing can be
+    drawn.
+    """
     from semopo_tf.envs import tasks
 
-    try:
-        with contextlib.closing(tasks.make(ENV_TASK, **ENV_SETTINGS)) as environment:
-            environment.reset(0)
-            rng, before = np.random.default_rng(0), time.perf_counter()
-            for _ in range(ENV_STEPS):
-                environment.step(rng.uniform(-1, 1, environment.action_size).astype(np.float32))
-            return ENV_STEPS / (time.perf_counter() - before)
-    except SemopoError as error:
-        print(f"env steps/s: not measured ({error})")
-        return None
+    figures: dict[str, float | None] = {"env_steps_per_s": None, "fast_env_steps_per_s": None}
+    for name, render in zip(figures, RENDERS, strict=True):
+        try:
+            with contextlib.closing(tasks.make(ENV_TASK, **ENV_SETTINGS, render=render)) as environment:
+                environment.reset(0)
+                rng, before = np.random.default_rng(0), time.perf_counter()
+                for _ in range(ENV_STEPS):
+                    environment.step(rng.uniform(-1, 1, environment.action_size).astype(np.float32))
+                figures[name] = ENV_STEPS / (time.perf_counter() - before)
+        except SemopoError as error:
+            print(f"env steps/s: not measured ({error})")
+            break
+    return figures
 
 
 class Enough(Exception):

@@ -5,7 +5,8 @@
 
 Episode i depends on (recipe, seed, i) alone, and appears by rename. After a kill at any point, the same command
 collects what is missing and ends with the same files. An episode that its environment spoils is played with the next
-seed (`rollout.retry_seed`). Every episode is checked as its readers will check it before the next one is played.
+seed (`rollout.retry_seed`); so is one whose return is outside of `--returns`. Every episode is checked as its readers
+will check it before the next one is played.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -28,11 +29,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from semopo_tf.config import SHOWN
+from semopo_tf.config import RENDERS, SHOWN
 from semopo_tf.data.cards import CARD_NAME, read_card, write_card
 from semopo_tf.data.episodes import MAX_EPISODE_BYTES, read_episode, require_readable, write_episode
 from semopo_tf.data.validation import never_changes, validate_episode
-from semopo_tf.envs import tasks
+from semopo_tf.envs import exbmdp, tasks
 from semopo_tf.envs.contract import Contract, ContractError, require_members, say
 from semopo_tf.envs.rollout import (
     ATTEMPTS,
@@ -43,15 +44,29 @@ from semopo_tf.envs.rollout import (
     require_few,
     retry_seed,
 )
+from semopo_tf.envs.states import make_states
 from semopo_tf.envs.videos import absolute_source
-from semopo_tf.errors import CommandParser, ConfigError, DataError, SimulatorError, StorageError, run_command
+from semopo_tf.errors import (
+    CommandParser,
+    ConfigError,
+    DataError,
+    SimulatorError,
+    StorageError,
+    run_command,
+    user_path,
+)
+from semopo_tf.report import paper
+from semopo_tf.run import behaviours
 from semopo_tf.storage.files import locked, sha256
 from semopo_tf.types import Episode, Policy
 
 LOCK_NAME = ".collect.lock"
+LEVELS = ("random", "medrep", "medium")
+CANDIDATES = 100  # episodes that are played for one whose return lies in the band
+BAND_STREAM = 0xBA2D
 RESTARTS = 3  # of the worker processes in one collection
 SETTINGS = (  # the flags that are keywords of tasks.make
-    *("size", "action_repeat", "camera", "mask_rule", "options"),
+    *("size", "action_repeat", "camera", "mask_rule", "render", "options"),
     *("background", "background_color", "background_split", "background_seed"),
 )
 FILE_NAME = re.compile(r"(\d{6})-([0-9a-f]{8})-\d+\.npz")
@@ -61,8 +76,9 @@ class Recipe(NamedTuple):
     """What decides the bytes of an episode, apart from its seed. Sent to workers, so plain values only."""
 
     task: str
-    policy: str
+    policy: str  # a name of `run.behaviours`
     settings: tuple[tuple[str, Any], ...]  # the keywords of tasks.make; `options` as pairs too
+    returns: tuple[float, float] | None = None  # which episodes are kept
 
 
 class Job(NamedTuple):
@@ -84,6 +100,7 @@ class Written(NamedTuple):
     score: float  # sum of the stored rewards in float64
     records: int
     discarded: int = 0  # attempts before it that its environment spoiled
+    rejected: int = 0  # episodes before it whose return was outside of the band
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -96,7 +113,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--task", required=True, help="e.g. dmcdrv_walker_walk, dmc_cheetah_run or a registered name")
     about_out = "dataset directory, made if missing; the same command continues in it"
     parser.add_argument("--out", required=True, type=Path, help=about_out)
-    parser.add_argument("--policy", default="random", help="random; for exbmdp_* also iid, medium, mixed or expert")
+    about_policy = (
+        "random, uniform, snapshot:RUN@DECISIONS, export:DIR; exbmdp_* has iid, medium, mixed, expert, networks"
+    )
+    parser.add_argument("--policy", help=f"{about_policy} (default: random)")
+    about_level = "of the paper's data, in place of --policy; medrep and medium need --behaviour"
+    parser.add_argument("--level", choices=LEVELS, help=about_level)
+    parser.add_argument("--behaviour", metavar="RUN", type=Path, help="logdir of python -m semopo_tf.behave train")
+    about_returns = "keep episodes of these returns only (default with --level: those of the paper's Table 3), or all"
+    parser.add_argument("--returns", metavar="LOW:HIGH", help=about_returns)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -115,6 +140,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     about = {"mask_rule": "which pixels the background replaces"}
     for name, choices in SHOWN.items():
         parser.add_argument(f"--{name}", default=choices[0], choices=choices, help=about.get(name))
+    about_render = "fast: coarser shadows, half the time, a pixel in a thousand differs"
+    parser.add_argument("--render", default=RENDERS[0], choices=RENDERS, help=about_render)
     parser.add_argument("--background_seed", type=int, default=0, help="orders the clips")
     parser.add_argument(
         "--options",
@@ -128,10 +155,56 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, value in tasks.usual_settings(args.task).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    known = tasks.behaviours(args.task)
-    if args.policy not in known:
-        raise ConfigError(f"--policy: expected {' or '.join(known)} for {args.task}, received {args.policy!r}")
+    args.returns = parse_returns(args)
+    args.policy = choose_policy(args)
     return args
+
+
+def parse_returns(args: argparse.Namespace) -> tuple[float, float] | None:
+    """The band of `--returns`, or of the level in the paper's Table 3. Raises ConfigError for words that are none."""
+    if args.returns is None:
+        levels = paper.table(3).get(args.task.partition("_")[2], {}) if args.level else {}
+        return (levels[args.level]["min"], levels[args.level]["max"]) if levels else None
+    if args.returns == "all":
+        return None
+    low, _, high = args.returns.partition(":")
+    try:
+        band = float(low), float(high)
+    except ValueError:
+        band = math.nan, math.nan
+    if not band[0] <= band[1]:
+        raise ConfigError(f"--returns: expected LOW:HIGH, such as 401.5:598, or all, received {args.returns!r}")
+    return band
+
+
+def choose_policy(args: argparse.Namespace) -> str:
+    """The name of the behaviour that the flags ask for.
+
+    Raises:
+      ConfigError: for flags that do not fit together, or a behaviour that does not fit the task.
+    """
+    if not args.level or args.level == "random":
+        name = args.policy or ("networks" if args.level and args.task.startswith(exbmdp.PREFIX) else "random")
+        behaviours.read_name(name, args.task)
+        if args.behaviour:
+            raise ConfigError("--behaviour: expected --level medrep or medium beside it, received none; add one")
+        return name
+    if args.policy:
+        raise ConfigError(f"--policy: expected none beside --level {args.level}, received {args.policy}; remove it")
+    if not args.behaviour:
+        raise ConfigError(
+            f"--level {args.level}: expected --behaviour with the logdir of python -m semopo_tf.behave train, received "
+            "none"
+        )
+    run = behaviours.Behaviours(user_path(args.behaviour))
+    run.require_task(args.task)
+    if args.level == "medium" and args.returns is None:
+        raise ConfigError(
+            f"--level medium: expected --returns LOW:HIGH, as the paper has no {args.task}, received none; add it"
+        )
+    if args.level == "medium":
+        return f"snapshot:{run.logdir}@{run.first_within(*args.returns)}"
+    return f"replay:{run.logdir}@{run.decisions[-1]}/{args.episodes}"
 
 
 def parse_options(words: list[str]) -> tuple[tuple[str, float], ...]:
@@ -154,13 +227,16 @@ def main(argv: list[str]) -> int:
     """
     args = parse(argv)
     settings = {name: getattr(args, name) for name in SETTINGS} | {"background": absolute_source(args.background)}
-    recipe = Recipe(args.task, args.policy, tuple(settings.items()))
+    policy = as_in_card(args.policy, args.task, read_card(args.out) if args.out.is_dir() else None)
+    recipe = Recipe(args.task, policy, tuple(settings.items()), args.returns)
     seeds = [episode_seed(args.seed, index) for index in range(args.episodes)]
-    card = make_card(recipe, args.seed)  # before anything is written: a wrong setting leaves no directory behind
+    card = make_card(
+        recipe, args.seed, args.level
+    )  # before anything is written: a wrong setting leaves no directory behind
     out = _make_directory(args.out)
     with locked(out / LOCK_NAME, wait=False, what=f"the dataset {out}"):
         require_same_recipe(out, card)
-        kept = existing_episodes(out, seeds, _player(recipe)[0])
+        kept = existing_episodes(out, seeds, _player(recipe).contract, banded=recipe.returns is not None)
         write_card(out, {"status": "incomplete", **card})
         most = args.max_decisions
         jobs = [Job(recipe, index, seed, str(out), most) for index, seed in enumerate(seeds) if index not in kept]
@@ -174,10 +250,13 @@ def main(argv: list[str]) -> int:
                 )
         statistics = describe(out, [kept[index] for index in range(len(seeds))])
         write_card(out, {"status": "complete", **card, **statistics})
-    _player(recipe)[0].close()
+    _player(recipe).close()
     _player.cache_clear()
     returns, discarded = statistics["returns"], statistics["discarded"]
     again = f", {discarded} attempts discarded and played again with another seed" if discarded else ""
+    if recipe.returns:
+        low, high = recipe.returns
+        again += f", {statistics.get('rejected', 0)} episodes with returns outside of {low:g} to {high:g} left out"
     print(
         f"{out}: {args.episodes} episodes, {statistics['records']} records, return {returns['mean']:.2f} +- "
         f"{returns['std']:.2f}{again}"
@@ -199,13 +278,23 @@ def episode_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
-def make_card(recipe: Recipe, seed: int) -> dict[str, Any]:
+def as_in_card(policy: str, task: str, present: dict[str, Any] | None) -> str:
+    """The behaviour's name; `random` of a card without a behaviour's facts meant uniform actions, and goes on so."""
+    earlier = present is not None and present.get("policy") == "random" and "behaviour" not in present
+    return "uniform" if policy == "random" and earlier and not task.startswith(exbmdp.PREFIX) else policy
+
+
+def make_card(recipe: Recipe, seed: int, level: str | None = None) -> dict[str, Any]:
     """The part of `dataset.json` that decides the episodes. Builds the environment, which refuses wrong settings."""
-    contract, _ = _player(recipe)
+    contract = _player(recipe).contract
     background = tasks.background_of(contract.environment)
     for name, reason in background.skipped if background else ():
         print(f"semopo_tf: warning: background {name} is skipped: {reason}", file=sys.stderr)
-    identity = {"task": recipe.task, "policy": recipe.policy, "seed": seed}
+    identity: dict[str, Any] = {"task": recipe.task, "policy": recipe.policy.partition(":")[0], "seed": seed}
+    if known := behaviours.facts(recipe.policy, recipe.task):
+        identity["behaviour"] = known
+    identity |= {"level": level} if level else {}
+    identity |= {"kept_returns": list(recipe.returns)} if recipe.returns else {}
     seen = dict(recipe.settings) | {"size": contract.image_shape[0]}  # an environment may have a size of its own
     facts = tasks.card_of(seen, background.clips if background else [])
     return identity | facts | {"versions": tasks.environment_versions(recipe.task)}
@@ -218,6 +307,8 @@ def require_same_recipe(out: Path, card: dict[str, Any]) -> None:
       ConfigError: with the differing keys.
     """
     present = read_card(out)
+    if present is not None and as_in_card("random", card["task"], present) == "uniform":
+        present = present | {"policy": "uniform"}
     if present is None:
         strangers = sorted(path.name for path in out.glob("*.npz"))
         if strangers:
@@ -245,8 +336,11 @@ def _flat(card: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in card.items() if not isinstance(value, dict)} | nested
 
 
-def existing_episodes(out: Path, seeds: list[int], contract: Contract) -> dict[int, Written]:
+def existing_episodes(out: Path, seeds: list[int], contract: Contract, *, banded: bool = False) -> dict[int, Written]:
     """The whole episodes in `out`, by index. Leftovers of a killed process and damaged files are removed.
+
+    Args:
+      banded: whether episodes were chosen by their return.
 
     Raises:
       ConfigError: when a file belongs to no episode of this collection, or its environment had other sizes.
@@ -261,7 +355,8 @@ def existing_episodes(out: Path, seeds: list[int], contract: Contract) -> dict[i
                 f"{out}: holds episode {index}, but --episodes asks for {len(seeds)}; raise --episodes or choose "
                 "another --out"
             )
-        possible = [retry_seed(seeds[index], attempt) for attempt in range(ATTEMPTS)]
+        tried = [candidate_seed(seeds[index], place) for place in range(CANDIDATES if banded else 1)]
+        possible = [retry_seed(each, attempt) for each in tried for attempt in range(ATTEMPTS)]
         if seed not in possible or index in kept:
             raise ConfigError(f"{path}: belongs to no episode of this collection; move it away or choose another --out")
         try:
@@ -276,7 +371,8 @@ def existing_episodes(out: Path, seeds: list[int], contract: Contract) -> dict[i
                 f"{path}: expected images and actions of {now} as {contract.name} has now, received {here}; choose "
                 "another --out"
             )
-        kept[index] = _written(index, seed, path, episode.reward, possible.index(seed))
+        rejected, discarded = divmod(possible.index(seed), ATTEMPTS)
+        kept[index] = _written(index, seed, path, episode.reward, discarded, rejected)
     return kept
 
 
@@ -286,8 +382,12 @@ def _remove_leftovers(out: Path) -> None:
         leftover.unlink()
 
 
-def _written(index: int, seed: int, path: Path, reward: np.ndarray, discarded: int) -> Written:
-    return Written(index, path.name, seed, float(reward.sum(dtype=np.float64)), len(reward), discarded)
+def _written(index: int, seed: int, path: Path, reward: np.ndarray, discarded: int, rejected: int) -> Written:
+    return Written(index, path.name, seed, _score(reward), len(reward), discarded, rejected)
+
+
+def _score(reward: np.ndarray) -> float:
+    return float(reward.sum(dtype=np.float64))
 
 
 def collect(jobs: list[Job], processes: int, first_alone: bool = False) -> Generator[Written, None, None]:
@@ -362,12 +462,58 @@ def _end_with_parent(watched: Connection) -> None:
     os._exit(1)
 
 
+class Player:
+    """This process's environment and behaviour, and a world without pictures where the behaviour needs none."""
+
+    def __init__(self, recipe: Recipe):
+        environment = tasks.make(recipe.task, **dict(recipe.settings))
+        require_members(environment, "close")
+        self.contract, self._recipe = Contract(environment), recipe
+        self.policy = behaviours.make(recipe.policy, recipe.task, environment)
+        self._blind: tuple[Contract, Callable[[int], Policy]] | None = None
+        known = recipe.task.startswith((tasks.PLAIN, tasks.MOVING)) and not tasks.is_registered(recipe.task)
+        if recipe.returns and known and not behaviours.sees_images(recipe.policy, recipe.task):
+            blind = make_states(recipe.task, dict(recipe.settings)["action_repeat"])
+            self._blind = Contract(blind), behaviours.make(recipe.policy, recipe.task, blind.inner)
+
+    def candidate(self, job: Job, most: int) -> int:
+        """How many episodes of the job's list come before the first whose return lies in the band.
+
+        Played without pictures, which takes a twentieth of the time; the physics are the same.
+
+        Raises:
+          ConfigError: when none of `CANDIDATES` does.
+        """
+        band, seen = job.recipe.returns, list[float]()
+        contract, policy = self._blind or (self.contract, self.policy)
+        for place in range(CANDIDATES) if band else ():
+            (episode,) = play([contract], policy(job.number), [candidate_seed(job.seed, place)], most=most)
+            seen.append(_score(episode.reward))
+            if band[0] <= seen[-1] <= band[1]:
+                return place
+        if band:
+            raise ConfigError(
+                f"--returns {band[0]:g}:{band[1]:g}: expected a return in it within {CANDIDATES} episodes, received "
+                f"{min(seen):.1f} to {max(seen):.1f}; choose another band or behaviour"
+            )
+        return 0
+
+    def close(self) -> None:
+        """Close both worlds."""
+        self.contract.close()
+        if self._blind:
+            self._blind[0].close()
+
+
 @functools.lru_cache(maxsize=1)
-def _player(recipe: Recipe) -> tuple[Contract, Policy]:
-    """This process's environment and policy, built once for all its episodes."""
-    environment = tasks.make(recipe.task, **dict(recipe.settings))
-    require_members(environment, "close")
-    return Contract(environment), tasks.behaviours(recipe.task)[recipe.policy](environment)
+def _player(recipe: Recipe) -> Player:
+    """Built once for all episodes of this process."""
+    return Player(recipe)
+
+
+def candidate_seed(seed: int, place: int) -> int:
+    """The seed of the episode that is tried after `place` others had returns outside of the band."""
+    return int(np.random.SeedSequence([seed, BAND_STREAM, place]).generate_state(1)[0]) if place else seed
 
 
 def collect_episode(job: Job) -> Written:
@@ -376,18 +522,21 @@ def collect_episode(job: Job) -> Written:
     Raises:
       ContractError: when it does not end, or training would refuse it.
     """
-    contract, policy = _player(job.recipe)
+    player = _player(job.recipe)
+    contract = player.contract
     discarded: list[Discarded] = []
     fits = decisions_that_fit(contract)
     try:
-        (episode,) = play([contract], policy, [job.seed], discarded, most=min(job.most, fits))
+        rejected = player.candidate(job, min(job.most, fits))
+        seed = candidate_seed(job.seed, rejected)
+        (episode,) = play([contract], player.policy(job.number), [seed], discarded, most=min(job.most, fits))
     except EndlessEpisode as error:
         more = "raise --max_decisions" if job.most < fits else f"shrink the images: a file holds {fits} decisions"
         raise ContractError(f"{error}, or {more}") from error
-    seed = retry_seed(job.seed, len(discarded))
+    seed = retry_seed(seed, len(discarded))
     path = Path(job.out) / f"{job.number:06d}-{seed:08x}-{len(episode.image) - 1}.npz"
     _write_checked(path, episode, f"{contract.name}.step")
-    return _written(job.number, seed, path, episode.reward, len(discarded))
+    return _written(job.number, seed, path, episode.reward, len(discarded), rejected)
 
 
 def decisions_that_fit(contract: Contract) -> int:
@@ -431,11 +580,13 @@ def describe(out: Path, episodes: list[Written]) -> dict[str, Any]:
     scores = np.array([episode.score for episode in episodes], np.float64)
     low, median, high = np.percentile(scores, [25, 50, 75])
     quartiles = {"p25": low, "median": median, "p75": high}
+    rejected = sum(episode.rejected for episode in episodes)
     values = {"mean": scores.mean(), "std": scores.std(), "min": scores.min(), **quartiles, "max": scores.max()}
     return {
         "episodes": len(episodes),
         "records": sum(episode.records for episode in episodes),
         "discarded": sum(episode.discarded for episode in episodes),
+        **({"rejected": rejected} if rejected else {}),
         "returns": {name: float(value) for name, value in values.items()},
         "files": [
             {"file": episode.file, "seed": episode.seed, "return": episode.score, "sha256": sha256(out / episode.file)}

@@ -69,6 +69,8 @@ ORIGINAL_OVERLAYS = {"dmc_vision": "released and a task, e.g. --configs released
 
 # Allowed values of what is shown before a moving background.
 SHOWN = {"background_color": ("grey", "rgb"), "background_split": ("train", "test"), "mask_rule": ("sky", "blue")}
+# How the simulator draws: `fast` with a shadow map of a quarter of the resolution.
+RENDERS = ("full", "fast")
 # Allowed values; every other number is only checked against LIMITS.
 CHOICES = {
     "sampling": ("conservative", "uniform"),
@@ -80,6 +82,7 @@ CHOICES = {
     "penalty.measure": ("sum_squares", "mean_norm", "log_prob_variance", "log_prob_std"),
     **{f"env.{key}": ("card", *choices) for key, choices in SHOWN.items()},
     **{f"without_card.{key}": choices for key, choices in SHOWN.items()},
+    "env.render": ("card", *RENDERS),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "replay": ("auto", "device", "host"),
     "jit": ("auto", "full", "partial", "off"),
@@ -94,6 +97,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("kl.balance", "imagination.discount", "actor_critic.lambda_"), (0, 1)),
     "valid_fraction": (0, 0.9),
     "env.camera": (-1, 1e3),
+    **dict.fromkeys(("online.episodes", "online.prefill", "online.updates", "online.snapshot_every"), (1, 1e6)),
+    "sac.discount": (0, 1),
+    "sac.tau": (0, 1),
+    "sac.entropy": (-1e3, 1e3),
     "env.size": (8, 1e4),
     "batch.length": (2, 1e5),
     "imagination.horizon": (2, 1e3),
@@ -114,7 +121,11 @@ OPERATIONAL = frozenset(
 
 
 # Keys that came later than others. A run that was started without them has their defaults, which change nothing.
-LATER = frozenset({"gpu_tune", "xla_cache", "model.continue_head", "min_length"})
+LATER = frozenset(
+    {"gpu_tune", "xla_cache", "model.continue_head", "min_length", "env.render"}
+    | {f"online.{key}" for key in ("episodes", "prefill", "updates", "snapshot_every")}
+    | {f"sac.{key}" for key in ("discount", "tau", "entropy")}
+)
 
 
 class Config(Mapping[str, Any]):

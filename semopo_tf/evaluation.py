@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     if not arguments.checkpoint and not (logdir / "DONE").exists():
         print(f"warning: {logdir}: the run is not complete; playing {run.checkpoint}")
     look(out, video=arguments.video)
-    overrides = {key: value for key in build.CARD_KEYS if (value := getattr(arguments, key)) is not None}
+    overrides = {key: value for key in (*build.CARD_KEYS, "render") if (value := getattr(arguments, key)) is not None}
     scores, rows, filmed = Records(out / SCORES), [], list[Episode]()
     for row, episode in scored(run, arguments.episodes, arguments.environments, overrides):
         scores.append(row)
@@ -95,6 +95,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     for key, choices in configuration.SHOWN.items():
         parser.add_argument(f"--{key}", choices=choices)
+    parser.add_argument("--render", choices=configuration.RENDERS, help="how the simulator draws")
     return parser.parse(argv, episodes=1, environments=1)
 
 

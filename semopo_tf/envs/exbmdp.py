@@ -163,7 +163,7 @@ def _direction(rng: np.random.Generator) -> np.ndarray:
 class ExBMDP:
     """One of the tasks as an `Environment`. An episode is a function of (seed, actions) alone."""
 
-    action_size = 2
+    action_size, state_size = 2, 4
 
     def __init__(self, task: str, *, size: int, options: Mapping[str, float]):
         self.world = make_world(task, options)
@@ -205,6 +205,11 @@ class ExBMDP:
         image = self.picture.draw(self.position, self._background.phases, self._background.discs)
         log = {"position": self.position, "velocity": self.velocity, **self._background.log()}
         return Observation(image, received, self._step == 0, self._step == DECISIONS, False, log)
+
+    @property
+    def state(self) -> np.ndarray:
+        """The true s+ [4]: position and velocity."""
+        return np.concatenate([self.position, self.velocity])
 
     def close(self) -> None:
         """Nothing to end."""

@@ -27,6 +27,8 @@ DEFAULT_CAMERA = {"quadruped": 2}  # every other domain: 0
 FLOOR_IS_SKY = frozenset(("humanoid", "humanoid_CMU", "dog", "fish", "point_mass", "reacher", "swimmer"))
 RESTARTS = 3  # of a child that died or hung, in the life of a simulator
 ERRORS = {kind.__name__: kind for kind in (ConfigError, SimulatorError)}  # what a simulation raises
+FAST_SHADOWS = 512  # pixels of the shadow map; the suite's own models have 2048
+NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
 SERVER = [sys.executable, "-c", "import sys; from semopo_tf.envs.suite import serve; serve(int(sys.argv[1]))"]
 
 
@@ -36,6 +38,7 @@ class Facts(NamedTuple):
     low: np.ndarray  # [A] float64, bounds of the controls
     high: np.ndarray  # [A] float64
     camera: int  # index of the camera in use
+    state_size: int
 
 
 class View(NamedTuple):
@@ -43,6 +46,7 @@ class View(NamedTuple):
 
     image: np.ndarray  # [size, size, 3] uint8
     sky: np.ndarray | None  # [size, size] bool, if wanted: where the camera sees nothing
+    state: np.ndarray  # [S] float64, the task's own observations one after another: joints, speeds, touch
     reward: float
     is_first: bool
     is_last: bool
@@ -50,28 +54,35 @@ class View(NamedTuple):
 
 
 class Simulator:
-    """A suite task in a child process. Every method raises SimulatorError when the child fails or does not answer."""
+    """A suite task in a child process. Every method raises SimulatorError when the child fails or does not answer.
 
-    def __init__(self, name: str, *, size: int, action_repeat: int, camera: int, sky: bool) -> None:
-        """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen. Raises ConfigError for settings that the
-        task does not have.
+    A size of 0 pixels is a simulation that draws nothing and needs no OpenGL.
+    """
+
+    def __init__(
+        self, name: str, *, size: int, action_repeat: int, camera: int, sky: bool, fast: bool = False
+    ) -> None:
+        """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen; fast: with coarse shadows. Raises
+        ConfigError for settings that the task does not have.
         """
-        choose_backend()
         self.name = name
-        self._settings = (name, size, action_repeat, camera, sky)
+        self._settings = (name, size, action_repeat, camera, sky, fast)
+        self._surroundings = {} if size else {"MUJOCO_GL": "disabled"}
+        if size:
+            choose_backend()
         self._restarts = 0
         self._start()
 
     def _start(self) -> None:
         self._broken = False
-        self._child = Child(SERVER)
+        self._child = Child(SERVER, environment=self._surroundings)
         self.send("start", *self._settings)
         try:
             answer = self._answer()
         except SemopoError:
             self.close()
             raise
-        self.facts = Facts(**answer["arrays"], camera=answer["camera"])
+        self.facts = Facts(**answer["arrays"], camera=answer["camera"], state_size=answer["state_size"])
 
     def send(self, method: str, *arguments: Any) -> None:
         """Begin `reset` (seed) or `step` (control, a list of A numbers) in the child; `receive` returns its View.
@@ -134,12 +145,14 @@ def serve(descriptor: int) -> None:
             try:
                 if simulation is None:
                     simulation = Simulation(*arguments)
-                    low, high, camera = simulation.facts
-                    send(pipe, {"camera": camera, "arrays": {"low": low, "high": high}})
+                    low, high, camera, state_size = simulation.facts
+                    bounds = {"low": low, "high": high}
+                    send(pipe, {"camera": camera, "state_size": state_size, "arrays": bounds})
                 else:
                     view = simulation.reset(*arguments) if method == "reset" else simulation.step(np.array(*arguments))
                     record = view._asdict()
-                    arrays = {name: array for name in ("image", "sky") if (array := record.pop(name)) is not None}
+                    names = ("image", "sky", "state")
+                    arrays = {name: array for name in names if (array := record.pop(name)) is not None}
                     send(pipe, {"view": record, "arrays": arrays})
             except SemopoError as error:
                 send(pipe, {"error": str(error), "class": type(error).__name__})
@@ -150,7 +163,7 @@ def serve(descriptor: int) -> None:
 class Simulation:
     """The task itself; lives in the child. An episode is a function of (seed, controls) alone."""
 
-    def __init__(self, name: str, size: int, action_repeat: int, camera: int, sky: bool) -> None:
+    def __init__(self, name: str, size: int, action_repeat: int, camera: int, sky: bool, fast: bool = False) -> None:
         # The suite accepts only this old generator and keeps it: seeding it again in `reset` repeats an episode.
         self._random = np.random.RandomState(0)
         with simulator_errors(name):
@@ -161,8 +174,13 @@ class Simulation:
         spec = self._env.action_spec()
         camera = DEFAULT_CAMERA.get(domain, 0) if camera == -1 else camera
         low, high = (np.full(spec.shape, bound, np.float64) for bound in (spec.minimum, spec.maximum))
-        self.facts = Facts(low, high, camera)
-        self._picture = Picture(self._env.physics, size, camera, floor_is_sky=domain in FLOOR_IS_SKY)
+        sizes = (int(np.prod(each.shape)) for each in self._env.observation_spec().values())
+        self.facts = Facts(low, high, camera, sum(sizes))
+        self._picture = None
+        if fast:
+            self._env.physics.model.vis.quality.shadowsize = FAST_SHADOWS  # before anything is drawn
+        if size:
+            self._picture = Picture(self._env.physics, size, camera, floor_is_sky=domain in FLOOR_IS_SKY)
         self._repeat = action_repeat
         self._sky = sky
 
@@ -185,9 +203,13 @@ class Simulation:
         return self._view(total, step)
 
     def _view(self, reward: float, step: Any) -> View:
-        sky = self._picture.sky() if self._sky else None
+        image, sky = NO_IMAGE, None
+        if self._picture:
+            sky = self._picture.sky() if self._sky else None
+            image = self._picture.image()
+        state = np.concatenate([np.ravel(each) for each in step.observation.values()]).astype(np.float64)
         terminal = bool(step.last() and step.discount == 0)
-        return View(self._picture.image(), sky, float(reward), step.first(), step.last(), terminal)
+        return View(image, sky, state, float(reward), step.first(), step.last(), terminal)
 
 
 def find_task(name: str, known: list[tuple[str, str]]) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semopo_tf.envs import exbmdp
+from semopo_tf.envs.behaviours import RandomNetworks
 from semopo_tf.envs.contract import uncallable
 from semopo_tf.envs.rollout import ACTION_TOLERANCE, RandomPolicy
 from semopo_tf.envs.suite import Simulator
@@ -27,7 +28,7 @@ from semopo_tf.errors import ConfigError, DataError, NumericalError, SimulatorEr
 from semopo_tf.types import Environment, Observation, Policy
 
 PLAIN, MOVING = "dmc_", "dmcdrv_"
-MASK_RULES = ("sky", "blue")
+MASK_RULES, RENDERS = ("sky", "blue"), ("full", "fast")
 PAPER_TASKS = ("walker_walk", "cheetah_run", "hopper_hop", "humanoid_walk")
 BACKGROUND_FRAMES = 1000
 UNLIMITED = 1e9  # the suite reports +-1e10 for an actuator without limits
@@ -49,6 +50,8 @@ class Settings(NamedTuple):
     # domains whose camera looks down on it (`suite.FLOOR_IS_SKY`). `blue`: where blue exceeds red and green, which
     # includes the floor.
     mask_rule: str = "sky"
+    # How the simulator draws: `fast` with a coarser shadow, in half the time; about a pixel in a thousand differs.
+    render: str = "full"
     # Settings of the task itself, as a mapping or as pairs. The testbed has some, an environment of a user may.
     options: Mapping[str, float] | Sequence[tuple[str, float]] = ()
 
@@ -61,6 +64,11 @@ def register(name: str, make: Callable[..., Environment]) -> None:
       make: called with all fields of `Settings` as keywords; it may ignore those that mean nothing to it.
     """
     _registry[name] = make
+
+
+def is_registered(task: str) -> bool:
+    """Whether `register` has given this name to an environment of a user."""
+    return task in _registry
 
 
 def make(task: str, **settings: Any) -> Environment:
@@ -90,25 +98,30 @@ def _make_own(task: str, make_own: Callable[..., Environment], settings: Setting
       ConfigError: when it does not take the keywords.
       Exception: whatever its own code raises.
     """
-    if (wrong := uncallable(make_own, **settings._asdict())) is not None:
+    keywords = settings._asdict()
+    if settings.render == "full":
+        del keywords["render"]  # which an environment of a user need not know
+    if (wrong := uncallable(make_own, **keywords)) is not None:
         name = getattr(make_own, "__name__", type(make_own).__name__)
         raise ConfigError(
-            f"--task {task}: expected a class or function that takes the keywords {', '.join(Settings._fields)}, "
+            f"--task {task}: expected a class or function that takes the keywords {', '.join(keywords)}, "
             f"received {cut(name + wrong)}; add **settings to its arguments"
         )
-    return make_own(**settings._asdict())
+    return make_own(**keywords)
 
 
 def _make_testbed(task: str, settings: Settings) -> Environment:
     require(settings.background == "none", "background", f"none, as {task} draws its own", settings.background)
     require(settings.action_repeat == 1, "action_repeat", f"1, as {task} has no other", settings.action_repeat)
+    require(settings.render == "full", "render", f"full, as {task} has no other", settings.render)
     return exbmdp.ExBMDP(task, size=settings.size, options=dict(settings.options))
 
 
 def _make_suite(task: str, settings: Settings) -> Environment:
-    name = _suite_name(task)
+    name = suite_name(task)
     require(not settings.options, "options", f"none, as {task} has none", settings.options)
     require(settings.mask_rule in MASK_RULES, "mask_rule", " or ".join(MASK_RULES), settings.mask_rule)
+    require(settings.render in RENDERS, "render", " or ".join(RENDERS), settings.render)
     if task.startswith(PLAIN) and settings.background != "none":
         raise ConfigError(
             f"task {task!r} shows no background, received --background {settings.background}; use {MOVING}{name}"
@@ -145,10 +158,14 @@ def usual_settings(task: str) -> dict[str, int]:
 
 
 def behaviours(task: str) -> dict[str, Callable[[Environment], Policy]]:
-    """The behaviour policies of a task, name -> builder. Those of the testbed see the true state."""
-    if task.startswith(exbmdp.PREFIX):
-        return {kind: functools.partial(exbmdp.Behaviour, kind) for kind in exbmdp.Behaviour.KINDS}
-    return {"random": lambda environment: RandomPolicy(environment.action_size)}
+    """The behaviour policies of a task that need no training, name -> builder; see `envs.behaviours`."""
+    uniform: dict[str, Callable[[Environment], Policy]] = {
+        "uniform": lambda environment: RandomPolicy(environment.action_size)
+    }
+    if not task.startswith(exbmdp.PREFIX):
+        return {"random": RandomNetworks, **uniform}
+    own = {kind: functools.partial(exbmdp.Behaviour, kind) for kind in exbmdp.Behaviour.KINDS}
+    return {**own, "networks": RandomNetworks, **uniform}
 
 
 @functools.lru_cache(maxsize=4)
@@ -167,7 +184,7 @@ def background_of(environment: Environment) -> Background | None:
     return environment.background if isinstance(environment, SuiteEnvironment) else None
 
 
-def _suite_name(task: str) -> str:
+def suite_name(task: str) -> str:
     """The name of a suite task without its prefix. Only the simulator knows whether the task exists.
 
     Raises:
@@ -189,9 +206,10 @@ def card_of(settings: dict[str, Any], clips: list[str]) -> dict[str, dict[str, A
     them back.
     """
     background = {name: settings[f"background_{name}"] for name in ("color", "split", "seed")}
-    options = {"options": dict(settings["options"])} if settings.get("options") else {}
+    special = {"options": dict(settings["options"])} if settings.get("options") else {}
+    special |= {"render": settings["render"]} if settings.get("render", "full") != "full" else {}
     return {
-        "environment": {name: settings[name] for name in ("size", "action_repeat", "camera")} | options,
+        "environment": {name: settings[name] for name in ("size", "action_repeat", "camera")} | special,
         "background": {
             "source": settings["background"],
             **background,
@@ -251,12 +269,13 @@ class SuiteEnvironment:
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
-        size, action_repeat, camera, source, *look, mask_rule, _ = settings  # look: colour, split and seed
+        size, action_repeat, camera, source, *look, mask_rule, render, _ = settings  # look: colour, split and seed
         self.background = None if source == "none" else shared_background(source, size, *look)
         sky = self.background is not None and mask_rule == "sky"
-        self._simulator = Simulator(name, size=size, action_repeat=action_repeat, camera=camera, sky=sky)
-        self._low, self._high, self.camera = self._simulator.facts
+        self._simulator = Simulator(name, size=size, action_repeat=action_repeat, camera=camera, sky=sky, fast=render == "fast")
+        self._low, self._high, self.camera, self.state_size = self._simulator.facts
         self.action_size = len(self._low)
+        self.state = np.zeros(self.state_size)  # of the simulator, for behaviours that may see it
         self.image_shape = (size, size, 3)
         self._frame = 0  # of the background, for the next observation
         self._running = False
@@ -290,6 +309,7 @@ class SuiteEnvironment:
         """The second half of `step`."""
         view = self._simulator.receive()
         self._running = not view.is_last
+        self.state = view.state
         image = view.image
         if self.background is not None:
             mask = blue_mask(image) if view.sky is None else view.sky

@@ -5,10 +5,9 @@ Imports the vocabulary and `nets`; a method imports shared parts and never anoth
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from semopo_tf.methods import semopo
-from semopo_tf.types import Learner
+from semopo_tf.methods import sac, semopo
 
 
 class Registered(NamedTuple):
@@ -16,9 +15,13 @@ class Registered(NamedTuple):
 
     # (sections by name, image_size=, action_size=, seed=, compute=). Raises ValueError for settings that do not fit
     # together.
-    build: Callable[..., Learner]
+    build: Callable[..., Any]
     sections: tuple[str, ...]  # of the configuration
 
 
 _SEMOPO = Registered(semopo.build, semopo.SECTIONS)
 LEARNERS: dict[str, Registered] = {"semopo": _SEMOPO, "se_rs": _SEMOPO, "se_rs_drp": _SEMOPO, "offline_dv2": _SEMOPO}
+
+# Learners of behaviours, which see the simulator's state in place of images and learn while they play (`run.online`):
+# built with (sections by name, state_size=, action_size=, seed=, steps=, compute=).
+STATE_LEARNERS: dict[str, Registered] = {"sac": Registered(sac.build, sac.SECTIONS)}

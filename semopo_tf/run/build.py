@@ -162,7 +162,12 @@ def environment_settings(
                 f"--env.{key}: expected {described[key]} as in the dataset card, received {value}; add --env.{key} "
                 f"{described[key]}"
             )
-    return settings | options | _background(config, described, overrides or {})
+    overrides = dict(overrides or {})
+    render = overrides.pop("render", "card")
+    for chosen in (config.env.render, described.get("render", "full")):
+        render = chosen if render == "card" else render
+    drawn = {"render": render} if render != "full" else {}
+    return settings | options | drawn | _background(config, described, overrides)
 
 
 def _background(config: Config, described: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:

@@ -28,13 +28,13 @@ from semopo_tf.envs.suite import Facts, View
 class Fake:
     """Image and reward encode (seed, step); the first entry of a control selects a failure."""
 
-    def __init__(self, name, size, action_repeat, camera, sky):
+    def __init__(self, name, size, action_repeat, camera, sky, fast):
         if name == "unknown_task":
             raise ConfigError("unknown task 'unknown_task'")
         if name == "broken_import":
             raise ImportError("libGL.so.1: cannot open shared object file")
         self.size, self.sky = size, sky
-        self.facts = Facts(np.array([-1.0, 0.0]), np.array([1.0, 2.0]), camera)
+        self.facts = Facts(np.array([-1.0, 0.0]), np.array([1.0, 2.0]), camera, 2)
 
     def reset(self, seed):
         self.seed, self.time = seed, 0
@@ -49,7 +49,8 @@ class Fake:
 
     def view(self, reward):
         image = np.full((self.size, self.size, 3), (self.seed, self.time, 7), np.uint8)
-        return View(image, image[..., 0] > 3 if self.sky else None, reward, self.time == 0, self.time == 3, False)
+        sky, state = image[..., 0] > 3 if self.sky else None, np.array([self.seed, self.time], np.float64)
+        return View(image, sky, state, reward, self.time == 0, self.time == 3, False)
 
     def die(self):
         os._exit(9)

@@ -1,0 +1,235 @@
+"""Behaviours by name, as `collect --policy` takes them, and the snapshots that a run of `behave train` has kept.
+
+    uniform, random, ...    those of `envs.tasks.behaviours`
+    snapshot:RUN@N          a behaviour as it was after N decisions
+    replay:RUN@N/E          for episode i of E the snapshot at the fraction i / E of those up to N: a training in order
+    export:DIR              a policy that `python -m semopo_tf.export` wrote; it sees the images
+
+Needs no TensorFlow, but for an exported policy.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from semopo_tf import config as configuration
+from semopo_tf.envs import tasks
+from semopo_tf.envs.behaviours import GaussianNetwork, Layer, RandomNetworks, read_layers, require_sizes
+from semopo_tf.envs.contract import Contract
+from semopo_tf.envs.rollout import play
+from semopo_tf.envs.states import make_states
+from semopo_tf.errors import ConfigError, StorageError, user_path
+from semopo_tf.storage.files import sha256, write_whole
+from semopo_tf.storage.untrusted import parse_json, read_whole
+from semopo_tf.types import Environment, Policy
+
+FOLDER, SCORES = "snapshots", "snapshots.json"
+EPISODES = 10  # of a snapshot, to know its level
+SCORE_STREAM = 0x5C0
+MAX_SCORES_BYTES = 1 << 24
+SNAPSHOT, REPLAY, EXPORT = "snapshot", "replay", "export"
+
+
+class Named(NamedTuple):
+    """A behaviour's name, taken apart."""
+
+    kind: str
+    where: Path = Path()  # of a snapshot's run, or of an export
+    decisions: int = 0
+    episodes: int = 0  # of a replay
+
+
+def read_name(name: str, task: str) -> Named:
+    """Take a name apart.
+
+    Raises:
+      ConfigError: for a name that is none, with those of the task.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == EXPORT and rest:
+        return Named(EXPORT, user_path(rest))
+    if match := re.fullmatch(r"(snapshot|replay):(.+)@(\d+)(?:/(\d+))?", name):
+        if (match[1] == REPLAY) == bool(match[4]):
+            return Named(match[1], user_path(match[2]), int(match[3]), int(match[4] or 0))
+    known = tasks.behaviours(task)
+    if name not in known:
+        raise ConfigError(
+            f"--policy: expected {', '.join(known)}, snapshot:RUN@DECISIONS or export:DIR for {task}, received {name!r}"
+        )
+    return Named(name)
+
+
+def make(name: str, task: str, environment: Environment) -> Callable[[int], Policy]:
+    """A function that gives the behaviour of episode `number` in an environment.
+
+    Raises:
+      ConfigError: for a behaviour of another task.
+      DataError: for a damaged one.
+    """
+    named = read_name(name, task)
+    if named.kind in (SNAPSHOT, REPLAY):
+        run = Behaviours(named.where)
+        run.require_task(task)
+        policy = functools.lru_cache(maxsize=2)(functools.partial(run.policy, environment))
+        return lambda number: policy(run.of_episode(named, number))
+    made = Exported(named.where) if named.kind == EXPORT else tasks.behaviours(task)[named.kind](environment)
+    return lambda number: made
+
+
+def sees_images(name: str, task: str) -> bool:
+    """Whether a behaviour needs the pictures; the others can be played without."""
+    return read_name(name, task).kind == EXPORT
+
+
+def facts(name: str, task: str) -> dict[str, Any]:
+    """What a dataset's card says of a behaviour, besides its name: nothing that depends on a place."""
+    named = read_name(name, task)
+    if named.kind in (SNAPSHOT, REPLAY):
+        run = Behaviours(named.where)
+        used = [named.decisions] if named.kind == SNAPSHOT else run.until(named.decisions)
+        digests = "".join(sha256(run.path(each)) for each in used)
+        known = {"task": run.config.task, "decisions": named.decisions, "seed": run.config.seed}
+        replayed = {"episodes": named.episodes, "snapshots": len(used)} if named.kind == REPLAY else {}
+        return {"kind": named.kind, **known, **replayed, "sha256": hashlib.sha256(digests.encode()).hexdigest()}
+    if named.kind == EXPORT:
+        return {"kind": EXPORT, "sha256": sha256(named.where / "export.json")}
+    builder = tasks.behaviours(task)[named.kind]
+    return dict(RandomNetworks.FACTS) if builder is RandomNetworks else {}
+
+
+class Exported:
+    """An exported policy, acting in any number of environments."""
+
+    def __init__(self, directory: Path):
+        """Raises ConfigError when there is no exported policy."""
+        if not (directory / "export.json").is_file():
+            raise ConfigError(f"{directory}: expected what python -m semopo_tf.export wrote, received none")
+        import tensorflow as tf
+
+        loaded = tf.saved_model.load(str(directory))
+        self._initial, self._act, self._tf = loaded.signatures["initial"], loaded.signatures["act"], tf
+
+    def initial(self, episodes: int) -> dict[str, Any]:
+        """State before the first frame."""
+        return dict(self._initial(episodes=self._tf.constant(episodes)))
+
+    def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
+        """See `types.Policy`."""
+        state = self._act(image=self._tf.constant(image), seed=self._tf.constant(seeds, self._tf.int64), **state)
+        return state["action"].numpy(), dict(state)
+
+
+class Behaviours:
+    """The snapshots of one run.
+
+    Attributes:
+      decisions: after which there is one, ascending.
+
+    Raises:
+      ConfigError: when the directory holds none.
+    """
+
+    def __init__(self, logdir: Path):
+        self.logdir = logdir
+        paths = (logdir / FOLDER).glob("*.npz")
+        self.decisions = sorted(int(path.stem) for path in paths if path.stem.isdigit())
+        if not self.decisions or not (logdir / "config.yaml").is_file():
+            raise ConfigError(
+                f"{logdir}: expected the logdir of a run of python -m semopo_tf.behave train with snapshots, received "
+                "none"
+            )
+        self.config = configuration.load_saved(logdir / "config.yaml")
+
+    def require_task(self, task: str) -> None:
+        """Raises ConfigError when the run learned another task: the same physics in front of any background."""
+
+        def physics(name: str) -> str:
+            return name.removeprefix(tasks.MOVING).removeprefix(tasks.PLAIN)
+
+        if physics(task) != physics(self.config.task):
+            raise ConfigError(
+                f"{self.logdir}: expected a behaviour of {task}, received one that learned {self.config.task}; choose "
+                "another run"
+            )
+
+    def path(self, decisions: int) -> Path:
+        """The file of one snapshot. Raises ConfigError when there is none."""
+        if decisions not in self.decisions:
+            near = min(self.decisions, key=lambda there: abs(there - decisions))
+            raise ConfigError(
+                f"{self.logdir}: expected a snapshot after one of {len(self.decisions)} numbers of decisions, received "
+                f"{decisions}; the nearest is {near}"
+            )
+        return self.logdir / FOLDER / f"{decisions:09d}.npz"
+
+    def until(self, decisions: int) -> list[int]:
+        """The snapshots up to one, in the order of training."""
+        return [each for each in self.decisions if each <= decisions]
+
+    def of_episode(self, named: Named, number: int) -> int:
+        """Which snapshot plays an episode."""
+        if named.kind == SNAPSHOT:
+            return named.decisions
+        used = self.until(named.decisions)
+        return used[min(len(used) - 1, number * len(used) // named.episodes)]
+
+    def first_within(self, low: float, high: float, episodes: int = EPISODES) -> int:
+        """The first snapshot whose mean return lies within [low, high].
+
+        Raises:
+          ConfigError: when none does, with the nearest.
+        """
+        means = {}
+        for decisions in self.decisions:
+            means[decisions] = float(self.returns(decisions, episodes).mean())
+            if low <= means[decisions] <= high:
+                return decisions
+        near = min(means, key=lambda each: min(abs(means[each] - low), abs(means[each] - high)))
+        raise ConfigError(
+            f"{self.logdir}: expected a snapshot with a mean return of {low:g} to {high:g}, received none among "
+            f"{len(means)}; the nearest, {near}, has {means[near]:.1f}; train longer or choose other --returns"
+        )
+
+    def layers(self, decisions: int) -> list[Layer]:
+        """The network of one snapshot."""
+        return read_layers(self.path(decisions))
+
+    def policy(self, environment: Any, decisions: int) -> GaussianNetwork:
+        """The behaviour, acting in an environment as it did in training: with noise."""
+        layers = self.layers(decisions)
+        require_sizes(layers, environment, f"{self.path(decisions)}")
+        return GaussianNetwork(environment, layers)
+
+    def returns(self, decisions: int, episodes: int = EPISODES) -> np.ndarray:
+        """Returns [episodes] float64 of a snapshot on fixed seeds; kept beside the run, as nothing changes them."""
+        digest, known = sha256(self.path(decisions)), self._known()
+        scores = known.get(digest, [])
+        if len(scores) < episodes:
+            seeds = [
+                int(np.random.SeedSequence([SCORE_STREAM, place]).generate_state(1)[0]) for place in range(episodes)
+            ]
+            world = make_states(self.config.task, self.config.env.action_repeat)
+            with contextlib.closing(world):
+                policy = self.policy(world.inner, decisions)
+                played = play([Contract(world)], policy, seeds)
+                scores = [float(episode.reward.sum(dtype=np.float64)) for episode in played]
+            with contextlib.suppress(StorageError):  # a run that may only be read is played again the next time
+                write_whole(self.logdir / SCORES, json.dumps(known | {digest: scores}, indent=1).encode())
+        return np.array(scores[:episodes])
+
+    def _known(self) -> dict[str, list[float]]:
+        try:
+            content = parse_json(read_whole(self.logdir / SCORES, MAX_SCORES_BYTES)[0])
+        except (OSError, ValueError):
+            return {}
+        rows = content.items() if isinstance(content, dict) else ()
+        return {
+            key: value for key, value in rows if isinstance(value, list) and all(type(each) is float for each in value)
+        }
