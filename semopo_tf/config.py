@@ -123,7 +123,7 @@ OPERATIONAL = frozenset(
 # Keys that came later than others. A run that was started without them has their defaults, which change nothing.
 LATER = frozenset(
     {"gpu_tune", "xla_cache", "model.continue_head", "min_length", "env.render"}
-    | {f"online.{key}" for key in ("episodes", "prefill", "updates", "snapshot_every")}
+    | {f"online.{key}" for key in ("episodes", "prefill", "updates", "snapshot_every", "noise")}
     | {f"sac.{key}" for key in ("discount", "tau", "entropy")}
 )
 

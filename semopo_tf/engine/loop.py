@@ -17,6 +17,7 @@ from semopo_tf.random import Key
 from semopo_tf.types import Batch, Stage
 
 SECONDS_PER_CALL = 5.0
+HOST_STACK_BYTES = 1 << 28  # of images passed to one compiled call when the frames are in host memory
 
 
 class Chunk(NamedTuple):
@@ -136,6 +137,10 @@ class HostImages:
 
     def _take(self, step: int) -> np.ndarray:
         return self._coming.pop(step).result() if step in self._coming else self.gather(step)
+
+    def forget(self) -> None:
+        """Drop what was gathered for the next updates, as the source of the images has changed."""
+        self._coming = {}
 
     def close(self) -> None:
         """Cancel gathering."""

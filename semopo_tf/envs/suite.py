@@ -59,9 +59,7 @@ class Simulator:
     A size of 0 pixels is a simulation that draws nothing and needs no OpenGL.
     """
 
-    def __init__(
-        self, name: str, *, size: int, action_repeat: int, camera: int, sky: bool, fast: bool = False
-    ) -> None:
+    def __init__(self, name: str, *, size: int, action_repeat: int, camera: int, sky: bool, fast: bool = False) -> None:
         """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen; fast: with coarse shadows. Raises
         ConfigError for settings that the task does not have.
         """

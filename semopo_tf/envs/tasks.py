@@ -272,7 +272,9 @@ class SuiteEnvironment:
         size, action_repeat, camera, source, *look, mask_rule, render, _ = settings  # look: colour, split and seed
         self.background = None if source == "none" else shared_background(source, size, *look)
         sky = self.background is not None and mask_rule == "sky"
-        self._simulator = Simulator(name, size=size, action_repeat=action_repeat, camera=camera, sky=sky, fast=render == "fast")
+        self._simulator = Simulator(
+            name, size=size, action_repeat=action_repeat, camera=camera, sky=sky, fast=render == "fast"
+        )
         self._low, self._high, self.camera, self.state_size = self._simulator.facts
         self.action_size = len(self._low)
         self.state = np.zeros(self.state_size)  # of the simulator, for behaviours that may see it

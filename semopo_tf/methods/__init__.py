@@ -20,7 +20,8 @@ class Registered(NamedTuple):
 
 
 _SEMOPO = Registered(semopo.build, semopo.SECTIONS)
-LEARNERS: dict[str, Registered] = {"semopo": _SEMOPO, "se_rs": _SEMOPO, "se_rs_drp": _SEMOPO, "offline_dv2": _SEMOPO}
+_NAMES = ("semopo", "se_rs", "se_rs_drp", "offline_dv2", "tia")
+LEARNERS: dict[str, Registered] = dict.fromkeys(_NAMES, _SEMOPO)
 
 # Learners of behaviours, which see the simulator's state in place of images and learn while they play (`run.online`):
 # built with (sections by name, state_size=, action_size=, seed=, steps=, compute=).

@@ -21,11 +21,12 @@ import numpy as np
 
 from semopo_tf import config as configuration
 from semopo_tf.envs import tasks
-from semopo_tf.envs.behaviours import GaussianNetwork, Layer, RandomNetworks, read_layers, require_sizes
+from semopo_tf.envs.behaviours import GaussianNetwork, RandomNetworks, read_layers, require_sizes
 from semopo_tf.envs.contract import Contract
 from semopo_tf.envs.rollout import play
 from semopo_tf.envs.states import make_states
 from semopo_tf.errors import ConfigError, StorageError, user_path
+from semopo_tf.run.evaluate import make_environment
 from semopo_tf.storage.files import sha256, write_whole
 from semopo_tf.storage.untrusted import parse_json, read_whole
 from semopo_tf.types import Environment, Policy
@@ -35,6 +36,7 @@ EPISODES = 10  # of a snapshot, to know its level
 SCORE_STREAM = 0x5C0
 MAX_SCORES_BYTES = 1 << 24
 SNAPSHOT, REPLAY, EXPORT = "snapshot", "replay", "export"
+STATE_METHOD = "sac"  # of `methods.STATE_LEARNERS`, which is not imported here
 
 
 class Named(NamedTuple):
@@ -85,7 +87,8 @@ def make(name: str, task: str, environment: Environment) -> Callable[[int], Poli
 
 def sees_images(name: str, task: str) -> bool:
     """Whether a behaviour needs the pictures; the others can be played without."""
-    return read_name(name, task).kind == EXPORT
+    named = read_name(name, task)
+    return named.kind == EXPORT or (named.kind in (SNAPSHOT, REPLAY) and Behaviours(named.where).sees_images)
 
 
 def facts(name: str, task: str) -> dict[str, Any]:
@@ -197,28 +200,42 @@ class Behaviours:
             f"{len(means)}; the nearest, {near}, has {means[near]:.1f}; train longer or choose other --returns"
         )
 
-    def layers(self, decisions: int) -> list[Layer]:
-        """The network of one snapshot."""
-        return read_layers(self.path(decisions))
+    @property
+    def sees_images(self) -> bool:
+        """Whether the run learned from images (`players.ImagePlayer`)."""
+        return self.config.method != STATE_METHOD
 
-    def policy(self, environment: Any, decisions: int) -> GaussianNetwork:
+    def policy(self, environment: Any, decisions: int) -> Policy:
         """The behaviour, acting in an environment as it did in training: with noise."""
-        layers = self.layers(decisions)
-        require_sizes(layers, environment, f"{self.path(decisions)}")
+        path = self.path(decisions)
+        if self.sees_images:
+            from semopo_tf.run.players import saved_explorer  # imports TensorFlow
+
+            return saved_explorer(self.config, environment, path)
+        layers = read_layers(path)
+        require_sizes(layers, environment, f"{path}")
         return GaussianNetwork(environment, layers)
+
+    def _world(self) -> tuple[Any, Any]:
+        """What the run played in, and the environment that its behaviours see."""
+        if self.sees_images:
+            from semopo_tf.run import build
+
+            made = make_environment(self.config.task, build.environment_settings(self.config, None))
+            return made, made
+        states = make_states(self.config.task, self.config.env.action_repeat)
+        return states, states.inner
 
     def returns(self, decisions: int, episodes: int = EPISODES) -> np.ndarray:
         """Returns [episodes] float64 of a snapshot on fixed seeds; kept beside the run, as nothing changes them."""
         digest, known = sha256(self.path(decisions)), self._known()
         scores = known.get(digest, [])
         if len(scores) < episodes:
-            seeds = [
-                int(np.random.SeedSequence([SCORE_STREAM, place]).generate_state(1)[0]) for place in range(episodes)
-            ]
-            world = make_states(self.config.task, self.config.env.action_repeat)
+            numbers = range(episodes)
+            seeds = [int(np.random.SeedSequence([SCORE_STREAM, place]).generate_state(1)[0]) for place in numbers]
+            world, inner = self._world()
             with contextlib.closing(world):
-                policy = self.policy(world.inner, decisions)
-                played = play([Contract(world)], policy, seeds)
+                played = play([Contract(world)], self.policy(inner, decisions), seeds)
                 scores = [float(episode.reward.sum(dtype=np.float64)) for episode in played]
             with contextlib.suppress(StorageError):  # a run that may only be read is played again the next time
                 write_whole(self.logdir / SCORES, json.dumps(known | {digest: scores}, indent=1).encode())

@@ -11,23 +11,23 @@ is done again.
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from semopo_tf.config import Config
 from semopo_tf.data.replay import Replay
 from semopo_tf.engine import compiling, devices
-from semopo_tf.engine.loop import StageLoop
-from semopo_tf.envs.behaviours import GaussianNetwork, Layer, pack_layers
-from semopo_tf.envs.contract import Contract
+from semopo_tf.engine.loop import HOST_STACK_BYTES, HostImages, StageLoop
 from semopo_tf.envs.rollout import RandomPolicy, play
-from semopo_tf.envs.states import make_states
 from semopo_tf.errors import DataError, NumericalError
-from semopo_tf.methods import STATE_LEARNERS
 from semopo_tf.random import Key
 from semopo_tf.run import build, checkpoints
+from semopo_tf.run.behaviours import FOLDER as SNAPSHOTS
+from semopo_tf.run.players import make_player
 from semopo_tf.run.views import Progress, TensorBoard
 from semopo_tf.storage import npz
 from semopo_tf.storage.files import FILES, write_whole
@@ -35,49 +35,36 @@ from semopo_tf.storage.records import Records
 from semopo_tf.storage.untrusted import read_whole
 from semopo_tf.types import Batch, Episode, Policy, Stage
 
-EPISODES, SNAPSHOTS = "episodes", "snapshots"
+EPISODES = "episodes"
 EPISODE_STREAM = 0x0E1
-ROW_KEYS = ("state", "action", "reward", "is_terminal")
-MAX_FILE_BYTES = 1 << 28
-SPARE = 1.25  # room for longer episodes than the first, before the replay is made anew
-
-
-def snapshot_name(decisions: int) -> str:
-    """Name of the behaviour's file after so many decisions."""
-    return f"{decisions:09d}.npz"
+ROW_KEYS = ("seen", "action", "reward", "is_terminal")
+MAX_FILE_BYTES = 1 << 29
+SPARE = 1.25  # room for longer episodes than the first, where the replay has to be made anew
 
 
 class Online:
-    """One run of a learner that sees the simulator's state.
+    """One run of a learner that plays.
 
     Args:
       logdir: `metrics.jsonl` has a row for every round, `episodes/` what was played, `snapshots/` the behaviours.
+      make: of the player, as `players.make_player`.
     """
 
-    def __init__(self, config: Config, logdir: Path):
+    def __init__(self, config: Config, logdir: Path, make: Callable[..., Any] = make_player):
         self._config, self._logdir = config, logdir
         self._device, name = devices.choose_device(config.device)
         self._jit = compiling.choose_jit(config.jit, self._device)
         print(f"device: {name}; XLA compiles {self._jit.describe()}")
-        self._world = Contract(make_states(config.task, config.env.action_repeat))
-        self._inner = self._world.environment.inner  # type: ignore[attr-defined]
         self._metrics = Records(logdir / "metrics.jsonl")
         self._timing = Records(logdir / "timing.jsonl")
+        steps = max(0, config.online.episodes - config.online.prefill + 1) * config.online.updates
         with devices.using(self._device):
-            self._learner = self._make_learner()
+            self._player = make(config, self._jit, steps)
+        self._learner, self._world = self._player.learner, self._player.world
         self._loops: dict[str, StageLoop] = {}
+        self._images: dict[str, HostImages] = {}
         self._replay: Any = None
         self._decisions = 0
-
-    def _make_learner(self) -> Any:
-        config = self._config
-        make, sections = STATE_LEARNERS[config.method]
-        sizes = {"state_size": self._inner.state_size, "action_size": self._inner.action_size}
-        steps = max(0, config.online.episodes - config.online.prefill + 1) * config.online.updates
-        settings = {key: config[key] for key in sections}
-        with build.usual_keras():
-            compute = build.make_compute(config, self._jit)
-            return make(settings, **sizes, seed=config.seed, steps=steps, compute=compute)
 
     def run(self) -> None:
         """Play and learn the rest of the rounds, then write `DONE`."""
@@ -85,17 +72,21 @@ class Online:
         with devices.using(self._device), contextlib.closing(self._world):
             first = self._resume()
             self._board = TensorBoard(self._logdir, self._decisions)
-            progress = Progress("episode", first, episodes)
+            progress = Progress("play", first, episodes, unit="episode")
             with contextlib.closing(self._board), contextlib.closing(progress):
                 for number in range(first, episodes):
                     row = self._round(number)
                     progress.update(number + 1, f"{row['decisions']} decisions, return {row['return']:.1f}")
+            self._close()
             write_whole(self._logdir / "DONE", b"")
+
+    @property
+    def _phases(self) -> list[str]:
+        return [stage.name for stage in self._player.stages]
 
     def _resume(self) -> int:
         """Restore weights and replay; the number of the first round to do."""
-        phases = [stage.name for stage in self._learner.stages]
-        checkpoint, faults = checkpoints.load_newest(self._logdir, phases)
+        checkpoint, faults = checkpoints.load_newest(self._logdir, self._phases)
         for fault in faults:
             print(f"warning: {fault}")
         state = checkpoint.state if checkpoint else {"metrics_size": 0, "timing_size": 0, "rounds": 0}
@@ -123,22 +114,17 @@ class Online:
         """Play one episode and learn; the row of the round."""
         config, started = self._config.online, time.monotonic()
         episode = self._play(number)
-        rows = {
-            "state": episode.log["state"],
-            "action": episode.action,
-            "reward": episode.reward,
-            "is_terminal": episode.is_terminal,
-        }
+        columns = (self._player.seen(episode), episode.action, episode.reward, episode.is_terminal)
+        rows = dict(zip(ROW_KEYS, columns, strict=True))
         self._made(EPISODES)
         write_whole(self._file(number), npz.pack(rows))
         self._add(rows)
         score = float(episode.reward.sum(dtype=np.float64))
         row: dict[str, Any] = {"episode": number, "decisions": self._decisions, "return": score}
         played, learned = time.monotonic() - started, number + 2 - config.prefill
-        stage = self._learner.stages[-1]
-        if learned > 0:
-            for stage in self._learner.stages:
-                row |= self._learn(stage, (learned - 1) * config.updates)
+        stage = self._player.stages[-1]
+        for stage in self._player.stages if learned > 0 else ():
+            row |= self._learn(stage, (learned - 1) * config.updates)
         step = max(0, learned) * config.updates
         self._metrics.append({"phase": stage.name, "step": step, **row})
         self._board.scalars(self._decisions, {name: value for name, value in row.items() if name != "episode"})
@@ -151,20 +137,18 @@ class Online:
     def _play(self, number: int) -> Episode:
         """Episode `number` of the run."""
         seed = int(np.random.SeedSequence([self._config.seed, EPISODE_STREAM, number]).generate_state(1)[0])
-        policy: Policy = RandomPolicy(self._inner.action_size)
+        policy: Policy = RandomPolicy(self._world.action_size)
         if number >= self._config.online.prefill:
-            policy = GaussianNetwork(self._inner, self._layers())
+            policy = self._player.explorer()
         (episode,) = play([self._world], policy, [seed])
         return episode
-
-    def _layers(self) -> list[Layer]:
-        return [Layer(*arrays) for arrays in self._learner.actor_layers()]
 
     def _add(self, rows: dict[str, np.ndarray]) -> None:
         """Add an episode to the replay, which is made anew with more room if it does not fit."""
         records = len(rows["reward"])
         if self._replay is None or not self._replay.has_room(records):
             self._replay, self._loops = self._enlarged(records), {}
+            self._close()
         self._replay.add(*(rows[key] for key in ROW_KEYS))
         self._decisions += records - 1
 
@@ -173,7 +157,7 @@ class Online:
         played = [read_rows(self._file(number)) for number in range(self._replay.episodes)] if self._replay else []
         used, episodes = sum(len(rows["reward"]) for rows in played), self._config.online.episodes
         room = int(SPARE * (used + (episodes - len(played)) * records)) if played else episodes * records
-        sizes = {"shape": [self._inner.state_size], "action_size": self._inner.action_size}
+        sizes = {"shape": self._player.shape, "action_size": self._world.action_size}
         replay = Replay(episodes=episodes, records=room, **sizes)
         for rows in played:
             replay.add(*(rows[key] for key in ROW_KEYS))
@@ -187,6 +171,8 @@ class Online:
         if stage.name not in self._loops:
             self._loops[stage.name] = self._make_loop(stage, self._replay)
         loop, left = self._loops[stage.name], self._config.online.updates
+        if stage.name in self._images:
+            self._images[stage.name].forget()  # what was gathered before the last episode came
         while left:
             chunk = loop.run(step, min(left, loop.capacity))
             step, left = step + chunk.done, left - chunk.done
@@ -198,23 +184,41 @@ class Online:
         return loop.take_means()
 
     def _make_loop(self, stage: Stage, replay: Replay) -> StageLoop:
-        sizes = {"batch": self._config.batch.size, "length": self._config.batch.length}
+        """The compiled loop of a stage. States are on the device; images are gathered by the host."""
+        sizes, images = {"batch": self._config.batch.size, "length": self._config.batch.length}, None
+        if replay.table is None:
+            shape = (*sizes.values(), *self._player.shape)
+            capacity = max(1, min(self._config.online.updates, HOST_STACK_BYTES // int(np.prod(shape))))
+            images = HostImages(
+                lambda step: replay.host_images(
+                    stage.view, Key(self._config.seed, stage.name, tf.constant(step, tf.int64)), **sizes
+                ),
+                shape,
+                capacity,
+            )
+            self._images[stage.name] = images
 
-        def sample(view: str, key: Key) -> Batch:
-            return replay.sample("all", key, **sizes, table=replay.table)
+        def sample(view: str, key: Key, image: tf.Tensor | None = None) -> Batch:
+            return replay.sample(view, key, **sizes, image=image, table=replay.table)
 
-        return StageLoop(stage, sample, seed=self._config.seed, jit=self._jit.of(stage))
+        return StageLoop(stage, sample, seed=self._config.seed, jit=self._jit.of(stage), host_images=images)
+
+    def _close(self) -> None:
+        """Stop gathering images."""
+        for images in self._images.values():
+            images.close()
+        self._images = {}
 
     def _save(self, number: int, stage: Stage, step: int) -> None:
         """The behaviour, if it is due, and then the checkpoint."""
         config = self._config
         if (number + 1) % config.online.snapshot_every == 0 or number + 1 == config.online.episodes:
-            path = self._made(SNAPSHOTS) / snapshot_name(self._decisions)
-            write_whole(path, npz.pack(pack_layers(self._layers())))
+            path = self._made(SNAPSHOTS) / f"{self._decisions:09d}.npz"
+            write_whole(path, npz.pack(self._player.snapshot()))
         tensors = {name: variable.numpy() for name, variable in self._learner.variables().items()}
         state = {"metrics_size": self._metrics.settle(), "timing_size": self._timing.settle(), "rounds": number + 1}
         checkpoints.save(self._logdir, stage.name, step, tensors, state | {"sums": [], "count": 0})
-        for warning in checkpoints.prune(self._logdir, [each.name for each in self._learner.stages], keep=1):
+        for warning in checkpoints.prune(self._logdir, self._phases, keep=1):
             print(f"warning: {warning}")
 
     def _made(self, name: str) -> Path:

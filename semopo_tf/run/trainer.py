@@ -16,7 +16,7 @@ from semopo_tf.config import Config
 from semopo_tf.data.cards import read_card, read_run_data
 from semopo_tf.data.dataset import cache_place, open_dataset
 from semopo_tf.engine import compiling, cost, devices, xla
-from semopo_tf.engine.loop import HostImages, Pace, StageLoop
+from semopo_tf.engine.loop import HOST_STACK_BYTES, HostImages, Pace, StageLoop
 from semopo_tf.envs import tasks
 from semopo_tf.envs.contract import Contract, require_members
 from semopo_tf.envs.videos import absolute_source
@@ -34,7 +34,6 @@ from semopo_tf.storage.records import Records, read_records
 from semopo_tf.storage.video import video_grid, write_video
 from semopo_tf.types import Batch, Learner, Stage
 
-HOST_STACK_BYTES = 1 << 28  # of images passed to one compiled call when the frames are in host memory
 REPORTED = ("image_loss", "endo_kl", "exo_kl", "joint_kl", "actor_loss", "imagined_reward", "penalty")
 
 

@@ -73,15 +73,15 @@ def event_file(logdir: Path) -> Path:
 class Progress:
     """A progress bar on a terminal; a plain line every `PRINT_SECONDS` when the output goes to a file."""
 
-    def __init__(self, name: str, step: int, total: int):
-        self._name, self._first, self._total = name, step, total
+    def __init__(self, name: str, step: int, total: int, unit: str = "update"):
+        self._name, self._first, self._total, self._unit = name, step, total, unit
         self._bar = tqdm(
-            total=total, initial=step, desc=name, unit="update", disable=not (sys.stderr and sys.stderr.isatty())
+            total=total, initial=step, desc=name, unit=unit, disable=not (sys.stderr and sys.stderr.isatty())
         )
         self._start = self._printed = time.monotonic()
 
     def update(self, step: int, note: str) -> None:
-        """Show `step` updates as done, with a `note` of a few figures."""
+        """Show `step` units as done, with a `note` of a few figures."""
         if not self._bar.disable:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -90,7 +90,8 @@ class Progress:
             rate = (step - self._first) / max(self._printed - self._start, 1e-9)
             left = (self._total - step) / rate if rate else 0.0
             print(
-                f"{self._name} {step}/{self._total}, {rate:.2f} updates/s, {left / 60:.1f} min left, {note}", flush=True
+                f"{self._name} {step}/{self._total}, {rate:.2f} {self._unit}s/s, {left / 60:.1f} min left, {note}",
+                flush=True,
             )
 
     def close(self) -> None:

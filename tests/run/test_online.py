@@ -43,7 +43,7 @@ def test_a_round_is_an_episode_and_its_updates(undisturbed):
     ]
     assert (undisturbed / "DONE").exists()
     played = online.read_rows(undisturbed / "episodes" / "000004.npz")
-    assert played["state"].shape == (51, 4) and played["reward"].sum() == pytest.approx(rows[4]["return"])
+    assert played["seen"].shape == (51, 4) and played["reward"].sum() == pytest.approx(rows[4]["return"])
 
 
 class Ended(BaseException):
@@ -223,3 +223,53 @@ def test_a_task_of_the_suite_needs_no_prefix():
         *("--task", "dmc_walker_walk", "--task=dmc_walker_walk"),
         *("--task", "exbmdp_point", "--task", "catch:Catch"),
     ]
+
+
+# --- a learner that sees images --------------------------------------------------------------------------------------
+
+TIA = ["--configs", "tia", "exbmdp_point", "debug", "--online.episodes", "4", "--device", "cpu", "--jit", "off"]
+
+
+def train_tia(logdir, *more):
+    return behave.main(["train", *TIA, "--logdir", str(logdir), *more])
+
+
+@pytest.fixture(scope="module")
+def tia(tmp_path_factory):
+    logdir = tmp_path_factory.mktemp("tia") / "run"
+    train_tia(logdir)
+    return logdir
+
+
+def test_tia_learns_from_images_in_rounds(tia):
+    rows = [json.loads(line) for line in (tia / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert {"image_loss", "exo_reward_loss", "actor_loss", "return"} <= rows[-1].keys()
+    assert online.read_rows(tia / "episodes" / "000003.npz")["seen"].shape == (51, 32, 32, 3)
+
+
+@pytest.mark.parametrize(("point", "number"), [("_play", 2), ("_learn", 3), ("_save", 1)])
+def test_tia_goes_on_to_the_same_bytes(tmp_path, tia, monkeypatch, point, number):
+    whole, calls = getattr(online.Online, point), []
+
+    def ends(self, *arguments):
+        calls.append(arguments)
+        if len(calls) > number:
+            raise Ended
+        return whole(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(online.Online, point, ends)
+        with pytest.raises(Ended):
+            train_tia(tmp_path / "run")
+    train_tia(tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(tia)
+
+
+def test_a_snapshot_of_tia_plays_as_in_training(tmp_path, tia):
+    run = behaviours.Behaviours(tia)
+    assert run.sees_images and behaviours.sees_images(f"snapshot:{tia}@200", "exbmdp_point")
+    episodes, card = collected(tmp_path / "a", "--policy", f"snapshot:{tia}@200", "--episodes", "2")
+    again, _ = collected(tmp_path / "b", "--policy", f"snapshot:{tia}@200", "--episodes", "2")
+    np.testing.assert_array_equal(episodes[1].action, again[1].action)
+    assert card["behaviour"]["kind"] == "snapshot" and run.returns(200, 2).shape == (2,)
