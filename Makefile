@@ -1,5 +1,6 @@
 # make demo       the built-in testbed: collect, train both methods, evaluate, probe, and write a page about it
 # make science    every number of RESULTS.md, hours; continues what it finds; SCIENCE=core for the first two hours of it
+# make lqv        the paper's benchmark from scratch, hours: LQV_SET='videos=FOLDER random=40', LQV_ONLY='walker_walk'
 # make test       the test suite; test-full adds the longer checks
 # make lint type  what continuous integration checks besides; format rewrites the files
 # make docs       the documentation as a website, site/index.html
@@ -25,7 +26,7 @@ define system
 { echo "missing system packages; run this and then make again: sudo apt-get install $(1)"; exit 1; }
 endef
 
-.PHONY: demo science test test-full format lint type docs doctor clean
+.PHONY: demo science lqv test test-full format lint type docs doctor clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/renders
@@ -43,6 +44,12 @@ demo: $(VENV)/installed
 science: $(VENV)/installed
 	for part in $(SCIENCE); do $(BIN)/python -m semopo_tf.sweep --file sweeps/science.yaml --only $$part || exit $$?; done
 	$(BIN)/python -m semopo_tf.summary --file sweeps/science.yaml --page RESULTS.md
+
+# Every cell of LQV-D4RL, with the behaviours that play it. Continues what it finds. EPISODES=40 for small ones.
+lqv: $(VENV)/renders
+	$(BIN)/python -m semopo_tf.sweep --file sweeps/lqv_d4rl.yaml $(if $(PROCESSES),--processes $(PROCESSES)) \
+	  $(if $(LQV_ONLY),--only $(LQV_ONLY)) \
+	  --set $(if $(EPISODES),random=$(EPISODES) medrep=$(EPISODES) medium=$(EPISODES)) $(LQV_SET)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

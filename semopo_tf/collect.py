@@ -204,7 +204,21 @@ def choose_policy(args: argparse.Namespace) -> str:
         )
     if args.level == "medium":
         return f"snapshot:{run.logdir}@{run.first_within(*args.returns)}"
-    return f"replay:{run.logdir}@{run.decisions[-1]}/{args.episodes}"
+    return f"replay:{run.logdir}@{until_medium(run, args.task)}/{args.episodes}"
+
+
+def until_medium(run: behaviours.Behaviours, task: str) -> int:
+    """The snapshot at which a behaviour's training has reached the paper's medium level; the last one where it has not,
+    or the paper has no such task.
+    """
+    levels = paper.table(3).get(task.partition("_")[2])
+    if not levels:
+        return run.decisions[-1]
+    try:
+        return run.first_within(levels["medium"]["min"], levels["medium"]["max"])
+    except ConfigError as error:
+        print(f"{error}; the replay ends with the last snapshot")
+        return run.decisions[-1]
 
 
 def parse_options(words: list[str]) -> tuple[tuple[str, float], ...]:

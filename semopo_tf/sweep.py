@@ -1,7 +1,11 @@
 """`python -m semopo_tf.sweep --file sweep.yaml`: start many runs from one page, in local processes, with a live table.
 
     out: runs/point                       every run goes to <out>/<name>/<values of the grid>
-    processes: 2                          runs at the same time; they share the cores
+    processes: 2                          runs, or episodes of a collection, at the same time; they share the cores
+    variables: {videos: builtin:driving}  `{videos}` below is replaced; or as --set videos=FOLDER says
+    behaviours:
+      walker: [--task, walker_walk]       python -m semopo_tf.behave train into <out>/behaviours/walker, if data need it;
+                                          `{walker}` in the flags of data is that directory
     data:
       random: [--task, exbmdp_point, --policy, random, --episodes, 200]
                                         collected into <out>/data/random if missing; with --only, if a run needs it
@@ -25,7 +29,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -88,26 +92,31 @@ def main(argv: list[str]) -> int:
     parser = CommandParser(prog="python -m semopo_tf.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--file", required=True, type=Path, help="the sweep, a YAML page")
     parser.add_argument("--processes", type=int, help="runs at the same time (default: as the file says)")
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="runs whose name begins so")
-    parser.add_argument("--list", action="store_true", help="print the table and start nothing")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="runs and data whose name begins so")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="values of the page's variables")
+    parser.add_argument("--list", action="store_true", help="print all commands and the table, and start nothing")
     arguments = parser.parse(argv, processes=1)
-    sweep = read_sweep(arguments.file)
+    sweep = read_sweep(arguments.file, dict(word.partition("=")[::2] for word in arguments.set))
     rows = [row for row in sweep["rows"] if not arguments.only or row.name.startswith(tuple(arguments.only))]
     processes = arguments.processes or sweep["processes"]
+    needed = {row.data for row in rows if not row.done}
+    # Also collect data that no run learns from: people compare the runs with it.
+    needed |= named(sweep["collections"].keys() - {row.data for row in sweep["rows"]}, sweep["out"], arguments.only)
+    plan = commands_of(sweep, needed, processes)
     if arguments.list:
+        for words in plan:
+            print(" ".join(["python -m", *words]))
         print(table(rows, {}))
         return 0
     out = Path(sweep["out"])
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".sweep.lock", wait=False, what=f"the sweep {out}"):
-        needed = {row.data for row in rows if not row.done}
-        if not arguments.only:  # also collect data that no run learns from: people compare the runs with it
-            needed |= sweep["collections"].keys() - {row.data for row in sweep["rows"]}
-        for directory, flags in sweep["collections"].items():
-            if directory in needed:
-                collect.main([*flags, "--out", str(directory)])
+        for number, words in enumerate(plan, 1):
+            print(f"{number} of {len(plan)}: {' '.join(words)}", flush=True)
+            prepare(words)
         failed = run_rows(rows, processes)
-    print(table(rows, dict.fromkeys(failed, "failed")))
+    if rows:
+        print(table(rows, dict.fromkeys(failed, "failed")))
     if failed:
         raise SweepError(
             f"{len(failed)} of {len(rows)} runs failed, e.g. {failed[0]}: see its log.txt; the same command tries again"
@@ -115,8 +124,49 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def read_sweep(path: Path) -> dict[str, Any]:
-    """The page, checked: {out, processes, collections: {directory: flags of collect}, rows}.
+def named(directories: Iterable[Path], out: str, only: Sequence[str]) -> set[Path]:
+    """The collections whose name below <out>/data begins with one of `only`; all where that is empty."""
+    folder = Path(out) / "data"
+    return {each for each in directories if not only or f"{each.relative_to(folder)}".startswith(tuple(only))}
+
+
+def commands_of(sweep: Mapping[str, Any], needed: set[Path], processes: int) -> list[list[str]]:
+    """The modules with their arguments that make the needed data, the behaviours that play them first."""
+    collections = {each: flags for each, flags in sweep["collections"].items() if each in needed}
+    words = {word for flags in collections.values() for word in flags}
+    plan = []
+    for directory, flags in sweep["behaviours"].items():
+        if str(directory) in words:
+            plan.append(["semopo_tf.behave", "train", *flags, "--logdir", str(directory)])
+    for directory, flags in collections.items():
+        side_by_side = [] if "--processes" in flags else ["--processes", str(processes)]
+        plan.append(["semopo_tf.collect", *flags, *side_by_side, "--out", str(directory)])
+    return plan
+
+
+def prepare(words: Sequence[str]) -> None:
+    """Train a behaviour in a process of its own, as it needs TensorFlow, or collect data in this one.
+
+    Raises:
+      SweepError: when the training of a behaviour ends with an error.
+    """
+    module, *arguments = words
+    if module == "semopo_tf.collect":
+        collect.main(arguments)
+        return
+    done = subprocess.run([sys.executable, "-m", module, *arguments], stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise SweepError(
+            f"{' '.join(words)}: expected exit status 0, received {done.returncode}; see its lines above, and run the "
+            "same command again to go on"
+        )
+
+
+def read_sweep(path: Path, given: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The page, checked: {out, processes, behaviours and collections: {directory: flags}, rows}.
+
+    Args:
+      given: values of the page's variables.
 
     The flags of every run are resolved here, so that a mistake shows before anything starts.
 
@@ -125,16 +175,30 @@ def read_sweep(path: Path) -> dict[str, Any]:
     """
     page = configuration.read_yaml(path)
     require_kinds(page, str(path))
-    if "out" not in page or "runs" not in page:
-        raise ConfigError(f"{path}: expected `out` (a directory) and `runs` (a list)")
-    out, data = user_path(page["out"]), page.get("data", {})
-    collections = {out / "data" / name: [*map(str, flags)] for name, flags in data.items()}
-    rows = [row for entry in page["runs"] for row in expand(entry, out, data, page.get("flags", []), str(path))]
+    if "out" not in page or not page.keys() & {"runs", "data"}:
+        raise ConfigError(f"{path}: expected `out` (a directory) and `runs` (a list) or `data`")
+    out, data, variables = user_path(page["out"]), page.get("data", {}), page.get("variables", {})
+    if unknown := sorted(set(given or {}) - set(variables)):
+        expected = ", ".join(variables) or "none, as the page has no variables"
+        raise ConfigError(f"--set {unknown[0]}: expected one of {expected}")
+    behaviours = {name: out / "behaviours" / name for name in page.get("behaviours", {})}
+
+    def filled(flags: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
+        words = [str(word) for word in flags]
+        for key, value in values.items():
+            words = [word.replace(f"{{{key}}}", str(value)) for word in words]
+        return words
+
+    values = variables | dict(given or {})
+    trained = {behaviours[name]: filled(flags, values) for name, flags in page.get("behaviours", {}).items()}
+    collections = {out / "data" / name: filled(flags, values | behaviours) for name, flags in data.items()}
+    rows = [row for entry in page.get("runs", []) for row in expand(entry, out, data, page.get("flags", []), str(path))]
     names = [row.name for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"{path}: two runs are called {twice[0]}; give them different names")
-    return {"out": str(out), "processes": page.get("processes", 1), "collections": collections, "rows": rows}
+    found = {"behaviours": trained, "collections": collections, "rows": rows}
+    return {"out": str(out), "processes": page.get("processes", 1), **found}
 
 
 class Kind(NamedTuple):
@@ -156,9 +220,11 @@ WORDS = Kind(
     lambda x: isinstance(x, list) and all(isinstance(word, str | int | float) for word in x),
     "a list of words and numbers",
 )
+WORD = Kind(lambda x: isinstance(x, str | int | float), "a word or a number")
 VALUES = Kind(lambda x: WORDS.fits(x) and x != [], "a list of at least one word or number")
 MAPPING = Kind(lambda x: isinstance(x, dict) and all(map(NAME.fits, x)), "a mapping of names, none absolute or with ..")
 PAGE = {"out": TEXT, "processes": COUNT, "data": MAPPING, "flags": WORDS, "runs": LIST}
+PAGE |= {"variables": MAPPING, "behaviours": MAPPING}
 RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "grid": MAPPING, "probe": TRUTH, "analyses": TRUTH}
 
 
@@ -169,7 +235,8 @@ def require_kinds(page: Mapping[str, Any], where: str) -> None:
       ConfigError: naming the first wrong one.
     """
     _require(page, PAGE, where)
-    _require(page.get("data", {}), dict.fromkeys(page.get("data", {}), WORDS), f"{where}: data")
+    for section, kind in (("data", WORDS), ("behaviours", WORDS), ("variables", WORD)):
+        _require(page.get(section, {}), dict.fromkeys(page.get(section, {}), kind), f"{where}: {section}")
     for number, entry in enumerate(page.get("runs", []), 1):
         _require({f"run {number}": entry}, {f"run {number}": MAPPING}, f"{where}: runs")
         run = f"{where}: run {entry.get('name', number)}"

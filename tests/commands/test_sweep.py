@@ -242,3 +242,43 @@ def test_intervals_are_students_and_welchs():
     assert summary.difference([1.0, 2, 3, 4, 5], [2.0, 4, 6, 8, 10]) == pytest.approx(
         (-3.0, 2.4590 * np.sqrt(2.5)), rel=1e-3
     )
+
+
+def test_a_page_of_data_alone_trains_the_behaviours_that_play_them_and_goes_on(tmp_path, capsys):
+    page = {
+        "out": str(tmp_path / "lqv"),
+        "variables": {"episodes": 2},
+        "behaviours": {
+            "tiny": [
+                *("--task", "exbmdp_point", "--env.action_repeat", 1, "--online.episodes", 3, "--online.updates", 2),
+                *("--actor.units", 4, "--critic.units", 4, "--batch.size", 4, "--jit", "off"),
+            ],
+            "unused": ["--task", "walker_walk"],
+        },
+        "data": {
+            "point/random": ["--task", "exbmdp_point", "--episodes", "{episodes}"],
+            "point/medrep": ["--task", "exbmdp_point", "--level", "medrep", "--behaviour", "{tiny}", "--episodes", 2],
+        },
+    }
+    file = tmp_path / "page.yaml"
+    file.write_text(json.dumps(page))
+    sweep.main(["--file", str(file), "--list"])
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in listed[:3]] == ["semopo_tf.behave", *["semopo_tf.collect"] * 2]
+    assert not any("unused" in line for line in listed)
+    assert sweep.main(["--file", str(file), "--only", "point/random", "--set", "episodes=1"]) == 0
+    assert len(list((tmp_path / "lqv/data/point/random").glob("*.npz"))) == 1
+    assert not (tmp_path / "lqv/behaviours").exists()  # `random` needs none
+    assert sweep.main(["--file", str(file)]) == 0
+    assert len(list((tmp_path / "lqv/data/point/random").glob("*.npz"))) == 2  # the one that was there is kept
+    assert len(list((tmp_path / "lqv/data/point/medrep").glob("*.npz"))) == 2
+    with pytest.raises(ConfigError, match="--set episode: expected one of episodes"):
+        sweep.main(["--file", str(file), "--set", "episode=1"])
+
+
+def test_a_behaviour_that_fails_ends_the_sweep_in_one_line(tmp_path):
+    file = tmp_path / "page.yaml"
+    data = {"point": ["--task", "exbmdp_point", "--level", "medrep", "--behaviour", "{bad}", "--returns", "all"]}
+    file.write_text(json.dumps({"out": str(tmp_path / "o"), "behaviours": {"bad": ["--sed", 1]}, "data": data}))
+    with pytest.raises(SweepError, match="behave train --sed 1 .*: expected exit status 0, received 2"):
+        sweep.main(["--file", str(file)])
