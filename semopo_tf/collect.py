@@ -203,7 +203,7 @@ def choose_policy(args: argparse.Namespace) -> str:
             f"--level medium: expected --returns LOW:HIGH, as the paper has no {args.task}, received none; add it"
         )
     if args.level == "medium":
-        return f"snapshot:{run.logdir}@{run.first_within(*args.returns)}"
+        return f"snapshot:{run.logdir}@{run.within(*args.returns)}"
     return f"replay:{run.logdir}@{until_medium(run, args.task)}/{args.episodes}"
 
 
@@ -215,7 +215,7 @@ def until_medium(run: behaviours.Behaviours, task: str) -> int:
     if not levels:
         return run.decisions[-1]
     try:
-        return run.first_within(levels["medium"]["min"], levels["medium"]["max"])
+        return run.within(levels["medium"]["min"], levels["medium"]["max"])
     except ConfigError as error:
         print(f"{error}; the replay ends with the last snapshot")
         return run.decisions[-1]

@@ -4,7 +4,7 @@
     processes: 2                          runs, or episodes of a collection, at the same time; they share the cores
     variables: {videos: builtin:driving}  `{videos}` below is replaced; or as --set videos=FOLDER says
     behaviours:
-      walker: [--task, walker_walk]       python -m semopo_tf.behave train into <out>/behaviours/walker, if data need it;
+      walker: [--task, walker_walk]       `semopo_tf.behave train` into <out>/behaviours/walker, if data need it;
                                           `{walker}` in the flags of data is that directory
     data:
       random: [--task, exbmdp_point, --policy, random, --episodes, 200]

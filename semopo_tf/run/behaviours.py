@@ -28,12 +28,15 @@ from semopo_tf.envs.states import make_states
 from semopo_tf.errors import ConfigError, StorageError, user_path
 from semopo_tf.run.evaluate import make_environment
 from semopo_tf.storage.files import sha256, write_whole
+from semopo_tf.storage.records import read_records
 from semopo_tf.storage.untrusted import parse_json, read_whole
 from semopo_tf.types import Environment, Policy
 
 FOLDER, SCORES = "snapshots", "snapshots.json"
 EPISODES = 10  # of a snapshot, to know its level
 SCORE_STREAM = 0x5C0
+MOST_TRIED = 20  # snapshots that are played to find one of a level
+ABOUT = 2  # episodes before and after a snapshot
 MAX_SCORES_BYTES = 1 << 24
 SNAPSHOT, REPLAY, EXPORT = "snapshot", "replay", "export"
 STATE_METHOD = "sac"  # of `methods.STATE_LEARNERS`, which is not imported here
@@ -183,22 +186,37 @@ class Behaviours:
         used = self.until(named.decisions)
         return used[min(len(used) - 1, number * len(used) // named.episodes)]
 
-    def first_within(self, low: float, high: float, episodes: int = EPISODES) -> int:
-        """The first snapshot whose mean return lies within [low, high].
+    def within(self, low: float, high: float, episodes: int = EPISODES) -> int:
+        """A snapshot whose mean return lies within [low, high]: the first that does, beginning with those whose returns
+        in training come nearest to the middle of the band.
 
         Raises:
           ConfigError: when none does, with the nearest.
         """
-        means = {}
-        for decisions in self.decisions:
+        trained, means = self._training_returns(), dict[int, float]()
+        middle = (low + high) / 2
+        for decisions in sorted(self.decisions, key=lambda each: (abs(trained[each] - middle), each)):
             means[decisions] = float(self.returns(decisions, episodes).mean())
+            print(f"{self.logdir}: mean return {means[decisions]:.1f} after {decisions} decisions", flush=True)
             if low <= means[decisions] <= high:
                 return decisions
+            if len(means) == MOST_TRIED:
+                break
         near = min(means, key=lambda each: min(abs(means[each] - low), abs(means[each] - high)))
         raise ConfigError(
             f"{self.logdir}: expected a snapshot with a mean return of {low:g} to {high:g}, received none among "
             f"{len(means)}; the nearest, {near}, has {means[near]:.1f}; train longer or choose other --returns"
         )
+
+    def _training_returns(self) -> dict[int, float]:
+        """For every snapshot the mean return of the episodes that were played about it."""
+        rows = [(row["decisions"], row["return"]) for row in read_records(self.logdir / "metrics.jsonl")]
+        played = {decisions: place for place, (decisions, _) in enumerate(rows)}
+        found = {}
+        for decisions in self.decisions:
+            place = played.get(decisions, len(rows) - 1)
+            found[decisions] = float(np.mean([score for _, score in rows[max(0, place - ABOUT) : place + ABOUT + 1]]))
+        return found
 
     @property
     def sees_images(self) -> bool:

@@ -139,14 +139,14 @@ def test_level_medrep_is_the_training_in_its_order(tmp_path, undisturbed):
         np.testing.assert_array_equal(action[0], episodes[number].action[1])
 
 
-def test_level_medium_is_the_first_snapshot_in_the_band_and_its_episodes_are_too(tmp_path, undisturbed):
+def test_level_medium_is_a_snapshot_in_the_band_and_its_episodes_are_too(tmp_path, undisturbed):
     run = behaviours.Behaviours(undisturbed)
     means = [run.returns(decisions).mean() for decisions in run.decisions]
     low, high = sorted(means)[1] - 1e-6, sorted(means)[1] + 30
     words = ["--level", "medium", "--behaviour", str(undisturbed), "--episodes", "6", "--returns", f"{low}:{high}"]
     episodes, card = collected(tmp_path / "a", *words)
-    first = next(each for each, mean in zip(run.decisions, means, strict=True) if low <= mean <= high)
-    assert card["behaviour"]["decisions"] == first and card["kept_returns"] == [low, high]
+    fitting = [each for each, mean in zip(run.decisions, means, strict=True) if low <= mean <= high]
+    assert card["behaviour"]["decisions"] in fitting and card["kept_returns"] == [low, high]
     assert all(low <= episode.reward.sum(dtype=np.float64) <= high for episode in episodes)
 
 
