@@ -498,19 +498,19 @@ class Player:
         Raises:
           ConfigError: when none of `CANDIDATES` does.
         """
-        band, seen = job.recipe.returns, list[float]()
+        if job.recipe.returns is None:
+            return 0
+        (low, high), seen = job.recipe.returns, list[float]()
         contract, policy = self._blind or (self.contract, self.policy)
-        for place in range(CANDIDATES) if band else ():
+        for place in range(CANDIDATES):
             (episode,) = play([contract], policy(job.number), [candidate_seed(job.seed, place)], most=most)
             seen.append(_score(episode.reward))
-            if band[0] <= seen[-1] <= band[1]:
+            if low <= seen[-1] <= high:
                 return place
-        if band:
-            raise ConfigError(
-                f"--returns {band[0]:g}:{band[1]:g}: expected a return in it within {CANDIDATES} episodes, received "
-                f"{min(seen):.1f} to {max(seen):.1f}; choose another band or behaviour"
-            )
-        return 0
+        raise ConfigError(
+            f"--returns {low:g}:{high:g}: expected a return in it within {CANDIDATES} episodes, received "
+            f"{min(seen):.1f} to {max(seen):.1f}; choose another band or behaviour"
+        )
 
     def close(self) -> None:
         """Close both worlds."""

@@ -201,6 +201,6 @@ def build(
     sections: Mapping[str, Any], *, state_size: int, action_size: int, seed: int, steps: int, compute: Compute
 ) -> SAC:
     """Build a learner from the sections of the configuration and initialise its variables from `seed`."""
-    networks = {name: sections[name] for name in ("actor", "critic", "actor_opt", "critic_opt")}
-    sizes = {"state_size": state_size, "action_size": action_size}
+    networks: dict[str, Any] = {name: sections[name] for name in ("actor", "critic", "actor_opt", "critic_opt")}
+    sizes: dict[str, Any] = {"state_size": state_size, "action_size": action_size}
     return SAC(**sizes, **networks, **sections["sac"], seed=seed, steps=steps, compute=compute)

@@ -117,7 +117,7 @@ class Online:
         columns = (self._player.seen(episode), episode.action, episode.reward, episode.is_terminal)
         rows = dict(zip(ROW_KEYS, columns, strict=True))
         self._made(EPISODES)
-        write_whole(self._file(number), npz.pack(rows))
+        write_whole(self._file(number), bytes(npz.pack(rows)))
         self._add(rows)
         score = float(episode.reward.sum(dtype=np.float64))
         row: dict[str, Any] = {"episode": number, "decisions": self._decisions, "return": score}
@@ -214,7 +214,7 @@ class Online:
         config = self._config
         if (number + 1) % config.online.snapshot_every == 0 or number + 1 == config.online.episodes:
             path = self._made(SNAPSHOTS) / f"{self._decisions:09d}.npz"
-            write_whole(path, npz.pack(self._player.snapshot()))
+            write_whole(path, bytes(npz.pack(self._player.snapshot())))
         tensors = {name: variable.numpy() for name, variable in self._learner.variables().items()}
         state = {"metrics_size": self._metrics.settle(), "timing_size": self._timing.settle(), "rounds": number + 1}
         checkpoints.save(self._logdir, stage.name, step, tensors, state | {"sums": [], "count": 0})
