@@ -13,8 +13,8 @@ from pathlib import Path
 from semopo_tf import config as configuration
 from semopo_tf.engine import xla
 from semopo_tf.envs import exbmdp, tasks
-from semopo_tf.errors import CommandParser, ConfigError, run_command, user_path
-from semopo_tf.run import behaviours
+from semopo_tf.errors import CommandParser, ConfigError, SemopoError, run_command, user_path
+from semopo_tf.run import snapshots
 from semopo_tf.run.directory import open_run
 from semopo_tf.training import claim, print_configuration, release, require_same
 
@@ -57,7 +57,7 @@ def train(argv: list[str]) -> int:
         claim(config, logdir)
         try:
             online.run()
-        except Exception:
+        except SemopoError:
             release(logdir)
             raise
     return 0
@@ -81,9 +81,9 @@ def evaluate(argv: list[str]) -> int:
     """Play every snapshot of a run and print its returns."""
     parser = CommandParser(prog="python -m semopo_tf.behave evaluate", description="Play the snapshots of a run.")
     parser.add_argument("--logdir", required=True, type=Path, help="of `behave train`")
-    parser.add_argument("--episodes", type=int, default=behaviours.EPISODES, help="of every snapshot")
+    parser.add_argument("--episodes", type=int, default=snapshots.EPISODES, help="of every snapshot")
     args = parser.parse(argv, episodes=1)
-    run = behaviours.Behaviours(user_path(args.logdir))
+    run = snapshots.Behaviours(user_path(args.logdir))
     print(f"{'decisions':>10} {'mean':>8} {'std':>7} {'min':>8} {'max':>8}   of {args.episodes} episodes, as collected")
     for decisions in run.decisions:
         scores = run.returns(decisions, args.episodes)

@@ -56,7 +56,7 @@ from semopo_tf.errors import (
     user_path,
 )
 from semopo_tf.report import paper
-from semopo_tf.run import behaviours
+from semopo_tf.run import snapshots
 from semopo_tf.storage.files import locked, sha256
 from semopo_tf.types import Episode, Policy
 
@@ -76,7 +76,7 @@ class Recipe(NamedTuple):
     """What decides the bytes of an episode, apart from its seed. Sent to workers, so plain values only."""
 
     task: str
-    policy: str  # a name of `run.behaviours`
+    policy: str  # a name of `run.snapshots`
     settings: tuple[tuple[str, Any], ...]  # the keywords of tasks.make; `options` as pairs too
     returns: tuple[float, float] | None = None  # which episodes are kept
 
@@ -185,7 +185,7 @@ def choose_policy(args: argparse.Namespace) -> str:
     """
     if not args.level or args.level == "random":
         name = args.policy or ("networks" if args.level and args.task.startswith(exbmdp.PREFIX) else "random")
-        behaviours.read_name(name, args.task)
+        snapshots.read_name(name, args.task)
         if args.behaviour:
             raise ConfigError("--behaviour: expected --level medrep or medium beside it, received none; add one")
         return name
@@ -196,7 +196,7 @@ def choose_policy(args: argparse.Namespace) -> str:
             f"--level {args.level}: expected --behaviour with the logdir of python -m semopo_tf.behave train, received "
             "none"
         )
-    run = behaviours.Behaviours(user_path(args.behaviour))
+    run = snapshots.Behaviours(user_path(args.behaviour))
     run.require_task(args.task)
     if args.level == "medium" and args.returns is None:
         raise ConfigError(
@@ -207,7 +207,7 @@ def choose_policy(args: argparse.Namespace) -> str:
     return f"replay:{run.logdir}@{until_medium(run, args.task)}/{args.episodes}"
 
 
-def until_medium(run: behaviours.Behaviours, task: str) -> int:
+def until_medium(run: snapshots.Behaviours, task: str) -> int:
     """The snapshot at which a behaviour's training has reached the paper's medium level; the last one where it has not,
     or the paper has no such task.
     """
@@ -305,7 +305,7 @@ def make_card(recipe: Recipe, seed: int, level: str | None = None) -> dict[str, 
     for name, reason in background.skipped if background else ():
         print(f"semopo_tf: warning: background {name} is skipped: {reason}", file=sys.stderr)
     identity: dict[str, Any] = {"task": recipe.task, "policy": recipe.policy.partition(":")[0], "seed": seed}
-    if known := behaviours.facts(recipe.policy, recipe.task):
+    if known := snapshots.facts(recipe.policy, recipe.task):
         identity["behaviour"] = known
     identity |= {"level": level} if level else {}
     identity |= {"kept_returns": list(recipe.returns)} if recipe.returns else {}
@@ -483,12 +483,12 @@ class Player:
         environment = tasks.make(recipe.task, **dict(recipe.settings))
         require_members(environment, "close")
         self.contract, self._recipe = Contract(environment), recipe
-        self.policy = behaviours.make(recipe.policy, recipe.task, environment)
+        self.policy = snapshots.make(recipe.policy, recipe.task, environment)
         self._blind: tuple[Contract, Callable[[int], Policy]] | None = None
         known = recipe.task.startswith((tasks.PLAIN, tasks.MOVING)) and not tasks.is_registered(recipe.task)
-        if recipe.returns and known and not behaviours.sees_images(recipe.policy, recipe.task):
+        if recipe.returns and known and not snapshots.sees_images(recipe.policy, recipe.task):
             blind = make_states(recipe.task, dict(recipe.settings)["action_repeat"])
-            self._blind = Contract(blind), behaviours.make(recipe.policy, recipe.task, blind.inner)
+            self._blind = Contract(blind), snapshots.make(recipe.policy, recipe.task, blind.inner)
 
     def candidate(self, job: Job, most: int) -> int:
         """How many episodes of the job's list come before the first whose return lies in the band.

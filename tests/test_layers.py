@@ -58,6 +58,7 @@ SIMULATORS = {"dm_control", "mujoco", "gym", "gymnasium"}
 # refused at once.
 WITH_TENSORFLOW = {"methods", "nets", "engine"}
 MODULES_WITH_TENSORFLOW = {"random", "data.sampler", "run.trainer", "run.dump", "run.build"}
+MODULES_WITH_TENSORFLOW |= {"data.replay", "run.online", "run.players"}
 INSIDE_FUNCTIONS = {"run.trained", "run.trial"}
 COMMANDS_WITH_TENSORFLOW = {"probe", "analysis", "export", "doctor", "bench", "replay_dump"}
 

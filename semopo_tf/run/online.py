@@ -26,8 +26,8 @@ from semopo_tf.envs.rollout import RandomPolicy, play
 from semopo_tf.errors import DataError, NumericalError
 from semopo_tf.random import Key
 from semopo_tf.run import build, checkpoints
-from semopo_tf.run.behaviours import FOLDER as SNAPSHOTS
 from semopo_tf.run.players import make_player
+from semopo_tf.run.snapshots import FOLDER as SNAPSHOTS
 from semopo_tf.run.views import Progress, TensorBoard
 from semopo_tf.storage import npz
 from semopo_tf.storage.files import FILES, write_whole

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from semopo_tf.config import Config
 from semopo_tf.engine import devices
@@ -12,7 +13,7 @@ from semopo_tf.engine.compiling import Jit, choose_jit
 from semopo_tf.envs.behaviours import GaussianNetwork, Layer, pack_layers
 from semopo_tf.envs.contract import Contract, require_members
 from semopo_tf.envs.states import make_states
-from semopo_tf.errors import DataError
+from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.methods import STATE_LEARNERS
 from semopo_tf.run import build
 from semopo_tf.run.evaluate import make_environment
@@ -115,6 +116,26 @@ def read_snapshot(path: Path) -> dict[str, np.ndarray]:
         return npz.unpack(read_whole(path, MAX_SNAPSHOT_BYTES)[0])
     except npz.MALFORMED as error:
         raise DataError(f"{path}: expected the weights of a behaviour, received other content ({error})") from error
+
+
+class Exported:
+    """An exported policy, acting in any number of environments."""
+
+    def __init__(self, directory: Path):
+        """Raises ConfigError when there is no exported policy."""
+        if not (directory / "export.json").is_file():
+            raise ConfigError(f"{directory}: expected what python -m semopo_tf.export wrote, received none")
+        loaded = tf.saved_model.load(str(directory))
+        self._initial, self._act = loaded.signatures["initial"], loaded.signatures["act"]
+
+    def initial(self, episodes: int) -> dict[str, Any]:
+        """State before the first frame."""
+        return dict(self._initial(episodes=tf.constant(episodes)))
+
+    def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
+        """See `types.Policy`."""
+        state = self._act(image=tf.constant(image), seed=tf.constant(seeds, tf.int64), **state)
+        return state["action"].numpy(), dict(state)
 
 
 def make_player(config: Config, jit: Jit, steps: int) -> StatePlayer | ImagePlayer:

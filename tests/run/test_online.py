@@ -10,7 +10,7 @@ from semopo_tf.data.cards import read_card
 from semopo_tf.data.episodes import episode_files, read_episode
 from semopo_tf.envs import tasks
 from semopo_tf.errors import ConfigError, DataError
-from semopo_tf.run import behaviours, online
+from semopo_tf.run import online, snapshots
 
 TASK = ["--task", "exbmdp_point", "--env.action_repeat", "1"]
 TINY = ["--batch.size", "8", "--actor.units", "8", "--critic.units", "8", "--jit", "off", "--device", "cpu"]
@@ -106,7 +106,7 @@ def test_snapshots_are_evaluated_once(undisturbed, capsys, monkeypatch):
     behave.main(["evaluate", "--logdir", str(undisturbed), "--episodes", "3"])
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 5 and table[1].split()[0] == "100"
-    monkeypatch.setattr(behaviours, "play", None)  # nothing is played a second time
+    monkeypatch.setattr(snapshots, "play", None)  # nothing is played a second time
     behave.main(["evaluate", "--logdir", str(undisturbed), "--episodes", "2"])
     assert len(capsys.readouterr().out.splitlines()) == 5
 
@@ -134,13 +134,13 @@ def test_level_medrep_is_the_training_in_its_order(tmp_path, undisturbed):
     for number, decisions in enumerate((100, 150, 200, 250)):  # each snapshot plays one of the four episodes
         environment = tasks.make("exbmdp_point", size=32, action_repeat=1)
         environment.reset(seeds[number])
-        policy = behaviours.Behaviours(undisturbed).policy(environment, decisions)
+        policy = snapshots.Behaviours(undisturbed).policy(environment, decisions)
         action, _ = policy(None, policy.initial(1), np.array([seeds[number]]), 0)
         np.testing.assert_array_equal(action[0], episodes[number].action[1])
 
 
 def test_level_medium_is_a_snapshot_in_the_band_and_its_episodes_are_too(tmp_path, undisturbed):
-    run = behaviours.Behaviours(undisturbed)
+    run = snapshots.Behaviours(undisturbed)
     means = [run.returns(decisions).mean() for decisions in run.decisions]
     low, high = sorted(means)[1] - 1e-6, sorted(means)[1] + 30
     words = ["--level", "medium", "--behaviour", str(undisturbed), "--episodes", "6", "--returns", f"{low}:{high}"]
@@ -200,8 +200,8 @@ def test_what_cannot_be_collected_is_one_line(tmp_path, undisturbed, monkeypatch
 
 def test_a_snapshot_of_another_task_is_refused(undisturbed):
     with pytest.raises(ConfigError, match="expected a behaviour of dmc_walker_walk, received one that learned exbmdp_"):
-        behaviours.make(f"snapshot:{undisturbed}@100", "dmc_walker_walk", None)
-    behaviours.Behaviours(undisturbed).require_task("exbmdp_point")
+        snapshots.make(f"snapshot:{undisturbed}@100", "dmc_walker_walk", None)
+    snapshots.Behaviours(undisturbed).require_task("exbmdp_point")
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,8 @@ def test_tia_goes_on_to_the_same_bytes(tmp_path, tia, monkeypatch, point, number
 
 
 def test_a_snapshot_of_tia_plays_as_in_training(tmp_path, tia):
-    run = behaviours.Behaviours(tia)
-    assert run.sees_images and behaviours.sees_images(f"snapshot:{tia}@200", "exbmdp_point")
+    run = snapshots.Behaviours(tia)
+    assert run.sees_images and snapshots.sees_images(f"snapshot:{tia}@200", "exbmdp_point")
     episodes, card = collected(tmp_path / "a", "--policy", f"snapshot:{tia}@200", "--episodes", "2")
     again, _ = collected(tmp_path / "b", "--policy", f"snapshot:{tia}@200", "--episodes", "2")
     np.testing.assert_array_equal(episodes[1].action, again[1].action)

@@ -84,7 +84,12 @@ def make(name: str, task: str, environment: Environment) -> Callable[[int], Poli
         run.require_task(task)
         policy = functools.lru_cache(maxsize=2)(functools.partial(run.policy, environment))
         return lambda number: policy(run.of_episode(named, number))
-    made = Exported(named.where) if named.kind == EXPORT else tasks.behaviours(task)[named.kind](environment)
+    if named.kind == EXPORT:
+        from semopo_tf.run.players import Exported  # imports TensorFlow
+
+        made: Policy = Exported(named.where)
+    else:
+        made = tasks.behaviours(task)[named.kind](environment)
     return lambda number: made
 
 
@@ -108,28 +113,6 @@ def facts(name: str, task: str) -> dict[str, Any]:
         return {"kind": EXPORT, "sha256": sha256(named.where / "export.json")}
     builder = tasks.behaviours(task)[named.kind]
     return dict(RandomNetworks.FACTS) if builder is RandomNetworks else {}
-
-
-class Exported:
-    """An exported policy, acting in any number of environments."""
-
-    def __init__(self, directory: Path):
-        """Raises ConfigError when there is no exported policy."""
-        if not (directory / "export.json").is_file():
-            raise ConfigError(f"{directory}: expected what python -m semopo_tf.export wrote, received none")
-        import tensorflow as tf
-
-        loaded = tf.saved_model.load(str(directory))
-        self._initial, self._act, self._tf = loaded.signatures["initial"], loaded.signatures["act"], tf
-
-    def initial(self, episodes: int) -> dict[str, Any]:
-        """State before the first frame."""
-        return dict(self._initial(episodes=self._tf.constant(episodes)))
-
-    def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
-        """See `types.Policy`."""
-        state = self._act(image=self._tf.constant(image), seed=self._tf.constant(seeds, self._tf.int64), **state)
-        return state["action"].numpy(), dict(state)
 
 
 class Behaviours:
