@@ -17,7 +17,7 @@ from semopo_tf import random
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.engine import cost
 from semopo_tf.engine.loop import StageLoop
-from semopo_tf.methods import LEARNERS
+from semopo_tf.methods import LEARNERS, STATE_LEARNERS
 from semopo_tf.nets.accounting import Cost
 from semopo_tf.run import build
 from semopo_tf.run.trainer import Trainer
@@ -32,6 +32,7 @@ TRAINS = {
     "se_rs": MODEL_BASED,
     "se_rs_drp": MODEL_BASED,
     "offline_dv2": MODEL_BASED,
+    "tia": MODEL_BASED,
     "toy": {"first": {"first"}, "second": {"second"}, "third": {"third"}},
 }
 HOST_CALLS = {"PyFunc", "EagerPyFunc", "PyFuncStateless", "HostCall", "Print", "PrintV2"}
@@ -169,7 +170,8 @@ def check_no_host_call(stage, feed):
 
 def test_every_registered_name_has_a_line_in_the_table_and_an_overlay():
     assert set(TRAINS) == {*LEARNERS, "toy"}
-    assert set(LEARNERS) == set(configuration.read_yaml(configuration.CONFIG_FILE)["methods"])
+    overlays = configuration.read_yaml(configuration.CONFIG_FILE)["methods"].values()
+    assert {*LEARNERS, *STATE_LEARNERS} == {overlay["method"] for overlay in overlays}
 
 
 def test_stages_have_names_of_their_own_that_a_checkpoint_can_carry(name):
