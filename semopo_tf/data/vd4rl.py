@@ -80,9 +80,10 @@ def checked(path: Path) -> Iterator[dict[str, Any]]:
         with damage(path):
             names = names_in(path, file)
             if missing := [name for name in LAYOUT if name not in names]:
+                remedy = "; of a Minari dataset give the folder" if "episode_0" in names else ""
                 raise DataError(
                     f"{path}: expected the datasets {', '.join(LAYOUT)}, missing {', '.join(missing)}, received "
-                    f"{', '.join(names[:8]) or 'none'}"
+                    f"{', '.join(names[:8]) or 'none'}{remedy}"
                 )
             datasets = {name: require_dataset(path, file, name, *LAYOUT[name]) for name in LAYOUT}
             lengths = {name: dataset.shape[0] for name, dataset in datasets.items()}

@@ -232,6 +232,10 @@ def test_missing_spaces_and_files_that_are_none_are_named(tmp_path):
     assert "missing observation_space, action_space; write the dataset again" in refused(folder, tmp_path / "out")
     (folder / "data" / "metadata.json").write_bytes(b"<html>")
     assert "metadata.json: expected a JSON object" in refused(folder, tmp_path / "out")
+    with pytest.raises(
+        DataError, match="received episode_0, episode_1, episode_2; of a Minari dataset give the folder"
+    ):
+        convert(folder / "data" / "main_data.hdf5", tmp_path / "out")
     (folder / "data" / "main_data.hdf5").write_bytes(b"<html>")
     assert "main_data.hdf5: this is a web page, not data" in refused(folder, tmp_path / "out")
 
