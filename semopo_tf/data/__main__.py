@@ -1,4 +1,4 @@
-"""`python -m semopo_tf.data check|stats|convert`: validate a dataset, describe it, convert it to and from HDF5."""
+"""`python -m semopo_tf.data check|stats|convert`: validate a dataset, describe it, convert from and to other tools."""
 
 import sys
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from semopo_tf.data import convert
 from semopo_tf.data.cards import read_card
+from semopo_tf.data.changes import Changes
 from semopo_tf.data.checksums import Listed, listed_files, verify, verify_size
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.data.episodes import episode_files, read_episode
@@ -39,12 +40,14 @@ def main(argv: list[str]) -> int:
     describing = commands.add_parser("stats", help="lengths, actions and returns")
     describing.add_argument("directory", type=user_path)
     converting = commands.add_parser(
-        "convert", help="V-D4RL HDF5 to npz episodes and back", description=convert.__doc__
+        "convert", help="other tools' data to npz episodes and back", description=convert.__doc__
     )
-    text = "HDF5 file, directory of its shards, or directory of npz episodes"
+    text = "V-D4RL's HDF5 file or directory of shards, Minari dataset, or directory of npz rows or episodes"
     converting.add_argument("source", metavar="SRC", type=user_path, help=text)
-    text = "directory, or for npz to HDF5 a file that ends in .hdf5"
+    text = "directory, or for npz episodes to HDF5 a file that ends in .hdf5"
     converting.add_argument("target", metavar="DST", type=user_path, help=text)
+    text = "make a Minari dataset of npz episodes; DST ends in its name, such as walker-v0"
+    converting.add_argument("--to", choices=["minari"], help=text)
     converting.add_argument(
         "--repair_flags", action="store_true", help="set is_first, is_last, is_terminal from the ends of the episodes"
     )
@@ -57,8 +60,8 @@ def main(argv: list[str]) -> int:
         require_not_negative("min_length", arguments.min_length)
         if arguments.size and not LEAST_PIXELS <= arguments.size <= MOST_PIXELS:
             raise ConfigError(f"--size: expected {LEAST_PIXELS} to {MOST_PIXELS}, received {arguments.size}")
-        changes = (arguments.repair_flags, arguments.min_length, arguments.size)
-        convert.convert(arguments.source, arguments.target, *changes)
+        changes = Changes(arguments.repair_flags, arguments.min_length, arguments.size)
+        convert.convert(arguments.source, arguments.target, changes, to_minari=arguments.to == "minari")
     elif arguments.command == "check":
         require_not_negative("length", arguments.length)
         check(arguments.directory, arguments.manifest, arguments.length)

@@ -70,7 +70,7 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     Raises:
       DataError: as `read_episode`.
     """
-    arrays, _, _ = _unpack(path, lambda key: key.startswith(LOG_PREFIX))
+    arrays, _, _ = read_arrays(path, lambda key: key.startswith(LOG_PREFIX))
     return {key.removeprefix(LOG_PREFIX): array for key, array in arrays.items()}
 
 
@@ -84,7 +84,7 @@ class StoredEpisode(NamedTuple):
 
 def read_stored(path: Path, amend: Amend | None = None) -> StoredEpisode:
     """`read_episode` with the facts of the file."""
-    arrays, others, (data, status) = _unpack(path, EPISODE_KEYS.__contains__)
+    arrays, others, (data, status) = read_arrays(path, EPISODE_KEYS.__contains__)
     if missing := [key for key in REQUIRED_KEYS if key not in arrays]:
         received = ", ".join([*arrays, *others][:SHOWN_KEYS])[:100] or "none"
         raise DataError(
@@ -98,7 +98,7 @@ def read_stored(path: Path, amend: Amend | None = None) -> StoredEpisode:
     return StoredEpisode(episode, entry, [key for key in others if not key.startswith(LOG_PREFIX)])
 
 
-def _unpack(
+def read_arrays(
     path: Path, wanted: Callable[[str], bool]
 ) -> tuple[dict[str, np.ndarray], list[str], tuple[bytes, os.stat_result]]:
     """The wanted arrays of a file, the other keys in it, and its bytes and status.

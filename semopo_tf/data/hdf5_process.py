@@ -1,4 +1,4 @@
-"""Reads HDF5 in a child process (`hdf5.serve`). Whatever the child does ends in one line."""
+"""Reads HDF5 in a child process (`hdf5_child.serve`). Whatever the child does ends in one line."""
 
 import contextlib
 import resource
@@ -16,15 +16,21 @@ from semopo_tf.storage.limits import tighter
 MEMORY = 2 << 30  # bytes of address space for the child that reads HDF5
 SECONDS = 60  # of its processor time, and one more for each megabyte of the files
 SILENCE = 120.0  # seconds without an answer after which it is ended
-READER = [sys.executable, "-c", "import sys; from semopo_tf.data.hdf5 import serve; serve(int(sys.argv[1]))"]
+READER = [sys.executable, "-c", "import sys; from semopo_tf.data.hdf5_child import serve; serve(int(sys.argv[1]))"]
 # No plugins for filters; one thread, because the stacks of others would count as memory.
 ENVIRONMENT = {"HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def read_in_child(paths: list[Path], skip: int) -> Generator[dict[str, Any], None, None]:
-    """The answers of `hdf5.serve` from a child process: what the files hold, then the arrays of each episode.
+def read_in_child(
+    paths: list[Path], skip: int, layout: str = "vd4rl", **options: Any
+) -> Generator[dict[str, Any], None, None]:
+    """The answers of `hdf5_child.serve` from a child process: what the files hold, then the arrays of each episode.
 
     The child has limits on memory and processor time, and is ended when it stays silent.
+
+    Args:
+      skip: episodes not to send.
+      layout: of the files, with its options; see `hdf5_child`.
 
     Raises:
       DataError: what the child says of a file, or how it ended.
@@ -32,7 +38,9 @@ def read_in_child(paths: list[Path], skip: int) -> Generator[dict[str, Any], Non
     seconds = SECONDS + sum(path.stat().st_size for path in paths) // (1 << 20)
     with contextlib.closing(Child(READER, environment=ENVIRONMENT)) as child:
         try:
-            child.send({"files": [str(path) for path in paths], "memory": MEMORY, "seconds": seconds, "skip": skip})
+            limits = {"memory": MEMORY, "seconds": seconds}
+            files = {"layout": layout, "files": [str(path) for path in paths], "skip": skip, "options": options}
+            child.send(limits | files)
             while not {"end", "error"} & set(answer := child.receive(SILENCE, EPISODE_BYTES)):
                 yield answer
         except TimeoutError as error:

@@ -1,7 +1,7 @@
 """`python -m semopo_tf.data`: lists all that is bad, by name."""
 
-import importlib
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ import synthetic
 from semopo_tf import config as configuration
 from semopo_tf.data import __main__ as data
 from semopo_tf.data.cards import read_card, write_card
-from semopo_tf.data.episodes import read_episode, write_episode
+from semopo_tf.data.episodes import episode_files, read_episode, write_episode
+from semopo_tf.data.resize import resize
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.storage.files import sha256
 
@@ -151,22 +152,19 @@ def test_I22_hdf5_loses_its_short_episodes_on_both_ways(tmp_path, capsys):
 
 
 def test_I24_the_pages_file_writes_episodes_that_are_read_as_meant(tmp_path, capsys, monkeypatch):
-    """docs/data.md: own data without any environment."""
-    name = "pages_write_episodes"
-    (tmp_path / f"{name}.py").write_text(PAGE.split("```python\n")[1].split("```")[0])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    write = importlib.import_module(name).write
-    for number, decisions in enumerate((5, 8)):
-        images = np.zeros((decisions + 1, 16, 16, 3), np.uint8)
-        images += np.arange(decisions + 1, dtype=np.uint8)[:, None, None, None]
-        actions, rewards = np.linspace(-1, 1, 2 * decisions).reshape(-1, 2), np.arange(1, decisions + 1)
-        write(tmp_path / "mine", number, images, actions, rewards, terminal=number == 1)
-    assert data.main(["check", str(tmp_path / "mine"), "--length", "9"]) == 0
-    assert "short: 000000.npz: 6 of 9 records" in capsys.readouterr().out
-    first, second = (read_episode(tmp_path / "mine" / f"00000{number}.npz") for number in range(2))
-    assert first.reward.tolist() == [0, 1, 2, 3, 4, 5] and first.action[1].tolist() == [-1, np.float32(-7 / 9)]
-    assert first.image[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    assert first.is_last.tolist() == [False] * 5 + [True] and not first.is_terminal.any()
-    assert second.is_terminal.tolist() == [False] * 8 + [True] and second.discount.tolist() == [1] * 8 + [0]
+    """docs/data.md: own data without any environment, in twenty lines."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.py").write_text(PAGE.split("```python\n")[1].split("```")[0])
+    namespace = runpy.run_path("page.py", run_name="__main__")
+    code = [line for line in (tmp_path / "page.py").read_text().splitlines() if line.strip()]
+    assert len(code) <= 20
+    for path, made in zip(episode_files(tmp_path / "data" / "mine"), namespace["recorded"](), strict=True):
+        episode = read_episode(path)
+        np.testing.assert_array_equal(episode.image, resize(made.images, 64))
+        np.testing.assert_array_equal(episode.action[1:], made.actions.astype(np.float32))
+        np.testing.assert_array_equal(episode.reward[1:], made.rewards)
+        assert not episode.is_terminal.any()
+    assert data.main(["check", str(tmp_path / "data" / "mine"), "--length", "70"]) == 0
+    assert "short: 000000-60.npz: 61 of 70 records" in capsys.readouterr().out
     flags = "--configs semopo small --task mine --offline_dir D --logdir R --eval.every 0 --eval.final_episodes 0"
     assert configuration.load(flags.split()).task == "mine"
