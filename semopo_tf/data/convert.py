@@ -28,10 +28,10 @@ from semopo_tf.data.episodes import (
     write_episode,
 )
 from semopo_tf.data.hdf5_process import read_in_child
-from semopo_tf.data.resize import resize
 from semopo_tf.data.validation import repair_flags, validate_episode
 from semopo_tf.errors import ConfigError, DataError, StorageError
 from semopo_tf.storage.files import FILES, locked, remedy, sha256, temporary_sibling
+from semopo_tf.storage.resize import resize
 from semopo_tf.types import Episode
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
