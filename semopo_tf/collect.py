@@ -96,7 +96,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--task", required=True, help="e.g. dmcdrv_walker_walk, dmc_cheetah_run or a registered name")
     about_out = "dataset directory, made if missing; the same command continues in it"
     parser.add_argument("--out", required=True, type=Path, help=about_out)
-    parser.add_argument("--policy", default="random", help="random; for exbmdp_* also iid, medium, mixed or expert")
+    about_policy = "random; gym_CarRacing-*: also driver; exbmdp_*: also iid, medium, mixed or expert"
+    parser.add_argument("--policy", default="random", help=about_policy)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
