@@ -19,9 +19,9 @@ from semopo_tf.types import Environment
 STREAM = 0xD21
 TILE = 3.5  # distance of two tiles of the track, in units of its simulator
 SECONDS = 20.0  # 1000 frames
-SHARES = (0.41, 0.525)  # of the lap. A whole lap is worth 1000, the frames cost 100
+SHARES = (0.405, 0.52)  # of the lap. A whole lap is worth 1000, the frames cost 100
 AHEAD, OFFSET, GAIN = (9.0, 20.0), (-3.0, 3.0), (0.7, 1.3)  # the road is 6.7 wide on both sides of its centre
-SHAKE, MEMORY = (0.1, 0.3), 0.9  # standard deviation of the jitter, and what a decision leaves of it
+SHAKE, MEMORY = (0.1, 0.22), 0.9  # standard deviation of the jitter, and what a decision leaves of it
 GAS, BRAKE = 0.15, 0.3  # gas for each unit of speed that is lacking; brake for what would be gas below zero
 BACK, ON = 5, 15  # tiles around the last one that are searched for the next; other parts of the track may be near
 
@@ -34,7 +34,6 @@ class Plan(NamedTuple):
     offset: float  # to the right of the road's centre
     gain: float
     shake: float
-    random: np.random.Generator
     tile: int = 0  # where the car is, counted from the start
     jitter: np.ndarray = np.zeros(2)  # of steering and pedals
 
@@ -64,25 +63,29 @@ class Driver:
             )
         world = self._environment.env.unwrapped
         track = np.array(world.track)[:, 1:]  # [tiles, 3] direction and place of the road
-        plan = _draw(int(seeds[0])) if state is None else state
-        plan = _moved(plan, track, np.array(world.car.hull.position))
+        seed = int(seeds[0])
+        plan = _draw(_random(0, seed)) if state is None else state
+        noise = _random(1 + step, seed).normal(size=2)
+        plan = _moved(plan, track, np.array(world.car.hull.position), noise)
         steer, pedal = _controls(plan, track, world.car.hull) + plan.jitter
         action = np.array([steer, 2 * pedal - 1, 2 * -BRAKE * pedal - 1])
         return np.clip(action, -1, 1).astype(np.float32)[None], plan
 
 
-def _draw(seed: int) -> Plan:
-    rng = np.random.default_rng([seed, STREAM])
+def _random(*numbers: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([STREAM, *numbers]))
+
+
+def _draw(rng: np.random.Generator) -> Plan:
     share, ahead, offset, gain, shake = (rng.uniform(*bounds) for bounds in (SHARES, AHEAD, OFFSET, GAIN, SHAKE))
-    return Plan(share, round(ahead / TILE), offset, gain, shake, rng)
+    return Plan(share, round(ahead / TILE), offset, gain, shake)
 
 
-def _moved(plan: Plan, track: np.ndarray, position: np.ndarray) -> Plan:
-    """The plan at the next decision: the tile nearest to the car, [2], and another jitter."""
+def _moved(plan: Plan, track: np.ndarray, position: np.ndarray, noise: np.ndarray) -> Plan:
+    """The plan at the next decision: the tile nearest to the car's position [2], and the jitter with new noise [2]."""
     near = plan.tile + np.arange(-BACK, ON)
     tile = int(near[np.argmin(((track[near % len(track), 1:] - position) ** 2).sum(1))])
-    noise = plan.shake * np.sqrt(1 - MEMORY**2) * plan.random.normal(size=2)
-    return plan._replace(tile=tile, jitter=MEMORY * plan.jitter + noise)
+    return plan._replace(tile=tile, jitter=MEMORY * plan.jitter + plan.shake * np.sqrt(1 - MEMORY**2) * noise)
 
 
 def _controls(plan: Plan, track: np.ndarray, hull: Any) -> np.ndarray:
