@@ -11,6 +11,9 @@ VERSION = re.findall(r'^__version__ = "(.+)"$', SOURCE, re.MULTILINE)[0]
 
 TENSORFLOW = ">=2.21,<2.22"
 
+# Wheels alone; gym 0.26.2 and gymnasium take both.
+CAR_RACING = ["box2d>=2.3.10,<2.4", "pygame-ce>=2.5,<3"]
+
 setup(
     name="semopo_tf",
     version=VERSION,
@@ -41,7 +44,9 @@ setup(
     extras_require={
         # TensorFlow accepts cuDNN from 9.3 on, and fails with it up to 9.23 on bias and activation after a convolution.
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}", "nvidia-cudnn-cu12>=9.24,<10"],
+        "carracing": CAR_RACING,
         "dev": [
+            *CAR_RACING,
             "hypothesis>=6",
             "mypy>=2,<3",
             "packaging>=26",

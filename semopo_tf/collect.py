@@ -114,7 +114,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     about_out = "dataset directory, made if missing; the same command continues in it"
     parser.add_argument("--out", required=True, type=Path, help=about_out)
     about_policy = (
-        "random, uniform, snapshot:RUN@DECISIONS, export:DIR; exbmdp_* has iid, medium, mixed, expert, networks"
+        "random, uniform, snapshot:RUN@DECISIONS, export:DIR; exbmdp_* has iid, medium, mixed, expert, networks; "
+        "gym_CarRacing-* has driver"
     )
     parser.add_argument("--policy", help=f"{about_policy} (default: random)")
     about_level = "of the paper's data, in place of --policy; medrep and medium need --behaviour"
@@ -163,8 +164,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def parse_returns(args: argparse.Namespace) -> tuple[float, float] | None:
     """The band of `--returns`, or of the level in the paper's Table 3. Raises ConfigError for words that are none."""
     if args.returns is None:
-        levels = paper.table(3).get(args.task.partition("_")[2], {}) if args.level else {}
-        return (levels[args.level]["min"], levels[args.level]["max"]) if levels else None
+        return paper_band(args.task, args.level) if args.level else None
     if args.returns == "all":
         return None
     low, _, high = args.returns.partition(":")
@@ -177,24 +177,31 @@ def parse_returns(args: argparse.Namespace) -> tuple[float, float] | None:
     return band
 
 
+def paper_band(task: str, level: str) -> tuple[float, float] | None:
+    """The least and the largest return of a level in the paper's Table 3; None for a task that it does not have."""
+    printed = paper.table(3).get(f"{paper.task_name(task)} {level}")
+    return (printed["min"], printed["max"]) if printed else None
+
+
 def choose_policy(args: argparse.Namespace) -> str:
     """The name of the behaviour that the flags ask for.
 
     Raises:
       ConfigError: for flags that do not fit together, or a behaviour that does not fit the task.
     """
-    if not args.level or args.level == "random":
+    if args.policy or args.level in (None, "random"):
+        if args.behaviour:
+            raise ConfigError(
+                "--behaviour: expected --level medrep or medium beside it, and no --policy, received others; name one "
+                "of them"
+            )
         name = args.policy or ("networks" if args.level and args.task.startswith(exbmdp.PREFIX) else "random")
         snapshots.read_name(name, args.task)
-        if args.behaviour:
-            raise ConfigError("--behaviour: expected --level medrep or medium beside it, received none; add one")
         return name
-    if args.policy:
-        raise ConfigError(f"--policy: expected none beside --level {args.level}, received {args.policy}; remove it")
     if not args.behaviour:
         raise ConfigError(
-            f"--level {args.level}: expected --behaviour with the logdir of python -m semopo_tf.behave train, received "
-            "none"
+            f"--level {args.level}: expected --behaviour with the logdir of python -m semopo_tf.behave train, or "
+            "--policy, received none"
         )
     run = snapshots.Behaviours(user_path(args.behaviour))
     run.require_task(args.task)
@@ -211,11 +218,11 @@ def until_medium(run: snapshots.Behaviours, task: str) -> int:
     """The snapshot at which a behaviour's training has reached the paper's medium level; the last one where it has not,
     or the paper has no such task.
     """
-    levels = paper.table(3).get(task.partition("_")[2])
-    if not levels:
+    band = paper_band(task, "medium")
+    if not band:
         return run.decisions[-1]
     try:
-        return run.within(levels["medium"]["min"], levels["medium"]["max"])
+        return run.within(*band)
     except ConfigError as error:
         print(f"{error}; the replay ends with the last snapshot")
         return run.decisions[-1]

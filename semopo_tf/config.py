@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ ORIGINAL_FLAGS = {
     "action_repeat": "--env.action_repeat",
     "rssm.discrete": "--rssm.latent gaussian | categorical and --rssm.classes",
 }
+SUITES = ("dmc", "dmcdrv")  # prefixes of tasks, besides that of gym
 ORIGINAL_OVERLAYS = {"dmc_vision": "released and a task, e.g. --configs released semopo walker_walk"}
 
 # Allowed values of what is shown before a moving background.
@@ -212,6 +214,16 @@ def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
     return _checked(tree)
 
 
+def task_name(task: str) -> str:
+    """A task without the prefix of its suite, one of gym in the spelling of the others: `walker_walk` of
+    dmcdrv_walker_walk, `car_racing` of gym_CarRacing-v2.
+    """
+    suite, _, name = task.partition("_")
+    if suite == "gym":
+        return re.sub("(?<=[a-z])(?=[A-Z])", "_", re.sub(r"-v\d+$", "", name)).lower()
+    return name if suite in SUITES else task
+
+
 def _with_task(names: list[str], flags: Mapping[str, str], tasks: Mapping[str, Any]) -> list[str]:
     """The overlays, with that of `--task` added: `--task dmcdrv_hopper_hop` also selects the hopper's weights.
 
@@ -221,7 +233,7 @@ def _with_task(names: list[str], flags: Mapping[str, str], tasks: Mapping[str, A
       ConfigError: when the overlay and the flag name different tasks.
     """
     task = flags.get("task", "")
-    wanted = [name for name in tasks if name in (task, task.partition("_")[2])]
+    wanted = [name for name in tasks if name in (task, task_name(task))]
     listed = [name for name in names if name in tasks]
     if wanted and listed and wanted != listed:
         raise ConfigError(

@@ -125,6 +125,7 @@ ALWAYS = {
     "kl.strict_elbo": False,
     "model.image_scale": 1.0,
     "model.exo_stoch": 0,
+    "model.continue_head": False,
     "model.drp_updates": 20,
     "imagination.horizon": 5,
     "imagination.discount": 0.99,
@@ -249,6 +250,42 @@ def test_the_testbed_has_its_own_networks_and_rates(task, method):
     expected = {"task": task, "method": method, "model.exo_only": 1.5, **TESTBED_TASK, **TESTBED_SIZE}
     assert {key: received[key] for key in expected} == expected
     assert load(["--configs", method, "testbed", "--task", task]).flat() == received
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_car_racing_differs_from_the_locomotion_tasks_by_its_terminations(preset, method):
+    walker, car = (
+        load(["--configs", *overlays(preset, method, task, "full")]) for task in ("walker_walk", "car_racing")
+    )
+    assert configuration.differing(walker, car) == {
+        "task": ("dmcdrv_walker_walk", "gym_CarRacing-v2"),
+        "model.continue_head": (False, True),
+    }
+
+
+def test_every_version_of_car_racing_selects_its_overlay():
+    for task in ("gym_CarRacing-v2", "gym_CarRacing-v3"):
+        by_flag = load(["--task", task])
+        assert by_flag.flat() == load(["--configs", "car_racing", "--task", task]).flat()
+        assert by_flag.task == task and by_flag.model.continue_head
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("dmcdrv_walker_walk", "walker_walk"),
+        ("dmc_humanoid_CMU_run", "humanoid_CMU_run"),
+        ("gym_CarRacing-v2", "car_racing"),
+        ("gym_car_racing", "car_racing"),
+        ("gym_MountainCarContinuous-v0", "mountain_car_continuous"),
+        ("exbmdp_point", "exbmdp_point"),
+        ("catch:Catch", "catch:Catch"),
+        ("", ""),
+    ],
+)
+def test_names_of_tasks_without_their_suites(task, name):
+    assert configuration.task_name(task) == name
 
 
 def test_a_task_flag_alone_selects_the_weights_of_that_task():

@@ -53,7 +53,8 @@ ONLY = {
     "report.bootstrap": {"errors"},
 }
 TENSORFLOW = {"tensorflow", "tensorflow_probability", "keras", "tf_keras"}
-SIMULATORS = {"dm_control", "mujoco", "gym", "gymnasium"}
+SIMULATORS = {"dm_control", "mujoco", "gym", "gymnasium", "Box2D", "pygame"}
+SIMULATED = {"envs.suite": {"dm_control"}, "envs.gym_adapter": {"gym", "gymnasium"}}  # module -> what it alone imports
 # Folders, modules and commands that may import TensorFlow; commands do so inside functions, so that a wrong flag is
 # refused at once.
 WITH_TENSORFLOW = {"methods", "nets", "engine"}
@@ -179,9 +180,9 @@ def test_tensorflow_is_imported_where_something_is_computed_with_it(module):
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
-def test_simulators_are_imported_inside_functions_and_in_one_module(module):
+def test_simulators_are_imported_inside_functions_and_each_in_one_module(module):
     assert imports(SOURCES[module], top_level_only=True) & SIMULATORS == set()
-    assert imports(SOURCES[module]) & SIMULATORS == ({"dm_control"} if module == "envs.suite" else set())
+    assert imports(SOURCES[module]) & SIMULATORS == SIMULATED.get(module, set())
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from semopo_tf.data.resize import resize
 from semopo_tf.data.validation import repair_flags
 from semopo_tf.errors import DataError
+from semopo_tf.storage.resize import resize
 from semopo_tf.types import Episode
 
 

@@ -27,8 +27,8 @@ from semopo_tf.data.hdf5 import (
     require_whole,
 )
 from semopo_tf.data.recording import as_images
-from semopo_tf.data.resize import resize
 from semopo_tf.errors import DataError, cut
+from semopo_tf.storage.resize import resize
 
 EPISODE = re.compile(r"episode_\d+")
 STEPS = {"rewards": (*FLOATS, *INTEGERS), "terminations": ("bool", *INTEGERS), "truncations": ("bool", *INTEGERS)}

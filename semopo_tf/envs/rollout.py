@@ -220,6 +220,23 @@ def _wave(environments: list[Contract], policy: Policy, seeds: list[int], most: 
     return games
 
 
+def bounded_action(action: np.ndarray, size: int) -> np.ndarray:
+    """An action [size] as an environment takes it: float64 in [-1, 1], what rounding left beyond cut off.
+
+    Raises:
+      NumericalError: when it is not finite, out of range or of another shape.
+    """
+    action = np.asarray(action, np.float64)
+    if action.shape != (size,):
+        raise NumericalError(f"action: expected shape {[size]}, received {list(action.shape)}; correct the policy")
+    if not np.all(np.abs(action) <= 1 + ACTION_TOLERANCE):  # false for NaN
+        raise NumericalError(
+            f"action: expected finite values in [-1, 1], received {np.array2string(action, precision=4)}; correct "
+            "the policy"
+        )
+    return np.clip(action, -1, 1)
+
+
 def _checked_action(action: np.ndarray, expected: tuple[int, int], seeds: list[int], step: int) -> np.ndarray:
     """The policy's action before any environment sees it."""
     if action.shape != expected:

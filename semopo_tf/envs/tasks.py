@@ -1,7 +1,8 @@
-"""Environments seen through pixels: tasks of DeepMind Control, the built-in testbed, and environments of users.
+"""Environments seen through pixels: tasks of DeepMind Control and gym, the built-in testbed, and environments of users.
 
 dmc_<domain>_<task>        a task of the suite
 dmcdrv_<domain>_<task>     the same in front of a moving background
+gym_<id>                   an environment of gym or gymnasium, for example Car Racing (`gym_adapter.py`)
 exbmdp_scroll, _point, _hard    the testbed (`exbmdp.py`)
 <module>:<name>            a class or function in a module that can be imported, also from the working directory
 """
@@ -18,19 +19,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semopo_tf.envs import exbmdp
+from semopo_tf.envs import exbmdp, gym_adapter
 from semopo_tf.envs.behaviours import RandomNetworks
 from semopo_tf.envs.contract import uncallable
-from semopo_tf.envs.rollout import ACTION_TOLERANCE, RandomPolicy
+from semopo_tf.envs.driver import Driver
+from semopo_tf.envs.rollout import RandomPolicy, bounded_action
 from semopo_tf.envs.suite import Simulator
 from semopo_tf.envs.videos import DRIVING, Background, blue_mask, composite, load_background, require
-from semopo_tf.errors import ConfigError, DataError, NumericalError, SimulatorError, cut
+from semopo_tf.errors import ConfigError, DataError, SimulatorError, cut
 from semopo_tf.types import Environment, Observation, Policy
 
 PLAIN, MOVING = "dmc_", "dmcdrv_"
 MASK_RULES, RENDERS = ("sky", "blue"), ("full", "fast")
 PAPER_TASKS = ("walker_walk", "cheetah_run", "hopper_hop", "humanoid_walk")
 BACKGROUND_FRAMES = 1000
+BESIDES = {"numpy", "backend"}  # of the versions of an environment: without an influence on its physics
 UNLIMITED = 1e9  # the suite reports +-1e10 for an actuator without limits
 
 _registry: dict[str, Callable[..., Environment]] = {}
@@ -88,7 +91,14 @@ def make(task: str, **settings: Any) -> Environment:
     require(chosen.action_repeat >= 1, "action_repeat", "at least 1", chosen.action_repeat)
     if make_own := _registry.get(task) or (_import(task) if ":" in task else None):
         return _make_own(task, make_own, chosen)
+    if _is_gym(task):
+        return _make_gym(task, chosen)
     return _make_testbed(task, chosen) if task.startswith(exbmdp.PREFIX) else _make_suite(task, chosen)
+
+
+def _is_gym(task: str) -> bool:
+    """Whether a task is one of gym; a user's may have the same prefix, e.g. `gym_tasks:pendulum`."""
+    return task.startswith(gym_adapter.PREFIX) and ":" not in task and task not in _registry
 
 
 def _make_own(task: str, make_own: Callable[..., Environment], settings: Settings) -> Environment:
@@ -115,6 +125,18 @@ def _make_testbed(task: str, settings: Settings) -> Environment:
     require(settings.action_repeat == 1, "action_repeat", f"1, as {task} has no other", settings.action_repeat)
     require(settings.render == "full", "render", f"full, as {task} has no other", settings.render)
     return exbmdp.ExBMDP(task, size=settings.size, options=dict(settings.options))
+
+
+def _make_gym(task: str, settings: Settings) -> Environment:
+    require(settings.background == "none", "background", f"none, as {task} draws its own", settings.background)
+    require(settings.camera == -1, "camera", f"-1, as {task} has no other", settings.camera)
+    require(settings.render == "full", "render", f"full, as {task} has no other", settings.render)
+    return gym_adapter.GymEnvironment(
+        task.removeprefix(gym_adapter.PREFIX),
+        size=settings.size,
+        action_repeat=settings.action_repeat,
+        options=dict(settings.options),
+    )
 
 
 def _make_suite(task: str, settings: Settings) -> Environment:
@@ -163,7 +185,8 @@ def behaviours(task: str) -> dict[str, Callable[[Environment], Policy]]:
         "uniform": lambda environment: RandomPolicy(environment.action_size)
     }
     if not task.startswith(exbmdp.PREFIX):
-        return {"random": RandomNetworks, **uniform}
+        drives = _is_gym(task) and task.startswith(gym_adapter.CAR_RACING)
+        return {"random": RandomNetworks, **uniform, **({"driver": Driver} if drives else {})}
     own = {kind: functools.partial(exbmdp.Behaviour, kind) for kind in exbmdp.Behaviour.KINDS}
     return {**own, "networks": RandomNetworks, **uniform}
 
@@ -176,7 +199,7 @@ def shared_background(source: str, size: int, color: str, split: str, seed: int)
 
 def shows_no_background(task: str) -> bool:
     """Whether a task belongs to the package and has no moving background."""
-    return task.startswith((PLAIN, exbmdp.PREFIX)) and task not in _registry
+    return _is_gym(task) or (task.startswith((PLAIN, exbmdp.PREFIX)) and task not in _registry)
 
 
 def background_of(environment: Environment) -> Background | None:
@@ -193,11 +216,12 @@ def suite_name(task: str) -> str:
     for prefix in (PLAIN, MOVING):
         if task.startswith(prefix):
             return task.removeprefix(prefix)
-    names = [*_registry, *exbmdp.TASKS, *(prefix + name for prefix in (PLAIN, MOVING) for name in PAPER_TASKS)]
+    suites = (prefix + name for prefix in (PLAIN, MOVING) for name in PAPER_TASKS)
+    names = [*_registry, *exbmdp.TASKS, f"{gym_adapter.CAR_RACING}v2", *suites]
     near = difflib.get_close_matches(task, names, cutoff=0.4) or names
     raise ConfigError(
-        f"unknown task {task!r}; expected {PLAIN}<domain>_<task>, {MOVING}<domain>_<task> or a registered name, e.g. "
-        f"{', '.join(near)}"
+        f"unknown task {task!r}; expected {PLAIN}<domain>_<task>, {MOVING}<domain>_<task>, {gym_adapter.PREFIX}<id> or "
+        f"a registered name, e.g. {', '.join(near)}"
     )
 
 
@@ -247,11 +271,35 @@ def settings_of(card: Mapping[str, Any]) -> dict[str, Any]:
 def environment_versions(task: str) -> dict[str, str]:
     """Versions of the packages that decide pixels and physics of a task; for a task of the suite also those of the
     simulator and its rendering backend, `none` for an absent one.
+
+    Raises:
+      ConfigError: when no package has the task.
     """
+    if _is_gym(task):
+        packages = gym_adapter.distributions(task.removeprefix(gym_adapter.PREFIX))
+        return {name: _version(name) for name in (*packages, "numpy")}
     if task in _registry or not task.startswith((PLAIN, MOVING)):
         return {"numpy": _version("numpy")}
     versions = {name: _version(name) for name in ("dm_control", "mujoco", "numpy")}
     return versions | {"backend": os.environ.get("MUJOCO_GL") or "none"}
+
+
+def other_versions(task: str, card: Mapping[str, Any]) -> str:
+    """With which simulator a dataset was collected and which one plays the task here, if their names or versions
+    differ; else empty. A task without a simulator has none.
+
+    Raises:
+      ConfigError: when no package has the task.
+    """
+    versions = card.get("versions")
+    there, here = (
+        {name: value for name, value in found.items() if name not in BESIDES} if isinstance(found, Mapping) else {}
+        for found in (versions, environment_versions(task))
+    )
+    if not (there and here) or there == here:
+        return ""
+    data, play = (cut(", ".join(f"{name} {value}" for name, value in each.items()), 100) for each in (there, here))
+    return f"the data were collected with {data}, and the evaluation plays {play}"
 
 
 def _version(package: str) -> str:
@@ -325,16 +373,6 @@ class SuiteEnvironment:
 
     def _rescale(self, action: np.ndarray) -> np.ndarray:
         """Map [-1, 1] to the suite's bounds, [A] float64. An actuator without limits takes the action as it is."""
-        action = np.asarray(action, np.float64)
-        if action.shape != self._low.shape:
-            raise NumericalError(
-                f"action: expected shape {list(self._low.shape)}, received {list(action.shape)}; correct the policy"
-            )
-        if not np.all(np.abs(action) <= 1 + ACTION_TOLERANCE):  # false for NaN
-            raise NumericalError(
-                f"action: expected finite values in [-1, 1], received {np.array2string(action, precision=4)}; correct "
-                "the policy"
-            )
-        action = np.clip(action, -1, 1)
+        action = bounded_action(action, len(self._low))
         limited = (np.abs(self._low) < UNLIMITED) & (np.abs(self._high) < UNLIMITED)
         return np.where(limited, self._low + (action + 1) / 2 * (self._high - self._low), action)

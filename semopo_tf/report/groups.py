@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from semopo_tf.config import task_name
 from semopo_tf.report import paper
 from semopo_tf.report.run_record import RunRecord
 
@@ -18,7 +19,6 @@ ELSEWHERE = {
 ANALYSE = "python -m semopo_tf.analysis --logdir"
 EVALUATE = "python evaluate.py --logdir"
 SHOWN_SETTINGS = 3  # in the name of a variant
-PREFIXES = ("dmcdrv_", "dmc_", "gym_")
 
 
 class Dataset(NamedTuple):
@@ -113,8 +113,7 @@ def _datasets(runs: Sequence[RunRecord]) -> dict[Any, Dataset]:
             directories[run.task, run.level].setdefault(run.dataset_hash, run.data)
     datasets = {}
     for run in runs:
-        short = next((run.task.removeprefix(prefix) for prefix in PREFIXES if run.task.startswith(prefix)), run.task)
-        name, same, which = f"{short} {run.level}", directories[run.task, run.level], ""
+        name, same, which = f"{task_name(run.task)} {run.level}", directories[run.task, run.level], ""
         label = f"{name}, no distractors" if run.task.startswith("dmc_") else name
         if len(same) > 1:
             directory = same.get(run.dataset_hash, "imported")

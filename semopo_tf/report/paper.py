@@ -1,7 +1,7 @@
 """The numbers printed in the paper (`published.yaml`): Tables 1 to 5 and the constants that normalise a return.
 
 A dataset is named "<task> <level>", e.g. "walker_walk random"; a task may have the prefix of its suite, e.g.
-`dmcdrv_walker_walk`.
+`dmcdrv_walker_walk`, `gym_CarRacing-v2`.
 """
 
 import functools
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semopo_tf.config import read_yaml
+from semopo_tf.config import read_yaml, task_name
 
 FILE = Path(__file__).with_name("published.yaml")
 # Method -> its name in print, in the order of the tables.
@@ -30,7 +30,6 @@ TABLES = {
     4: "table4_vd4rl_return",  # return on V-D4RL, which has no distractors
     5: "table5_raw_return",  # LQV-D4RL
 }
-SUITES = ("dmcdrv", "dmc", "gym")
 # `definition`: smallest and largest episode return of the task's datasets (Appendix D.2). `paper_table1`: the constants
 # that give Table 1 from Table 5, where the lower one for Car Racing is the mean of the random dataset instead.
 RULES = ("definition", "paper_table1")
@@ -66,8 +65,7 @@ def bounds(task: str, rule: str) -> tuple[float, float] | None:
     """
     if rule not in RULES:
         raise ValueError(f"rule: expected one of {', '.join(RULES)}, received {rule!r}")
-    suite, _, name = task.partition("_")
-    rules = _page()["normalisation"].get(name if suite in SUITES else task)
+    rules = _page()["normalisation"].get(task_name(task))
     return (rules[rule]["min"], rules[rule]["max"]) if rules else None
 
 

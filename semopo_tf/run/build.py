@@ -191,6 +191,12 @@ def _background(config: Config, described: Mapping[str, Any], overrides: Mapping
     return shown | {"background_seed": described["background_seed"] if carded else 0}
 
 
+def warn_of_other_versions(config: Config, card: Mapping[str, Any] | None) -> None:
+    """Print a line when a run's task is played by another simulator, or version of it, than its dataset."""
+    if line := tasks.other_versions(config.task, card or {}):
+        print(f"warning: {line}: pixels, physics and terminations may differ, and with them the scores")
+
+
 def episode_seeds(seed: int, count: int) -> list[int]:
     """Seeds of the evaluation episodes, equal for every method, run and step. A longer list extends a shorter one."""
     return [zlib.crc32(f"evaluation/{seed}/{index}".encode()) for index in range(count)]

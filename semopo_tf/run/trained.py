@@ -127,6 +127,7 @@ def scored(
             "--episodes: expected at least 1, received none, and the run's eval.final_episodes is 0; add --episodes 10"
         )
     settings = build.environment_settings(config, run.card, overrides, image_size=run.sizes["image_size"])
+    build.warn_of_other_versions(config, run.card)
     facts: dict[str, Any] = {"phase": run.phase, "step": run.step, "checkpoint": run.checkpoint, "source": "evaluate"}
     seeds = build.episode_seeds(config.eval.seed, count)
     for played in evaluate(run.policy, config.task, settings, seeds, environments):

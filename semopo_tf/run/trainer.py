@@ -143,6 +143,7 @@ class Trainer:
         require_members(made, "close")
         environment = Contract(made)
         environment.close()
+        build.warn_of_other_versions(self._config, self._card)
         background = tasks.background_of(environment.environment)
         self._clips = background.clips if background else []
         self._check_clips(source)

@@ -12,9 +12,9 @@ from semopo_tf import config as configuration
 from semopo_tf.data import __main__ as data
 from semopo_tf.data.cards import read_card, write_card
 from semopo_tf.data.episodes import episode_files, read_episode, write_episode
-from semopo_tf.data.resize import resize
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.storage.files import sha256
+from semopo_tf.storage.resize import resize
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 

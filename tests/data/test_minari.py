@@ -18,9 +18,9 @@ from semopo_tf.data import __main__ as data
 from semopo_tf.data import minari_hdf5
 from semopo_tf.data.cards import read_card
 from semopo_tf.data.episodes import episode_files, read_episode, write_episode
-from semopo_tf.data.resize import resize
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.storage.files import sha256
+from semopo_tf.storage.resize import resize
 
 THREE = (recording(0, 5), recording(1, 1, terminal=True), recording(2, 9, terminal=True))
 

@@ -12,7 +12,7 @@ import synthetic
 
 from semopo_tf.data import __main__ as data
 from semopo_tf.data.episodes import episode_files, read_episode, write_episode
-from semopo_tf.data.resize import resize
+from semopo_tf.storage.resize import resize
 
 minari = pytest.importorskip("minari")
 gymnasium = pytest.importorskip("gymnasium")

@@ -13,8 +13,8 @@ from semopo_tf.data.cards import read_card, write_card
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.data.episodes import episode_files, read_episode
 from semopo_tf.data.recording import as_images, from_box, from_choice
-from semopo_tf.data.resize import resize
 from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.storage.resize import resize
 
 # --- time and types ---------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ import synthetic
 from semopo_tf.data import __main__ as data
 from semopo_tf.data.cards import read_card, write_card
 from semopo_tf.data.episodes import episode_files, read_episode, write_episode
-from semopo_tf.data.resize import resize
 from semopo_tf.errors import ConfigError
+from semopo_tf.storage.resize import resize
 
 
 def test_I16_a_smaller_image_is_the_mean_over_areas(rng):

@@ -12,8 +12,8 @@ from recordings import recording, require_meant, rows
 from semopo_tf.data import __main__ as data
 from semopo_tf.data.cards import read_card
 from semopo_tf.data.episodes import episode_files, read_episode
-from semopo_tf.data.resize import resize
 from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.storage.resize import resize
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 FOUR = (recording(0, 5), recording(1, 1, terminal=True), recording(2, 9, terminal=True), recording(3, 4))

@@ -166,6 +166,14 @@ def test_rejected_episodes_are_counted_and_a_collection_goes_on_with_the_same_by
     ]
 
 
+def test_the_bands_of_the_levels_are_those_of_table_3():
+    assert collect.paper_band("dmcdrv_walker_walk", "medium") == (401.5, 598.0)
+    assert collect.paper_band("gym_CarRacing-v2", "random") == (-82.0, 149.2)
+    assert collect.paper_band("exbmdp_point", "random") is None
+    words = ["--task", "dmc_cheetah_run", "--out", "x", "--level", "random"]
+    assert collect.parse(words).returns == (3.1, 198.2) and collect.parse([*words, "--returns", "all"]).returns is None
+
+
 def test_random_of_an_older_card_goes_on_with_uniform_actions():
     older = {"task": "dmc_walker_walk", "policy": "random"}
     assert collect.as_in_card("random", "dmc_walker_walk", older) == "uniform"
@@ -183,7 +191,10 @@ def test_random_of_an_older_card_goes_on_with_uniform_actions():
         (["--policy", "export:nowhere"], "nowhere: expected what python -m semopo_tf.export wrote"),
         (["--level", "medium"], "--level medium: expected --behaviour with the logdir"),
         (["--level", "medium", "--behaviour", "RUN"], "expected --returns LOW:HIGH, as the paper has no exbmdp_point"),
-        (["--level", "medrep", "--behaviour", "RUN", "--policy", "iid"], "--policy: expected none beside --level"),
+        (
+            ["--level", "medrep", "--behaviour", "RUN", "--policy", "iid"],
+            "--behaviour: expected --level .*, and no --pol",
+        ),
         (["--level", "medium", "--behaviour", "RUN", "--returns", "900:901"], "with a mean return of 900 to 901"),
         (["--behaviour", "RUN"], "--behaviour: expected --level medrep or medium beside it"),
         (["--returns", "5"], "--returns: expected LOW:HIGH, such as 401.5:598, or all, received '5'"),
