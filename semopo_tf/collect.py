@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from semopo_tf.config import RENDERS, SHOWN
+from semopo_tf.config import RENDERS, SHOWN, task_name
 from semopo_tf.data.cards import CARD_NAME, read_card, write_card
 from semopo_tf.data.episodes import MAX_EPISODE_BYTES, read_episode, require_readable, write_episode
 from semopo_tf.data.validation import never_changes, validate_episode
@@ -179,7 +179,7 @@ def parse_returns(args: argparse.Namespace) -> tuple[float, float] | None:
 
 def paper_band(task: str, level: str) -> tuple[float, float] | None:
     """The least and the largest return of a level in the paper's Table 3; None for a task that it does not have."""
-    printed = paper.table(3).get(f"{paper.task_name(task)} {level}")
+    printed = paper.table(3).get(f"{task_name(task)} {level}")
     return (printed["min"], printed["max"]) if printed else None
 
 

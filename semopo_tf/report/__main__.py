@@ -16,8 +16,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from semopo_tf.config import task_name
 from semopo_tf.data.cards import read_card
-from semopo_tf.errors import CommandParser, DataError, StorageError, run_command, user_path
+from semopo_tf.errors import CommandParser, ConfigError, DataError, StorageError, run_command, user_path
 from semopo_tf.report import comparisons, figures, paper, paper_tables, pictures, result
 from semopo_tf.report.groups import EVALUATE, Group, grouped, labels, uneven
 from semopo_tf.report.page import Part, Section, page, paragraphs, table_part
@@ -44,13 +45,14 @@ def main(argv: list[str]) -> int:
     logdirs = {logdir.resolve(): logdir for logdir in arguments.logdirs}
     runs = [read_run(logdir) for logdir in logdirs.values()]
     used = {user_path(run.settings["offline_dir"]).resolve() for run in runs if run.settings}
-    references = [read_reference(directory) for directory in arguments.data if directory.resolve() not in used]
+    unused = [directory for directory in arguments.data if directory.resolve() not in used]
+    references = [read_reference(directory) for directory in unused]
     groups, left_out = grouped(runs)
     style, table = Style(labels(groups)), score_table(groups, arguments.normalisation)
     units = sorted(comparisons.UNITS, key=lambda unit: unit != arguments.unit)
     seen = (pictures.strips_part, pictures.reconstructions_part, pictures.frames_part)
     curves = [figures.learning_curves(groups, style), figures.gradient_norms(groups, style)]
-    tables = paper_tables.tables_section(table, references)
+    tables = paper_tables.tables_section(table, references, [read_data_row(directory) for directory in unused])
     sections = [
         Section("Result", [result.returns_part(table, style)]),
         Section("What the models see", [part(groups) for part in seen]),
@@ -68,8 +70,8 @@ def main(argv: list[str]) -> int:
 def parse(argv: Sequence[str]) -> Any:
     """The flags."""
     parser = CommandParser(prog="python -m semopo_tf.report", description=__doc__.splitlines()[0])
-    parser.add_argument("logdirs", nargs="+", type=Path, metavar="LOGDIR")
-    about = "datasets with a card, whose mean returns are listed beside those of the runs"
+    parser.add_argument("logdirs", nargs="*", type=Path, metavar="LOGDIR")
+    about = "datasets with a card, whose returns are listed beside those of the runs, and in Table 3"
     parser.add_argument("--data", nargs="*", type=Path, default=[], help=about)
     parser.add_argument("--out", required=True, type=Path, help="folder of the page, index.html")
     parser.add_argument("--title", default="semopo_tf: report")
@@ -77,7 +79,10 @@ def parse(argv: Sequence[str]) -> Any:
     parser.add_argument("--unit", choices=comparisons.UNITS, default="seed", help=about)
     about = "the paper's rule, or the constants that reproduce its Table 1"
     parser.add_argument("--normalisation", choices=paper.RULES, default="definition", help=about)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if not arguments.logdirs and not arguments.data:
+        raise ConfigError("report: expected logdirs of runs, or datasets after --data, received none; name some")
+    return arguments
 
 
 def read_reference(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -93,6 +98,19 @@ def read_reference(directory: Path) -> tuple[str, dict[str, Any]]:
         )
     name = BEHAVIOURS.get(card["policy"], f"{card['policy']} behaviour")
     return name, card["returns"] | {"episodes": card["episodes"]}
+
+
+def read_data_row(directory: Path) -> paper_tables.DataRow:
+    """A dataset's row of Table 3.
+
+    Raises:
+      DataError: for a dataset without a complete card.
+    """
+    _, returns = read_reference(directory)
+    card = read_card(directory) or {}
+    level = card.get("level", directory.name)
+    label = f"{card.get('task', directory.parent.name)} {level}"
+    return paper_tables.DataRow(label, f"{task_name(card.get('task', ''))} {level}", returns)
 
 
 def write(out: Path, text: str, sections: Sequence[Section]) -> None:

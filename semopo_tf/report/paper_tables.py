@@ -1,7 +1,7 @@
 """The paper's Tables 1 to 5 beside the same numbers of the given runs, and a table of all returns."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,9 @@ RETURNS_CAPTION = """All finished runs in all environments in which they were ev
 behaviours beside them. Std, min and max are over the episodes of all seeds together; the last column quotes the paper's
 raw return where it has a dataset of that name."""
 DATA_CAPTION = """From dataset_manifest.json of the runs; std is over episodes. The paper's episodes were collected with
-policies that TIA learned from the distracted pixels; how ours were collected is in their cards."""
+policies that TIA learned from the distracted pixels; how ours were collected is in their cards. Differences are in
+units of the standard deviation of the paper's episodes."""
+DIFFERENCE = "difference / std"
 QUOTED = f"""Rows marked paper are the printed values, {paper.SEEDS} seeds; a column without a value above them is a
 method that none of these runs trained."""
 UNNAMED = "no finished run with scores is on a dataset that has the name of one of the paper's."
@@ -45,15 +47,26 @@ TABLES = {
 }
 
 
-def tables_section(table: ScoreTable, references: Sequence[tuple[str, Mapping[str, float]]]) -> Section:
+class DataRow(NamedTuple):
+    """The episodes of one dataset for Table 3."""
+
+    label: str
+    paper: str  # its name in the paper's tables if it were one of theirs
+    returns: Mapping[str, float]  # `STATISTICS` and `episodes`
+
+
+def tables_section(
+    table: ScoreTable, references: Sequence[tuple[str, Mapping[str, float]]], data: Sequence[DataRow] = ()
+) -> Section:
     """All returns, then the paper's tables in their order.
 
     Args:
       references: (behaviour, statistics of its returns), beside those of the runs.
+      data: datasets that none of the runs learned from, for Table 3.
     """
     returns = table_part("Returns", "Returns of these runs", all_returns(table, references), RETURNS_CAPTION)
     parts = [returns._replace(files=returns.files | {"scores.csv": csv_bytes(csv_rows.of_scores(table))})]
-    parts += [data_part(table) if number == 3 else numbered_part(table, number) for number in (1, 2, 3, 4, 5)]
+    parts += [data_part(table, data) if number == 3 else numbered_part(table, number) for number in (1, 2, 3, 4, 5)]
     return Section(
         "Tables",
         parts,
@@ -168,21 +181,29 @@ def _return_row(score: Score, printed: Mapping[str, Any]) -> list[str]:
     return [group.dataset.label, name, score.raw.shown(".1f"), score.raw.n, *over_episodes, scaled, quoted]
 
 
-def data_part(table: ScoreTable) -> Part:
-    """Table 3."""
+def data_part(table: ScoreTable, more: Sequence[DataRow] = ()) -> Part:
+    """Table 3, with the difference of each statistic from the paper's in units of the paper's standard deviation."""
     title, printed, rows = "Statistics of the datasets: return of an episode", paper.table(3), []
-    for dataset, card in table.cards.items():
-        if card:
-            both = {OURS: card["returns"] | {"episodes": card["episodes"]}, PAPER: printed.get(dataset.paper)}
-            for source, values in both.items():
-                if values:
-                    cells = [f"{values['episodes']:.0f}", *(f"{values[key]:.1f}" for key in STATISTICS)]
-                    rows.append([dataset.label, source, *cells])
+    known = [
+        DataRow(dataset.label, dataset.paper, card["returns"] | {"episodes": card["episodes"]})
+        for dataset, card in table.cards.items()
+        if card
+    ]
+    for label, name, returns in (*known, *more):
+        rows.append([label, OURS, *_statistics(returns)])
+        if quoted := printed.get(name):
+            rows.append([label, PAPER, *_statistics(quoted)])
+            apart = [f"{(returns[key] - quoted[key]) / quoted['std']:+.2f}" for key in STATISTICS]
+            rows.append([label, DIFFERENCE, NOTHING, *apart])
     if not rows:
         why, command = "no given run's dataset has a card with statistics.", "python -m semopo_tf.data stats DATA"
         return Part("Table 3", title, missing=why, command=command)
     table3 = Table("table3", ["dataset", "from", "episodes", *STATISTICS], rows)
     return table_part("Table 3", title, table3, DATA_CAPTION)
+
+
+def _statistics(returns: Mapping[str, float]) -> list[str]:
+    return [f"{returns['episodes']:.0f}", *(f"{returns[key]:.1f}" for key in STATISTICS)]
 
 
 def other_data(table: ScoreTable) -> list[str]:

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 
@@ -6,9 +7,11 @@ import pytest
 from clips import write_grey, write_video
 
 import semopo_tf
+from semopo_tf import config as configuration
 from semopo_tf.envs import rollout, tasks
 from semopo_tf.envs.suite import find_task
 from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
+from semopo_tf.run import build
 from semopo_tf.types import Observation
 
 SIZE = 32
@@ -245,3 +248,43 @@ def test_I21_the_recipe_of_a_task_without_a_simulator_names_no_renderer(task, mo
     monkeypatch.setitem(tasks._registry, "dmc_mine", object)
     monkeypatch.setenv("MUJOCO_GL", "egl")
     assert tasks.environment_versions(task) == {"numpy": np.__version__}
+
+
+# --- how the simulator draws --------------------------------------------------------------------------------------
+
+
+def test_fast_drawing_changes_few_pixels_and_no_physics():
+    full, fast = (tasks.make("dmc_walker_walk", render=render) for render in tasks.RENDERS)
+    with contextlib.closing(full), contextlib.closing(fast):
+        seen = [environment.reset(3) for environment in (full, fast)]
+        for step in range(5):
+            action = np.full(6, (-1) ** step, np.float32)
+            seen += [environment.step(action) for environment in (full, fast)]
+    one, other = seen[-2:]
+    apart = np.abs(one.image.astype(int) - other.image.astype(int)).max(-1)
+    assert 0 < (apart > 8).mean() < 0.02 and one.reward == other.reward
+    np.testing.assert_array_equal(full.state, fast.state)
+
+
+def test_a_card_tells_of_fast_drawing_and_of_nothing_else_than_before():
+    settings = tasks.Settings(options=())._asdict()
+    assert tasks.card_of(settings, [])["environment"] == {"size": 64, "action_repeat": 2, "camera": -1}
+    card = tasks.card_of(settings | {"render": "fast"}, [])
+    assert card["environment"]["render"] == "fast" and tasks.settings_of(card)["render"] == "fast"
+
+
+@pytest.mark.parametrize(
+    ("flag", "override", "expected"), [("card", None, "fast"), ("full", None, "full"), ("card", "full", "full")]
+)
+def test_evaluation_draws_as_the_dataset_unless_told_otherwise(flag, override, expected):
+    card = tasks.card_of(tasks.Settings(options=(), render="fast")._asdict(), [])
+    config = configuration.load(["--task", "dmc_walker_walk", "--env.render", flag])
+    overrides = {"render": override} if override else {}
+    settings = build.environment_settings(config, card, overrides)
+    assert settings.get("render", "full") == expected
+
+
+@pytest.mark.parametrize("task", ["exbmdp_point", "dmc_walker_walk"])
+def test_another_way_to_draw_is_refused(task):
+    with pytest.raises(ConfigError, match="^--render: expected full"):
+        tasks.make(task, **tasks.usual_settings(task), render="quick")

@@ -18,7 +18,7 @@ import pytest
 import records
 
 from semopo_tf import collect, probe, training
-from semopo_tf.data.cards import read_card
+from semopo_tf.data.cards import read_card, write_card
 from semopo_tf.errors import ConfigError, DataError, StorageError
 from semopo_tf.report import __main__ as report
 from semopo_tf.report import bootstrap, comparisons, groups, paper, pictures, result, run_record, scores
@@ -638,3 +638,21 @@ def test_I23_every_drawing_has_its_numbers_beside_it(study):
     assert any(row[0] == "semopo, seed 3, unfinished" and row[3:] == ["", ""] for row in rows)
     data, semopo, *_ = read_csv(folder / "return_walker_walk_random.csv")[1:]
     assert (data, semopo) == (["the data", "11.0", "2.0", "20.0"], ["semopo", "30.0", "15.0", "45.0"])
+
+
+def test_table_3_of_datasets_alone_says_how_far_each_statistic_is_from_the_papers(tmp_path):
+    returns = {"mean": 110.6, "std": 40.0, "min": 5.9, "p25": 51.9, "median": 70.8, "p75": 128.3, "max": 199.1}
+    facts = {"status": "complete", "policy": "random", "episodes": 40, "returns": returns}
+    for name, task in (("random", "dmcdrv_walker_walk"), ("own", "mine:Own")):
+        (tmp_path / name).mkdir()
+        write_card(tmp_path / name, facts | {"task": task} | ({"level": "random"} if name == "random" else {}))
+    words = [*map(str, (tmp_path / "random", tmp_path / "own"))]
+    assert report.main(["--data", *words, "--out", str(tmp_path / "page")]) == 0
+    heading, *rows = read_csv(tmp_path / "page" / "tables" / "table3.csv")
+    assert heading[:4] == ["dataset", "from", "episodes", "mean"]
+    assert [row[1] for row in rows] == ["these runs", "paper", "difference / std", "these runs"]
+    assert rows[0][0] == "dmcdrv_walker_walk random" and rows[3][0] == "mine:Own own"
+    difference = dict(zip(heading, rows[2], strict=True))
+    assert (difference["mean"], difference["std"], difference["max"]) == ("+0.50", "-0.17", "+0.00")
+    with pytest.raises(ConfigError, match="expected logdirs of runs, or datasets after --data, received none"):
+        report.main(["--out", str(tmp_path / "none")])
