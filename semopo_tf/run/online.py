@@ -145,7 +145,12 @@ class Online:
 
     def _add(self, rows: dict[str, np.ndarray]) -> None:
         """Add an episode to the replay, which is made anew with more room if it does not fit."""
-        records = len(rows["reward"])
+        records, least = len(rows["reward"]), self._config.batch.length
+        if records < least:
+            raise DataError(
+                f"{self._config.task}: expected episodes of at least batch.length = {least} records, received "
+                f"{records}; lower --batch.length"
+            )
         if self._replay is None or not self._replay.has_room(records):
             self._replay, self._loops = self._enlarged(records), {}
             self._close()
@@ -218,7 +223,7 @@ class Online:
         tensors = {name: variable.numpy() for name, variable in self._learner.variables().items()}
         state = {"metrics_size": self._metrics.settle(), "timing_size": self._timing.settle(), "rounds": number + 1}
         checkpoints.save(self._logdir, stage.name, step, tensors, state | {"sums": [], "count": 0})
-        for warning in checkpoints.prune(self._logdir, self._phases, keep=1):
+        for warning in checkpoints.prune(self._logdir, self._phases, keep=config.keep_checkpoints):
             print(f"warning: {warning}")
 
     def _made(self, name: str) -> Path:

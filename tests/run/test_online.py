@@ -91,6 +91,12 @@ def test_the_same_command_again_is_done_and_another_configuration_is_refused(und
     assert contents(undisturbed) == before
 
 
+def test_an_episode_that_is_shorter_than_a_window_is_named(tmp_path):
+    with pytest.raises(DataError, match="expected episodes of at least batch.length = 60 records, received 51; lower"):
+        train(tmp_path / "run", "--batch.length", "60")
+    assert not (tmp_path / "run" / "config.yaml").exists()  # the corrected command is not refused
+
+
 def test_another_seed_is_another_run(tmp_path, undisturbed):
     train(tmp_path / "run", "--seed", "2")
     assert contents(tmp_path / "run")["metrics.jsonl"] != contents(undisturbed)["metrics.jsonl"]
