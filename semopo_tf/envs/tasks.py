@@ -197,7 +197,7 @@ def suite_name(task: str) -> str:
     near = difflib.get_close_matches(task, names, cutoff=0.4) or names
     raise ConfigError(
         f"unknown task {task!r}; expected {PLAIN}<domain>_<task>, {MOVING}<domain>_<task> or a registered name, e.g. "
-        f"{', '.join(near)}"
+        f"{', '.join(near)}, or <module>:<class> for your own or gymnasium's (docs/environments.md)"
     )
 
 
