@@ -33,6 +33,9 @@ if not differences[worst] <= check["tolerance"]:
     sys.exit(f"{directory}: {expected}, {received}; {remedy}")
 
 frames = np.load(rest[0])["image"] if rest else np.random.default_rng(0).integers(0, 256, (10, size, size, 3), np.uint8)
+if frames.shape[1:] != (size, size, 3):
+    remedy = f"resize them, or choose an episode of the policy's task, of {size} x {size} pixels"
+    sys.exit(f"{rest[0]}: expected images of {[size, size, 3]}, received {list(frames.shape[1:])}; {remedy}")
 seed = tf.constant([int(rest[1]) if len(rest) > 1 else 0], tf.int64)  # decides the latent noise
 
 state = initial(episodes=tf.constant(1))

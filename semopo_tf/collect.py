@@ -114,7 +114,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     about_out = "dataset directory, made if missing; the same command continues in it"
     parser.add_argument("--out", required=True, type=Path, help=about_out)
     about_policy = (
-        "random, uniform, snapshot:RUN@DECISIONS, export:DIR; exbmdp_* has iid, medium, mixed, expert, networks; "
+        "random (an untrained network, another one for every episode), uniform (independent actions), "
+        "snapshot:RUN@DECISIONS, export:DIR; exbmdp_* has random (held pushes), iid, medium, mixed, expert, networks; "
         "gym_CarRacing-* has driver"
     )
     parser.add_argument("--policy", help=f"{about_policy} (default: random)")

@@ -55,7 +55,7 @@ ORIGINAL_FLAGS = {
     "replay.maxlen": "--batch.length",
     "dataset.batch": "--batch.size",
     "dataset.length": "--batch.length",
-    "steps": "--steps.policy",
+    "steps": "--steps.policy, and --steps.model for the world model",
     "eval_eps": "--eval.episodes",
     "eval_every": "--eval.every",
     "imag_horizon": "--imagination.horizon",
@@ -189,6 +189,25 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def usage() -> str:
+    """What `train.py --help` prints: how settings are written, the overlays, and the page with every flag."""
+    text = read_whole(CONFIG_FILE, MAX_BYTES, follow=True)[0].decode()
+    page = read_yaml(CONFIG_FILE)
+    overlays = "\n".join(f"  {kind:8} {', '.join(page[kind])}" for kind in KINDS)
+    return f"""\
+usage: python train.py --configs METHOD [TASK] [SIZE] --task TASK --offline_dir DATA --logdir RUN [--FLAG VALUE ...]
+
+Train a world model and a policy offline. The same command again continues a stopped run. --debug shows tracebacks.
+Short tries: --configs semopo debug, or --steps.model 100 --steps.policy 100.
+
+Overlays of --configs, at most one of each kind:
+{overlays}
+
+Every key below is a flag with its default: `batch: {{size: 64}}` is --batch.size 64.
+
+{text}"""
 
 
 def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:

@@ -206,6 +206,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the locale cannot print
     token = _command.set(True)
     os.environ.pop("MPLBACKEND", None)  # a command shows no picture; TensorFlow's import ends at an unknown backend
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # pygame, in a user's environment, would swallow SIGTERM
     if any(option.startswith("error") for option in sys.warnoptions):  # it would end the import of TensorFlow
         warnings.simplefilter("ignore")
     try:

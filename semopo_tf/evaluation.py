@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from semopo_tf import config as configuration
+from semopo_tf.errors import run_command
 from semopo_tf.report import paper
 from semopo_tf.run.directory import require_growing, require_writable
 from semopo_tf.run.trained import TASK_HELP, Run, as_batch, load_run, require_named, run_parser, scored
@@ -112,3 +113,7 @@ def write_videos(directory: Path, run: Run, episodes: list[Episode]) -> list[Pat
     rows = run.learner.pictures(as_batch(episodes, length), run.key("report"), min(VIDEO_CONTEXT, length - 1))
     write_video(paths[1], video_grid({name: row.numpy() for name, row in rows.items()}))
     return paths
+
+
+if __name__ == "__main__":
+    run_command(main)

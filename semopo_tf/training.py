@@ -25,6 +25,9 @@ def main(argv: list[str]) -> int:
       Stopped: by a signal, after saving.
       KeyboardInterrupt: by SIGINT where there is nothing to save, and nobody has run this as a command.
     """
+    if {"--help", "-h"} & set(argv):
+        print(configuration.usage())
+        return 0
     with steady_output(), listening(command=is_command()) as stop:
         return train(argv, stop)
 

@@ -1,5 +1,6 @@
 """How a command ends: the documented exit code and one line, or the whole traceback with --debug."""
 
+import os
 import pwd
 import re
 import subprocess
@@ -130,6 +131,29 @@ def test_the_training_command_refuses_a_wrong_flag_in_one_line():
     assert (
         done.stderr == "semopo_tf: configuration error (exit 2): --sed: unknown key, did you mean seed or eval.seed?\n"
     )
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_I24_help_of_the_training_command_lists_overlays_and_flags(flag):
+    done = run("train.py", "--configs", "semopo", flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python train.py --configs METHOD")
+    for words in ("sizes    small, testbed, debug", "steps: {model: 25000, policy: 100000}", "continue_head: False"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize("module", ["training", "evaluation"])
+def test_I24_the_modules_are_the_commands_outside_of_the_repository(module):
+    done = run("-m", f"semopo_tf.{module}", "--help")
+    assert (done.returncode, done.stdout[:6]) == (0, "usage:")
+
+
+def test_I24_pygame_does_not_take_sigterm_from_a_command(monkeypatch):
+    """SDL's own handler would make an event of it that nobody reads."""
+    monkeypatch.delenv("SDL_NO_SIGNAL_HANDLERS", raising=False)
+    seen = []
+    assert ending(lambda argv: seen.append(os.environ["SDL_NO_SIGNAL_HANDLERS"])) == 0
+    assert seen == ["1"]
 
 
 def test_the_training_command_shows_its_traceback_on_request():

@@ -221,7 +221,7 @@ def suite_name(task: str) -> str:
     near = difflib.get_close_matches(task, names, cutoff=0.4) or names
     raise ConfigError(
         f"unknown task {task!r}; expected {PLAIN}<domain>_<task>, {MOVING}<domain>_<task>, {gym_adapter.PREFIX}<id> or "
-        f"a registered name, e.g. {', '.join(near)}"
+        f"a registered name, e.g. {', '.join(near)}, or <module>:<class> for your own (docs/environments.md)"
     )
 
 

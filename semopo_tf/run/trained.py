@@ -67,7 +67,8 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
     logdir = user_path(logdir)
     if not (logdir / "config.yaml").is_file() or not (logdir / "dataset_manifest.json").is_file():
         raise CheckpointError(
-            f"{logdir}: expected the logdir of a run (config.yaml, dataset_manifest.json), received none"
+            f"{logdir}: expected the logdir of a run (config.yaml, dataset_manifest.json), received none; name the "
+            "--logdir that train.py was given"
         )
     config = configuration.load_saved(logdir / "config.yaml")
     manifest = read_run_data(logdir)

@@ -264,7 +264,8 @@ def test_an_unknown_task_fails_before_training(tmp_path):
 
 
 def test_evaluating_what_is_no_run_names_the_folder(tmp_path):
-    with pytest.raises(CheckpointError, match="expected the logdir of a run"):
+    remedy = "name the --logdir that train.py was given"
+    with pytest.raises(CheckpointError, match=rf"expected the logdir of a run.*; {remedy}$"):
         evaluation.main(["--logdir", str(tmp_path)])
 
 

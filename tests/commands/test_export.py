@@ -283,6 +283,14 @@ def test_I06_the_example_refuses_another_state_in_one_line_with_the_largest_diff
     assert done.stderr.splitlines()[-1] == f"{expected}, {received}; {helps}"
 
 
+def test_I24_the_example_refuses_images_of_another_size_in_one_line(exported, tmp_path):
+    np.savez(tmp_path / "large.npz", image=np.zeros((3, 96, 96, 3), np.uint8))
+    done = run_example(tmp_path, exported["gaussian"][0] / "export", "large.npz")
+    assert done.returncode == 1 and done.stdout == ""
+    received = "large.npz: expected images of [32, 32, 3], received [96, 96, 3]; resize them, or choose an episode of"
+    assert done.stderr.splitlines()[-1].startswith(received)
+
+
 def test_I06_other_kernels_are_within_the_tolerance(exported, tmp_path):
     done = run_example(tmp_path, exported["gaussian"][0] / "export", TF_ENABLE_ONEDNN_OPTS="0")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 10

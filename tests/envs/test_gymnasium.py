@@ -124,6 +124,12 @@ def test_I24_a_task_that_terminates_and_has_choices(gym_tasks, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_I24_uniform_actions_take_every_choice(gym_tasks):
+    """As the page collects CartPole; `random` holds one choice for most of an episode."""
+    action = collected("cart_pole", "--policy", "uniform", "--action_repeat", "1").action[1:]
+    assert set(np.argmax(action, 1)) == {0, 1}
+
+
 def test_I24_observations_of_96_pixels(gym_tasks, capsys):
     assert collected("car_racing", "--size", "96", "--action_repeat", "3").image[:, 5, 5, 1].tolist() == [
         100,
