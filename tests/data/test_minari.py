@@ -15,7 +15,7 @@ from PIL import Image
 from recordings import box, minari_dataset, recording, require_meant
 
 from semopo_tf.data import __main__ as data
-from semopo_tf.data import minari_hdf5
+from semopo_tf.data import hdf5_process, minari_hdf5
 from semopo_tf.data.cards import read_card
 from semopo_tf.data.episodes import episode_files, read_episode, write_episode
 from semopo_tf.errors import ConfigError, DataError
@@ -346,6 +346,20 @@ def test_bytes_that_are_no_such_picture_are_named(tmp_path, content, message):
     assert f"episode_0/observations: {message}" in refused(folder, tmp_path / "out")
 
 
+def test_a_file_that_the_library_reads_for_ever_is_ended(tmp_path, monkeypatch):
+    """In its heap, where HDF5 1.14 keeps what has a length of its own, an object of no size follows itself."""
+    folder = minari_dataset(tmp_path / "mine-v0", *THREE, images=jpegs)
+    path = folder / "data" / "main_data.hdf5"
+    content = bytearray(path.read_bytes())
+    first = content.index(b"GCOL") + 16
+    content[first : first + 16] = bytes(16)
+    path.write_bytes(content)
+    monkeypatch.setattr(hdf5_process, "SECONDS", 1)
+    assert "main_data.hdf5: the process that reads it took more than 1 s of processor time" in refused(
+        folder, tmp_path / "out"
+    )
+
+
 def test_the_command_exits_with_3_and_one_line(tmp_path):
     folder = minari_dataset(tmp_path / "mine-v0", *THREE, images=lambda images: [JPEG[:9]] * len(images))
     command = [sys.executable, "-m", "semopo_tf.data", "convert", str(folder), str(tmp_path / "out")]
@@ -438,12 +452,13 @@ def test_what_minari_cannot_give_back_is_refused_and_nothing_is_left(tmp_path):
 # --- fuzzing ----------------------------------------------------------------------------------------------------------
 
 FUZZ = """
-import json, sys
+import json, resource, sys, time
 from pathlib import Path
 from semopo_tf.data import hdf5_child, minari_hdf5
 from semopo_tf.errors import DataError
 hdf5_child.limit(1 << 31, 300)
 for name in json.load(sys.stdin):
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 3, 301))
     print("begin", name, flush=True)
     line = None
     try:
@@ -460,7 +475,7 @@ for name in json.load(sys.stdin):
 @pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.full)])
 @pytest.mark.parametrize("images", [None, jpegs], ids=["arrays", "JPEG"])
 def test_mutated_files_are_read_or_refused_in_one_line(tmp_path, rng, count, images):
-    """No traceback and no hang; where the library crashes, the parent reports a signal."""
+    """No traceback; where the library crashes or never ends, the parent reports a signal."""
     folder = minari_dataset(tmp_path / "mine-v0", *THREE, images=images)
     whole = (folder / "data" / "main_data.hdf5").read_bytes()
     names = [str(tmp_path / f"{number}.hdf5") for number in range(count)]
@@ -477,7 +492,7 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path, rng, count, ima
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
         lines = child.stdout.splitlines()
         found |= dict(json.loads(line[4:]) for line in lines if line.startswith("end "))
