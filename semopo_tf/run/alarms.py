@@ -7,6 +7,7 @@ import numpy as np
 LEAST_EXPLAINED = 0.2  # share of the reward's variance at the end of the model phase
 COLLAPSED = 0.01  # nats per frame; the free nats keep a healthy posterior near 1
 EXPLODED = 1e8  # far above the constant of the image likelihood, 11 292 at 64 x 64
+CONSTANT = 1e-3  # variance of the reward, below which it says nothing about the representation
 RULING = 1000.0  # penalty per step; the largest reward is about 1
 
 
@@ -39,7 +40,8 @@ def raised(row: Mapping[str, float], *, last: bool) -> dict[str, str]:
                 f"the penalty is {value:.3g} per step, beyond {RULING:.0f}: it dominates the reward; "
                 "lower --penalty.weight"
             )
-    if last and "reward_var" in row and (share := explained_reward(row)) < LEAST_EXPLAINED:
+    varies = row.get("reward_var", 0.0) > CONSTANT  # a reward that is the same everywhere leaves nothing to explain
+    if last and varies and (share := explained_reward(row)) < LEAST_EXPLAINED:
         alarms["explained"] = (
             f"the reward head explains {share:.0%} of the reward's variance: the endogenous stream may have missed the "
             "agent (are the streams swapped?); look at the videos, or run python -m semopo_tf.probe where the true "

@@ -9,6 +9,7 @@ import victims
 from semopo_tf import config as configuration
 from semopo_tf.engine import devices
 from semopo_tf.errors import DataError, DeviceError
+from semopo_tf.run import alarms
 from semopo_tf.run.alarms import explained_reward
 from semopo_tf.run.trainer import Trainer
 
@@ -63,6 +64,12 @@ def test_the_share_of_the_reward_that_the_head_explains():
     assert (
         explained_reward({"reward_loss": 0.918939, "reward_var": 0.0}) == 1
     )  # a constant reward leaves nothing to explain
+
+
+def test_I24_a_reward_that_never_changes_raises_no_alarm_about_the_head_that_predicts_it():
+    """CartPole pays 1 everywhere."""
+    assert alarms.raised({"reward_loss": 1.5, "reward_var": 1e-4}, last=True) == {}
+    assert "explained" in alarms.raised({"reward_loss": 1.5, "reward_var": 0.1}, last=True)
 
 
 def add(directory):
