@@ -423,7 +423,7 @@ def test_changes_on_the_way_and_targets_that_do_not_fit(tmp_path):
     assert [episode.image.shape for episode in episodes_of(tmp_path / "out")] == [(20, 16, 16, 3)]
     before = sorted(path.name for path in tmp_path.rglob("*"))
     for name, message in (
-        ("walker", "expected a name for minari.load_dataset as DST, such as walker-v0, received 'walker'"),
+        ("walker", "expected a name for minari.load_dataset, such as walker-v0, received 'walker'"),
         ("a-v0", "exists already; choose another DST or remove it"),
     ):
         with pytest.raises(ConfigError) as caught:

@@ -120,7 +120,7 @@ WRONG_ACTIONS = {
     "fractions": (lambda: from_choice(TWO / 2, 3, "x"), "a whole number a row as the action, received float64 [3]"),
     "a bomb": (
         lambda: from_choice(np.broadcast_to(np.uint8(0), 1 << 28), 1000, "x"),
-        "expected 2 to 0 actions to choose from",
+        "expected fewer rows of 1000 choices, received 268435456; split the file",
     ),
 }
 
