@@ -166,7 +166,7 @@ def to_minari_dataset(files: list[Source], target: Path, changes: Changes) -> No
     """
     if not minari.NAME.fullmatch(target.name):
         raise ConfigError(
-            f"{target}: expected a name for minari.load_dataset as DST, such as walker-v0, received {target.name!r}"
+            f"{target}: expected a name for minari.load_dataset, such as walker-v0, received {target.name!r}; rename it"
         )
     with _appearing(target) as temporary:
         count = minari.write_minari(temporary, target.name, _alike(files, changes, "Minari"))

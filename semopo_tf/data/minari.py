@@ -64,7 +64,7 @@ def read_spaces(path: Path) -> Spaces:
     observation, action = (_space(path, name, metadata[name]) for name in ("observation_space", "action_space"))
     if unfit(action, BOX) and (unfit(action, CHOICE) or abs(action.get("start", 0)) > MOST_START):
         raise DataError(
-            f"{path}: expected actions of a Box or a Discrete space, received {shown(action.get('type'))}; make "
+            f"{path}: expected actions of a whole Box or Discrete space, received {shown(action.get('type'))}; make "
             "numbers in [-1, 1] of them and write the episodes with semopo_tf.data.write"
         )
     members = observation.get("subspaces") if observation.get("type") == "Dict" else {"": observation}
@@ -104,7 +104,10 @@ def recording(arrays: dict[str, np.ndarray], spaces: Spaces, where: str) -> Reco
     for name in ("terminations", "truncations"):
         if arrays[name][:-1].any():
             step, last = int(np.argmax(arrays[name])), len(arrays[name]) - 1
-            raise DataError(f"{where}: expected {name} at the last step {last} alone, received one at step {step}")
+            raise DataError(
+                f"{where}: expected {name} at the last step {last} alone, received one at step {step}; cut the episode "
+                "there"
+            )
     actions, space = arrays["actions"], spaces.action
     if space["type"] == "Discrete":
         actions = from_choice(actions, space["n"], where, space.get("start", 0))

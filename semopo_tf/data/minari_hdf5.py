@@ -58,7 +58,7 @@ def answers(
         if missing := sorted({f"episode_{number}" for number in range(count)} - set(names)):
             raise DataError(
                 f"{path}: expected the groups episode_0 to episode_{count - 1}, missing {missing[0]}, received "
-                f"{', '.join(names[:8]) or 'none'}"
+                f"{', '.join(names[:8]) or 'none'}; fetch the file again"
             )
         groups = (file[f"episode_{number}"] for number in range(count))
         episodes = [_checked(path, group, image_key, image_shape, action_shape) for group in groups]
@@ -73,21 +73,24 @@ def _checked(path: Path, group: Any, key: str, image_shape: list[int], action_sh
     """The datasets of an episode, the images as `image`, after looking at their structure."""
     where, names = group.name.lstrip("/"), names_in(path, group) if is_group(group) else []
     if missing := [name for name in ("observations", "actions", *STEPS) if name not in names]:
-        raise DataError(f"{path}: expected {', '.join(missing)} in {where}, received {', '.join(names[:8]) or 'none'}")
-    words = f"number {['T', *action_shape]}"
+        received = ", ".join(names[:8]) or "none"
+        raise DataError(f"{path}: expected {', '.join(missing)} in {where}, received {received}; fetch the file again")
+    words = f"number {_axes('T', action_shape)}"
     found = {"actions": require_dataset(path, group, "actions", (None, *action_shape), (*FLOATS, *INTEGERS), words)}
     for name, kinds in STEPS.items():
         found[name] = require_dataset(path, group, name, (None,), kinds, "number or truth value [T]")
     holder, name = (group["observations"], key) if key else (group, "observations")
     if not is_group(holder) or name not in names_in(path, holder):
-        raise DataError(f"{path}: expected {where}/observations to hold the image {cut(name)}, received none")
+        raise DataError(
+            f"{path}: expected {where}/observations to hold the image {cut(name)}, received none; fetch it again"
+        )
     found["image"] = _checked_image(path, holder, name, image_shape)
     steps = len(found["rewards"])
     lengths = {name: len(data) - (name == "image") for name, data in found.items()}
     if not steps or set(lengths.values()) != {steps}:
         raise DataError(
             f"{path}: expected {where} to have one observation more than steps, and all else of one length, received "
-            f"{ {name: len(data) for name, data in found.items()} }"
+            f"{ {name: len(data) for name, data in found.items()} }; write the dataset again"
         )
     return found
 
@@ -98,7 +101,12 @@ def _checked_image(path: Path, holder: Any, name: str, shape: list[int]) -> Any:
     rank = len(getattr(holder[name], "shape", None) or ())
     if rank in (1, 2):
         sizes, kinds = ((None,), (LISTS,)) if rank == 1 else ((None, None), ("uint8",))
-    return require_dataset(path, holder, name, sizes, kinds, f"uint8 {['T + 1', *shape]} or JPEG")
+    return require_dataset(path, holder, name, sizes, kinds, f"uint8 {_axes('T + 1', shape)} or JPEG")
+
+
+def _axes(first: str, others: list[int]) -> str:
+    """A shape in words, such as `[T, 2]`."""
+    return f"[{', '.join([first, *map(str, others)])}]"
 
 
 def _is_jpeg(dataset: Any) -> bool:

@@ -46,7 +46,10 @@ def episode_arrays(recording: Recording, where: str) -> dict[str, np.ndarray]:
             f"{list(actions.shape)} and {list(rewards.shape)}; keep the image after the last step"
         )
     if not isinstance(recording.terminal, bool | np.bool_):
-        raise DataError(f"{where}: expected terminal as one truth value, received {shown(recording.terminal)}")
+        raise DataError(
+            f"{where}: expected terminal as one truth value, received {shown(recording.terminal)}; give that of the "
+            "last step"
+        )
     discount = np.ones(steps + 1, np.float32)
     discount[-1] = 0 if recording.terminal else 1
     kind = rewards.dtype if rewards.dtype.kind == "f" else np.dtype(np.float32)
@@ -62,9 +65,11 @@ def _array(value: Any, name: str, where: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError as error:  # NumPy's for rows of different shapes
-        raise DataError(f"{where}: expected {name} of one shape, received rows of different shapes") from error
+        raise DataError(
+            f"{where}: expected {name} of one shape, received rows of different shapes; make them alike"
+        ) from error
     if array.dtype.kind not in NUMBERS:
-        raise DataError(f"{where}: expected {name} as numbers, received {array.dtype}")
+        raise DataError(f"{where}: expected {name} as numbers, received {array.dtype}; store plain numbers")
     return array
 
 
@@ -97,7 +102,10 @@ def from_box(actions: np.ndarray, low: np.ndarray, high: np.ndarray, where: str)
     numbers = all(array.dtype.kind in NUMBERS for array in (actions, low, high))
     if not numbers or actions.ndim != 2 or not low.shape == high.shape == actions.shape[1:]:
         received = ", ".join(f"{array.dtype} {list(array.shape)}" for array in (actions, low, high))
-        raise DataError(f"{where}: expected actions [N, A] and their bounds [A] as numbers, received {received}")
+        raise DataError(
+            f"{where}: expected actions [N, A] and their bounds [A] as numbers, received {received}; store one bound "
+            "for each of the A"
+        )
     if not (np.maximum(-low, high) < BOUNDLESS).all() or not (low < high).all():
         raise DataError(
             f"{where}: expected bounds of the actions, received {low.tolist()} to {high.tolist()}; scale them to "
@@ -126,15 +134,19 @@ def from_choice(choices: np.ndarray, count: int, where: str, first: int = 0) -> 
     """
     if choices.ndim != 1 or choices.dtype.kind not in "iu":
         raise DataError(
-            f"{where}: expected a whole number a row as the action, received {choices.dtype} {list(choices.shape)}"
+            f"{where}: expected a whole number a row as the action, received {choices.dtype} {list(choices.shape)}; "
+            "store the number of the choice"
         )
-    if not 2 <= count <= MAX_CHOICES or len(choices) * count > MAX_CHOICE_NUMBERS:
-        raise DataError(f"{where}: expected 2 to {MAX_CHOICES} actions to choose from, received {count}")
+    if not 2 <= count <= MAX_CHOICES:
+        raise DataError(f"{where}: expected 2 to {MAX_CHOICES} actions to choose from, received {count}; correct it")
+    if len(choices) * count > MAX_CHOICE_NUMBERS:
+        raise DataError(f"{where}: expected fewer rows of {count} choices, received {len(choices)}; split the file")
     places = choices.astype(np.int64) - first
     wrong = (places < 0) | (places >= count)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise DataError(
-            f"{where}: expected actions from {first} to {first + count - 1}, received {choices[row]} in row {row}"
+            f"{where}: expected actions from {first} to {first + count - 1}, received {choices[row]} in row {row}; "
+            "correct the action or the number of choices"
         )
     return np.eye(count, dtype=np.float32)[places]

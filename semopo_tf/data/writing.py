@@ -43,7 +43,7 @@ def write(episodes: Iterable[Recording], out: str | Path, *, size: int = 0) -> N
         done: list[Path] = []
         fill(target, "", done, arrays, changes)
         if not done:
-            raise DataError(f"{target}: expected episodes to write, received none")
+            raise DataError(f"{target}: expected episodes to write, received none; give one at least")
         finish(target, card, done)
 
 

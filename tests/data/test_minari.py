@@ -184,9 +184,9 @@ SPACES = {
     ),
     "a tuple": ({"observation": {"type": "Tuple", "subspaces": [IMAGE]}}, "received none in 'Tuple'"),
     "members of nothing": ({"observation": {"type": "Dict", "subspaces": 3}}, "received none in 'Dict'"),
-    "many choices": ({"action": {"type": "MultiDiscrete", "nvec": [2, 2]}}, "expected actions of a Box or a Discrete"),
-    "a box without shape": ({"action": {"type": "Box"}}, "expected actions of a Box or a Discrete"),
-    "a choice far away": ({"action": {"type": "Discrete", "n": 2, "start": 10**30}}, "of a Box or a Discrete"),
+    "many choices": ({"action": {"type": "MultiDiscrete", "nvec": [2, 2]}}, "expected actions of a whole Box or Disc"),
+    "a box without shape": ({"action": {"type": "Box"}}, "expected actions of a whole Box or Disc"),
+    "a choice far away": ({"action": {"type": "Discrete", "n": 2, "start": 10**30}}, "of a whole Box or Discrete"),
     "no bounds": (
         {"action": box((2,), -np.inf, np.inf)},
         "episode_0: expected bounds of the actions, received [-inf, -i",
@@ -196,7 +196,7 @@ SPACES = {
         "expected numbers as low of the action space",
     ),
     "bounds of another size": ({"action": box((2,), 0, 1) | {"low": [0, 0, 0]}}, "expected actions [N, A] and their"),
-    "a choice of floats": ({"action": {"type": "Discrete", "n": 2}}, "expected episode_0/actions as number ['T']"),
+    "a choice of floats": ({"action": {"type": "Discrete", "n": 2}}, "expected episode_0/actions as number [T]"),
     "arrow": (
         {"data_format": "arrow"},
         "metadata.json: expected data_format hdf5, received 'arrow'; write the dataset",
@@ -212,11 +212,11 @@ SPACES = {
     ),
     "other images": (
         {"observation": box((16, 32, 3), 0, 255, "uint8")},
-        "episode_0/observations as uint8 ['T + 1', 16",
+        "episode_0/observations as uint8 [T + 1, 16",
     ),
     "other actions": (
         {"action": box((3,), -1, 1)},
-        "expected episode_0/actions as number ['T', 3], little-endian, rec",
+        "expected episode_0/actions as number [T, 3], little-endian, rec",
     ),
 }
 
@@ -300,7 +300,7 @@ FILES = {
     ),
     "more declared than stored": (
         edit("observations", bombed),
-        "expected episode_1/observations as uint8 ['T + 1', 32",
+        "expected episode_1/observations as uint8 [T + 1, 32",
     ),
     "one array twice": (
         edit("observations", lambda g: g.__setitem__("observations", g.file["episode_0/observations"])),
@@ -423,7 +423,7 @@ def test_changes_on_the_way_and_targets_that_do_not_fit(tmp_path):
     assert [episode.image.shape for episode in episodes_of(tmp_path / "out")] == [(20, 16, 16, 3)]
     before = sorted(path.name for path in tmp_path.rglob("*"))
     for name, message in (
-        ("walker", "expected a name for minari.load_dataset as DST, such as walker-v0, received 'walker'"),
+        ("walker", "expected a name for minari.load_dataset, such as walker-v0, received 'walker'"),
         ("a-v0", "exists already; choose another DST or remove it"),
     ):
         with pytest.raises(ConfigError) as caught:

@@ -118,7 +118,10 @@ WRONG_ACTIONS = {
     "beyond the last": (lambda: from_choice(TWO, 2, "x"), "expected actions from 0 to 1, received 2 in row 2"),
     "before the first": (lambda: from_choice(TWO, 3, "x", 1), "expected actions from 1 to 3, received 0 in row 0"),
     "fractions": (lambda: from_choice(TWO / 2, 3, "x"), "a whole number a row as the action, received float64 [3]"),
-    "a bomb": (lambda: from_choice(np.broadcast_to(np.uint8(0), 1 << 28), 1000, "x"), "actions to choose from"),
+    "a bomb": (
+        lambda: from_choice(np.broadcast_to(np.uint8(0), 1 << 28), 1000, "x"),
+        "expected fewer rows of 1000 choices, received 268435456; split the file",
+    ),
 }
 
 
