@@ -17,8 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semopo_tf.errors import ConfigError, DataError, StorageError, cut, user_path
+from semopo_tf.errors import ConfigError, DataError, DeviceError, StorageError, cut, user_path
 from semopo_tf.storage.files import locked, write_whole
+from semopo_tf.storage.limits import LEAST_ADDRESS_SPACE, lacking_address_space
 from semopo_tf.storage.schema import read_object, unfit
 
 TESTED = "2.21"  # the TensorFlow whose flags these are; another kills the process at a flag that it does not know
@@ -75,7 +76,16 @@ def prepare(device: str, jit: str, cache: str, tuning: Path | None = None) -> li
 
     Returns:
       Lines to print: what could not be set.
+
+    Raises:
+      ConfigError: as `leave_out_what_changes_results`.
+      DeviceError: when `ulimit -v` leaves too little for TensorFlow.
     """
+    if lacking := lacking_address_space():
+        raise DeviceError(
+            f"expected a limit on address space of at least {LEAST_ADDRESS_SPACE} kB for TensorFlow, received "
+            f"ulimit -v {lacking}; raise it and run again"
+        )
     try:
         installed = version("tensorflow")
     except PackageNotFoundError:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ULIMITS = {resource.RLIMIT_AS: "ulimit -v", resource.RLIMIT_CPU: "ulimit -t", resource.RLIMIT_FSIZE: "ulimit -f"}
+# kB. The smallest run takes 2.5 million; where a little is missing TensorFlow ends without a word, or turns for ever.
+LEAST_ADDRESS_SPACE = 2_500_000
 NO_LIMIT = 1 << 60  # from here on a cgroup's number means that there is none
 # Of a cgroup's memory controller, by version: limit, use, and which part of the use the kernel gives back at need.
 CGROUP_FILES = {
@@ -33,6 +35,12 @@ def tighter(limits: Mapping[int, int]) -> str:
         if at_most(kind, most)[0] < most
     ]
     return " and ".join(lower)
+
+
+def lacking_address_space() -> int:
+    """The limit of `ulimit -v` in kB where it is too low for TensorFlow; 0 where it is enough, or there is none."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return limit >> 10 if limit != resource.RLIM_INFINITY and limit >> 10 < LEAST_ADDRESS_SPACE else 0
 
 
 def usable_cores() -> int:

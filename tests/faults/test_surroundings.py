@@ -381,3 +381,14 @@ def test_I13_a_full_disk_does_not_spoil_a_cache_that_is_good(tmp_path, monkeypat
     monkeypatch.setattr("semopo_tf.data.dataset.write_whole", lambda *_: (_ for _ in ()).throw(full))
     assert np.array_equal(open_dataset(data).frames, expected)
     assert (data / CACHE_NAME / "manifest.json").is_file()
+
+
+def test_I09_a_limit_that_is_a_little_too_low_for_tensorflow_is_refused_before_it_starts(tmp_path):
+    """With 1.6 GB it turned for ever in its import, and heard no signal."""
+    flags = synthetic.train_flags(synthetic.dataset(tmp_path / "data"), tmp_path / "run")
+    done = under(
+        "AS", 1_600_000 << 10, f"from semopo_tf import training, errors\nerrors.run_command(training.main, {flags})"
+    )
+    assert done.returncode == 9, done.stderr
+    assert "at least 2500000 kB for TensorFlow, received ulimit -v 1600000; raise it and run again" in done.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()
