@@ -125,7 +125,7 @@ def test_the_table_has_a_line_for_each_figure_and_a_column_for_each_row():
     assert model.split()[-2:] == ["1.000", "10.250"]
     (rate,) = (line for line in lines if line.startswith("model updates/s"))
     assert rate.split()[-2:] == ["1.00", "0.10"]
-    (env,) = (line for line in lines if line.startswith("env steps/s "))
+    env = next(line for line in lines if line.startswith("env steps/s"))
     assert env.split()[-2:] == ["-", "-"]
     assert len({len(line) for line in lines}) == 1
 

@@ -172,7 +172,7 @@ def test_actions_are_rescaled_to_the_bounds(world, monkeypatch):
             "unknown task 'walker_wlk'.*nearest known: walker_walk",
         ),
         ("dmvdrv_walker_walk", {}, "unknown task 'dmvdrv_walker_walk'.*dmcdrv_walker_walk"),
-        ("Pendulum-v1", {}, "unknown task 'Pendulum-v1'.*or <module>:<class> for your own or gymnasium's"),
+        ("Pendulum-v1", {}, "unknown task 'Pendulum-v1'.*gym_<id>.*or <module>:<class> for your own"),
         ("dmcdrv_walker_walk", {}, "needs a moving background; add --background builtin:driving"),
         ("dmc_walker_walk", {"background": "builtin:driving"}, "shows no background.*use dmcdrv_walker_walk"),
         ("dmc_walker_walk", {"camera": 9}, "--camera: expected an index below 2, or -1"),
