@@ -9,6 +9,7 @@ They may see more than a learner will: `environment.state` [S], where an environ
 alone, so one trained behaviour serves every background, camera and image size.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,7 +85,7 @@ def draw_network(seed: int, inputs: int, outputs: int) -> list[Layer]:
     """A network with weights N(0, gain^2 / inputs) and biases N(0, BIAS^2), those of the last layer zero."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, NETWORK_STREAM]))
     widths, layers = (inputs, *HIDDEN, outputs), []
-    for place, (wide, narrow) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for place, (wide, narrow) in enumerate(itertools.pairwise(widths)):
         last = place == len(HIDDEN)
         kernel = rng.normal(0, (OUTPUT_GAIN if last else GAIN) / np.sqrt(wide), (wide, narrow))
         bias = np.zeros(narrow) if last else rng.normal(0, BIAS, narrow)
@@ -140,7 +141,7 @@ def read_layers(path: Path) -> list[Layer]:
         layers = [Layer(arrays[f"kernel{place}"], arrays[f"bias{place}"]) for place in range(count)]
         widths = [(layer.kernel.shape, layer.bias.shape) for layer in layers]
         fits = all(len(kernel) == 2 and bias == kernel[1:] for kernel, bias in widths)
-        chained = all(left[0][1] == right[0][0] for left, right in zip(widths[:-1], widths[1:], strict=True))
+        chained = all(left[0][1] == right[0][0] for left, right in itertools.pairwise(widths))
         finite = all(np.isfinite(array).all() for array in arrays.values())
         if not (count and fits and chained and finite):
             raise NpzError("the shapes of its layers do not fit each other")

@@ -60,9 +60,9 @@ def read_name(name: str, task: str) -> Named:
     kind, _, rest = name.partition(":")
     if kind == EXPORT and rest:
         return Named(EXPORT, user_path(rest))
-    if match := re.fullmatch(r"(snapshot|replay):(.+)@(\d+)(?:/(\d+))?", name):
-        if (match[1] == REPLAY) == bool(match[4]):
-            return Named(match[1], user_path(match[2]), int(match[3]), int(match[4] or 0))
+    match = re.fullmatch(r"(snapshot|replay):(.+)@(\d+)(?:/(\d+))?", name)
+    if match and (match[1] == REPLAY) == bool(match[4]):
+        return Named(match[1], user_path(match[2]), int(match[3]), int(match[4] or 0))
     known = tasks.behaviours(task)
     if name not in known:
         raise ConfigError(

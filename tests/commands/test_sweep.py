@@ -280,5 +280,5 @@ def test_a_behaviour_that_fails_ends_the_sweep_in_one_line(tmp_path):
     file = tmp_path / "page.yaml"
     data = {"point": ["--task", "exbmdp_point", "--level", "medrep", "--behaviour", "{bad}", "--returns", "all"]}
     file.write_text(json.dumps({"out": str(tmp_path / "o"), "behaviours": {"bad": ["--sed", 1]}, "data": data}))
-    with pytest.raises(SweepError, match="behave train --sed 1 .*: expected exit status 0, received 2"):
+    with pytest.raises(SweepError, match=r"behave train --sed 1 .*: expected exit status 0, received 2"):
         sweep.main(["--file", str(file)])

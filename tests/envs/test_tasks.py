@@ -287,5 +287,5 @@ def test_evaluation_draws_as_the_dataset_unless_told_otherwise(flag, override, e
 
 @pytest.mark.parametrize("task", ["exbmdp_point", "dmc_walker_walk"])
 def test_another_way_to_draw_is_refused(task):
-    with pytest.raises(ConfigError, match="^--render: expected full"):
+    with pytest.raises(ConfigError, match=r"^--render: expected full"):
         tasks.make(task, **tasks.usual_settings(task), render="quick")

@@ -92,7 +92,7 @@ def test_the_same_command_again_is_done_and_another_configuration_is_refused(und
 
 
 def test_an_episode_that_is_shorter_than_a_window_is_named(tmp_path):
-    with pytest.raises(DataError, match="expected episodes of at least batch.length = 60 records, received 51; lower"):
+    with pytest.raises(DataError, match=r"expected episodes of at least batch.length = 60 records, received 51; lower"):
         train(tmp_path / "run", "--batch.length", "60")
     assert not (tmp_path / "run" / "config.yaml").exists()  # the corrected command is not refused
 
@@ -104,7 +104,7 @@ def test_another_seed_is_another_run(tmp_path, undisturbed):
 
 def test_a_damaged_episode_of_a_run_is_named(tmp_path, undisturbed):
     (tmp_path / "a.npz").write_bytes((undisturbed / "episodes" / "000000.npz").read_bytes()[:100])
-    with pytest.raises(DataError, match="a.npz: cannot be read"):
+    with pytest.raises(DataError, match=r"a.npz: cannot be read"):
         online.read_rows(tmp_path / "a.npz")
 
 
