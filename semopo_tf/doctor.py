@@ -46,6 +46,10 @@ REQUIRED = {
     "imageio-ffmpeg": "imageio-ffmpeg",
 }
 OPTIONAL = ("gym", "gymnasium")
+GAINS_BY_BFLOAT16 = (
+    (8, 6),
+    (8, 9),
+)  # compute capabilities of RTX 30 and 40: convolutions take their time (docs/gpu.md)
 LEAST_MEMORY, LEAST_DISK = 4.0, 2.0  # GiB
 GIB = 2**30
 
@@ -129,7 +133,13 @@ def check_processors() -> str:
 
 
 def check_devices() -> str:
-    names = [device.name for device in _tensorflow().config.list_physical_devices("GPU")]
+    """The GPUs that TensorFlow sees, and where bfloat16 pays."""
+    config = _tensorflow().config
+    names = []
+    for device in config.list_physical_devices("GPU"):
+        details = config.experimental.get_device_details(device)
+        pays = details.get("compute_capability") in GAINS_BY_BFLOAT16
+        names.append(f"{device.name}{' (faster with --precision mixed_bfloat16)' if pays else ''}")
     return ", ".join(names) or "TensorFlow sees no GPU, training will run on the CPU"
 
 

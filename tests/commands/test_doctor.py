@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from semopo_tf import doctor
@@ -52,3 +54,14 @@ def test_mujoco_of_another_generation(monkeypatch):
 def test_unknown_flags():
     with pytest.raises(ConfigError, match="unrecognized arguments: --fast"):
         doctor.main(["--fast"])
+
+
+def test_a_card_that_gains_by_bfloat16_is_told(monkeypatch):
+    cards = {"/physical_device:GPU:0": (8, 9), "/physical_device:GPU:1": (9, 0)}
+    told = SimpleNamespace(get_device_details=lambda card: {"compute_capability": cards[card.name]})
+    found = [SimpleNamespace(name=name) for name in cards]
+    config = SimpleNamespace(list_physical_devices=lambda kind: found, experimental=told)
+    monkeypatch.setattr(doctor, "_tensorflow", lambda: SimpleNamespace(config=config))
+    first, second = doctor.check_devices().split(", ")
+    assert first == "/physical_device:GPU:0 (faster with --precision mixed_bfloat16)"
+    assert second == "/physical_device:GPU:1"
