@@ -16,7 +16,7 @@ from semopo_tf.envs import exbmdp, tasks
 from semopo_tf.errors import CommandParser, ConfigError, SemopoError, run_command, user_path
 from semopo_tf.run import snapshots
 from semopo_tf.run.directory import open_run
-from semopo_tf.training import claim, print_configuration, release, require_same
+from semopo_tf.training import claim, is_complete, release
 
 USAGE = "expected train or evaluate"
 
@@ -44,10 +44,7 @@ def train(argv: list[str]) -> int:
             raise ConfigError(f"--{key}: expected a value, received none; e.g. --task walker_walk --logdir runs/sac")
     logdir = user_path(config.logdir)
     with open_run(logdir):
-        require_same(config, logdir)
-        print_configuration(config)
-        if (logdir / "DONE").exists():
-            print(f"{logdir}: this run is complete; collect with --policy snapshot:{logdir}")
+        if is_complete(config, logdir, f"collect with --policy snapshot:{logdir}@DECISIONS"):
             return 0
         for line in xla.prepare(config.device, config.jit, config.xla_cache):
             print(line)

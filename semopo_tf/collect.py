@@ -40,6 +40,7 @@ from semopo_tf.envs.rollout import (
     MOST_DECISIONS,
     Discarded,
     EndlessEpisode,
+    derived_seed,
     play,
     require_few,
     retry_seed,
@@ -113,17 +114,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--task", required=True, help="e.g. dmcdrv_walker_walk, dmc_cheetah_run or a registered name")
     about_out = "dataset directory, made if missing; the same command continues in it"
     parser.add_argument("--out", required=True, type=Path, help=about_out)
-    about_policy = (
-        "random (an untrained network, another one for every episode), uniform (independent actions), "
-        "snapshot:RUN@DECISIONS, export:DIR; exbmdp_* has random (held pushes), iid, medium, mixed, expert, networks; "
-        "gym_CarRacing-* has driver"
-    )
-    parser.add_argument("--policy", help=f"{about_policy} (default: random)")
-    about_level = "of the paper's data, in place of --policy; medrep and medium need --behaviour"
-    parser.add_argument("--level", choices=LEVELS, help=about_level)
-    parser.add_argument("--behaviour", metavar="RUN", type=Path, help="logdir of python -m semopo_tf.behave train")
-    about_returns = "keep episodes of these returns only (default with --level: those of the paper's Table 3), or all"
-    parser.add_argument("--returns", metavar="LOW:HIGH", help=about_returns)
+    _add_behaviour_flags(parser)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -160,6 +151,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.returns = parse_returns(args)
     args.policy = choose_policy(args)
     return args
+
+
+def _add_behaviour_flags(parser: CommandParser) -> None:
+    """Who plays, and which of the episodes are kept."""
+    about_policy = (
+        "random (an untrained network, another one for every episode), uniform (independent actions), "
+        "snapshot:RUN@DECISIONS, export:DIR; exbmdp_* has random (held pushes), iid, medium, mixed, expert, networks; "
+        "gym_CarRacing-* has driver"
+    )
+    parser.add_argument("--policy", help=f"{about_policy} (default: random)")
+    about_level = "of the paper's data, in place of --policy; medrep and medium need --behaviour"
+    parser.add_argument("--level", choices=LEVELS, help=about_level)
+    parser.add_argument("--behaviour", metavar="RUN", type=Path, help="logdir of python -m semopo_tf.behave train")
+    about_returns = "keep episodes of these returns only (default with --level: those of the paper's Table 3), or all"
+    parser.add_argument("--returns", metavar="LOW:HIGH", help=about_returns)
 
 
 def parse_returns(args: argparse.Namespace) -> tuple[float, float] | None:
@@ -297,7 +303,7 @@ def _make_directory(out: Path) -> Path:
 
 def episode_seed(seed: int, index: int) -> int:
     """32 bits that decide episode `index` of the collection `seed`."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+    return derived_seed(seed, index)
 
 
 def as_in_card(policy: str, task: str, present: dict[str, Any] | None) -> str:
@@ -493,8 +499,7 @@ class Player:
         self.contract, self._recipe = Contract(environment), recipe
         self.policy = snapshots.make(recipe.policy, recipe.task, environment)
         self._blind: tuple[Contract, Callable[[int], Policy]] | None = None
-        known = recipe.task.startswith((tasks.PLAIN, tasks.MOVING)) and not tasks.is_registered(recipe.task)
-        if recipe.returns and known and not snapshots.sees_images(recipe.policy, recipe.task):
+        if recipe.returns and tasks.is_of_suite(recipe.task) and not snapshots.sees_images(recipe.policy, recipe.task):
             blind = make_states(recipe.task, dict(recipe.settings)["action_repeat"])
             self._blind = Contract(blind), snapshots.make(recipe.policy, recipe.task, blind.inner)
 
@@ -535,7 +540,7 @@ def _player(recipe: Recipe) -> Player:
 
 def candidate_seed(seed: int, place: int) -> int:
     """The seed of the episode that is tried after `place` others had returns outside of the band."""
-    return int(np.random.SeedSequence([seed, BAND_STREAM, place]).generate_state(1)[0]) if place else seed
+    return derived_seed(seed, BAND_STREAM, place) if place else seed
 
 
 def collect_episode(job: Job) -> Written:

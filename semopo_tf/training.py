@@ -47,10 +47,7 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
             )
     logdir = user_path(config.logdir)
     with open_run(logdir):
-        require_same(config, logdir)
-        print_configuration(config)
-        if (logdir / "DONE").exists():
-            print(f"{logdir}: this run is complete; evaluate.py --logdir {logdir} plays more episodes")
+        if is_complete(config, logdir, f"evaluate.py --logdir {logdir} plays more episodes"):
             return 0
         for line in xla.prepare(config.device, config.jit, config.xla_cache, tuning(logdir, config.gpu_tune)):
             print(line)
@@ -65,6 +62,20 @@ def train(argv: list[str], stop: Stop, **parts: Callable) -> int:
             release(logdir)
             raise
     return 0
+
+
+def is_complete(config: Config, logdir: Path, then: str) -> bool:
+    """Check and print the configuration; whether the run is done, which is said with what comes `then`.
+
+    Raises:
+      ConfigError: when the directory holds a run with another configuration.
+    """
+    require_same(config, logdir)
+    print_configuration(config)
+    done = (logdir / "DONE").exists()
+    if done:
+        print(f"{logdir}: this run is complete; {then}")
+    return done
 
 
 def claim(config: Config, logdir: Path) -> None:

@@ -58,7 +58,12 @@ class Discarded(NamedTuple):
 
 def retry_seed(seed: int, attempt: int) -> int:
     """The seed of an episode after `attempt` discarded attempts: its own at first, then others of 32 bits."""
-    return int(np.random.SeedSequence([seed, RETRY_STREAM, attempt]).generate_state(1)[0]) if attempt else seed
+    return derived_seed(seed, RETRY_STREAM, attempt) if attempt else seed
+
+
+def derived_seed(*numbers: int) -> int:
+    """32 bits that are a function of the numbers, which count from 0."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def require_few(failing: int, episodes: int, reason: str) -> None:

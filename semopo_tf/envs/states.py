@@ -52,7 +52,7 @@ def make_states(task: str, action_repeat: int) -> States:
       ConfigError: for an unknown task, or one that does not tell its state.
       SimulatorError: when the simulator does not work.
     """
-    if task.startswith((tasks.PLAIN, tasks.MOVING)) and not tasks.is_registered(task):
+    if tasks.is_of_suite(task):
         return States(tasks.SuiteEnvironment(tasks.suite_name(task), tasks.Settings(0, action_repeat)))
     size = {"size": tasks.usual_settings(task)["size"]} if task.startswith(exbmdp.PREFIX) else {}
     return States(tasks.make(task, action_repeat=action_repeat, **size))

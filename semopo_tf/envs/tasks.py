@@ -74,6 +74,11 @@ def is_registered(task: str) -> bool:
     return task in _registry
 
 
+def is_of_suite(task: str) -> bool:
+    """Whether a task is one of DeepMind Control, with or without a moving background."""
+    return task.startswith((PLAIN, MOVING)) and not is_registered(task)
+
+
 def make(task: str, **settings: Any) -> Environment:
     """Build an environment.
 
@@ -278,7 +283,7 @@ def environment_versions(task: str) -> dict[str, str]:
     if _is_gym(task):
         packages = gym_adapter.distributions(task.removeprefix(gym_adapter.PREFIX))
         return {name: _version(name) for name in (*packages, "numpy")}
-    if task in _registry or not task.startswith((PLAIN, MOVING)):
+    if not is_of_suite(task):
         return {"numpy": _version("numpy")}
     versions = {name: _version(name) for name in ("dm_control", "mujoco", "numpy")}
     return versions | {"backend": os.environ.get("MUJOCO_GL") or "none"}

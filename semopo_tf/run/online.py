@@ -22,7 +22,7 @@ from semopo_tf.config import Config
 from semopo_tf.data.replay import Replay
 from semopo_tf.engine import compiling, devices
 from semopo_tf.engine.loop import HOST_STACK_BYTES, HostImages, StageLoop
-from semopo_tf.envs.rollout import RandomPolicy, play
+from semopo_tf.envs.rollout import RandomPolicy, derived_seed, play
 from semopo_tf.errors import DataError, NumericalError
 from semopo_tf.random import Key
 from semopo_tf.run import build, checkpoints
@@ -136,7 +136,7 @@ class Online:
 
     def _play(self, number: int) -> Episode:
         """Episode `number` of the run."""
-        seed = int(np.random.SeedSequence([self._config.seed, EPISODE_STREAM, number]).generate_state(1)[0])
+        seed = derived_seed(self._config.seed, EPISODE_STREAM, number)
         policy: Policy = RandomPolicy(self._world.action_size)
         if number >= self._config.online.prefill:
             policy = self._player.explorer()

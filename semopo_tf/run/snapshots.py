@@ -23,7 +23,7 @@ from semopo_tf import config as configuration
 from semopo_tf.envs import tasks
 from semopo_tf.envs.behaviours import GaussianNetwork, RandomNetworks, read_layers, require_sizes
 from semopo_tf.envs.contract import Contract
-from semopo_tf.envs.rollout import play
+from semopo_tf.envs.rollout import derived_seed, play
 from semopo_tf.envs.states import make_states
 from semopo_tf.errors import ConfigError, StorageError, user_path
 from semopo_tf.run.evaluate import make_environment
@@ -138,11 +138,7 @@ class Behaviours:
 
     def require_task(self, task: str) -> None:
         """Raises ConfigError when the run learned another task: the same physics in front of any background."""
-
-        def physics(name: str) -> str:
-            return name.removeprefix(tasks.MOVING).removeprefix(tasks.PLAIN)
-
-        if physics(task) != physics(self.config.task):
+        if configuration.task_name(task) != configuration.task_name(self.config.task):
             raise ConfigError(
                 f"{self.logdir}: expected a behaviour of {task}, received one that learned {self.config.task}; choose "
                 "another run"
@@ -232,8 +228,7 @@ class Behaviours:
         digest, known = sha256(self.path(decisions)), self._known()
         scores = known.get(digest, [])
         if len(scores) < episodes:
-            numbers = range(episodes)
-            seeds = [int(np.random.SeedSequence([SCORE_STREAM, place]).generate_state(1)[0]) for place in numbers]
+            seeds = [derived_seed(SCORE_STREAM, place) for place in range(episodes)]
             world, inner = self._world()
             with contextlib.closing(world):
                 played = play([Contract(world)], self.policy(inner, decisions), seeds)
