@@ -257,7 +257,7 @@ def test_a_task_of_the_suite_needs_no_prefix():
 # --- a learner that sees images --------------------------------------------------------------------------------------
 
 TIA = ["--configs", "tia", "exbmdp_point", "debug", "--online.episodes", "4", "--device", "cpu", "--jit", "off"]
-TIA += ["--model.drp_updates", "2"]
+TIA += ["--model.drp_updates", "2", "--online.prefill", "1", "--online.updates", "2", "--online.snapshot_every", "1"]
 
 
 def train_tia(logdir, *more):
