@@ -2,6 +2,8 @@
 
     defaults <- preset <- method <- task <- size <- flags
 
+A size may say more about single methods (`methods:` inside it).
+
 Every value has the type of its default. A name that is not in `defaults` is an error with a suggestion.
 """
 
@@ -23,6 +25,7 @@ from semopo_tf.storage.untrusted import decoded, read_whole
 
 CONFIG_FILE = Path(__file__).with_name("configs.yaml")
 KINDS = ("presets", "methods", "tasks", "sizes")
+OF_METHODS = "methods"  # in an overlay: what it says about single methods, after the rest
 MAX_BYTES = 24 << 10  # of one page; parsing more in plain Python would take seconds
 MAX_DEPTH = 16
 LARGEST = 1e308  # a larger whole number does not fit into a float
@@ -100,6 +103,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "valid_fraction": (0, 0.9),
     "env.camera": (-1, 1e3),
     **dict.fromkeys(("online.episodes", "online.prefill", "online.updates", "online.snapshot_every"), (1, 1e6)),
+    **dict.fromkeys(
+        ("transitions.stack", "transitions.n_step", "drq.filters", "drq.feature", "drq.cql_actions"), (1, 1e4)
+    ),
+    **dict.fromkeys(("drq.discount", "drq.tau"), (0, 1)),
     "sac.discount": (0, 1),
     "sac.tau": (0, 1),
     "sac.entropy": (-1e3, 1e3),
@@ -127,14 +134,19 @@ LATER = frozenset(
     {"gpu_tune", "xla_cache", "model.continue_head", "min_length", "env.render"}
     | {f"online.{key}" for key in ("episodes", "prefill", "updates", "snapshot_every", "noise")}
     | {f"sac.{key}" for key in ("discount", "tau", "entropy")}
+    | {f"transitions.{key}" for key in ("stack", "n_step", "shift", "resize")}
+    | {f"drq.{key}" for key in ("filters", "feature", "discount", "tau", "std_first", "std_last", "std_updates")}
+    | {f"drq.{key}" for key in ("noise_clip", "bc_weight", "cql_weight", "cql_actions")}
 )
 
 
 class Config(Mapping[str, Any]):
     """A frozen nested mapping with attribute access: `config.rssm.deter`, `RSSM(**config.rssm)`.
 
-    `read` collects the leaves that were read.
+    `read` collects the leaves that were read. `flags` are the keys that the command line named.
     """
+
+    flags: tuple[str, ...] = ()
 
     def __init__(self, tree: Mapping[str, Any], *, _prefix: str = "", _read: set[str] | None = None):
         self._tree, self._prefix = dict(tree), _prefix
@@ -156,7 +168,7 @@ class Config(Mapping[str, Any]):
             raise AttributeError(f"the configuration has no key {self._prefix}{key}") from None
 
     def __setattr__(self, key: str, value: Any) -> None:
-        if key not in ("_tree", "_prefix", "read"):
+        if key not in ("_tree", "_prefix", "read", "flags"):
             raise AttributeError(f"the configuration is frozen, {self._prefix}{key} cannot be set")
         super().__setattr__(key, value)
 
@@ -221,8 +233,12 @@ def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
     names, flags = _split(list(argv))
     names = _with_task(names, flags, page["tasks"])
     tree = page["defaults"]
-    for kind, name in _in_order(names, page):
-        tree = _merge(tree, page[kind][name], f"overlay {name}")
+    chosen = dict(_in_order(names, page))
+    for kind, name in chosen.items():
+        overlay = {key: value for key, value in page[kind][name].items() if key != OF_METHODS}
+        tree = _merge(tree, overlay, f"overlay {name}")
+        of_method = page[kind][name].get(OF_METHODS, {}).get(chosen.get("methods"), {})
+        tree = _merge(tree, of_method, f"overlay {name} for {chosen.get('methods')}")
     known = flatten(page["defaults"])
     for key, text in flags.items():
         _check_name(key, known)
@@ -230,7 +246,9 @@ def load(argv: Sequence[str], file: Path = CONFIG_FILE) -> Config:
         for section in reversed(key.split(".")):
             overlay = {section: overlay}
         tree = _merge(tree, overlay, f"--{key}")
-    return _checked(tree)
+    config = _checked(tree)
+    config.flags = tuple(flags)
+    return config
 
 
 def task_name(task: str) -> str:

@@ -7,6 +7,8 @@ Two signatures with named tensors. E episodes are played side by side, each with
     act       image uint8 [E, H, W, 3], seed int64 [E] and these four
               -> the same four one decision later; take `action`, in [-1, 1]
 
+A learner that acts on its last F frames has `frames` uint8 [E, H, W, 3F] in place of deter and stoch.
+
 To restart an episode, replace its rows by those of `initial`. `examples/act.py` does all this in a page.
 `export.json` beside the model names the run and its checkpoint. It also holds
 
@@ -124,20 +126,16 @@ def signatures(policy: Any, image_size: int) -> dict[str, Any]:
     import tensorflow as tf
 
     from semopo_tf.engine.compiling import compiled
-    from semopo_tf.types import Latent
 
-    first, no_action = policy.initial(1)
-    start = {"deter": first.deter, "stoch": first.stoch, "action": no_action, "step": tf.zeros([1], tf.int64)}
+    start = policy.start() | {"step": tf.zeros([1], tf.int64)}
 
     def initial(episodes: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.repeat(value, episodes, 0) for name, value in start.items()}
 
-    def act(
-        image: tf.Tensor, seed: tf.Tensor, deter: tf.Tensor, stoch: tf.Tensor, action: tf.Tensor, step: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        unused = tf.nest.map_structure(lambda x: tf.repeat(x, tf.shape(seed)[0], 0), first.stats)
-        action, latent = policy.act(image, Latent(deter, stoch, unused), action, seed, step)
-        return {"deter": latent.deter, "stoch": latent.stoch, "action": action, "step": step + 1}
+    def act(image: tf.Tensor, seed: tf.Tensor, *values: tf.Tensor) -> dict[str, tf.Tensor]:
+        state = dict(zip(start, values, strict=True))
+        step = state.pop("step")
+        return policy.decide(image, seed, step, state) | {"step": step + 1}
 
     observed = {"image": tf.zeros([1, image_size, image_size, 3], tf.uint8), "seed": tf.zeros([1], tf.int64)}
     rows = [tf.TensorSpec([None, *value.shape[1:]], value.dtype, name) for name, value in (observed | start).items()]
@@ -158,7 +156,7 @@ def check(functions: Mapping[str, Any], run: Run) -> dict[str, Any]:
     return {
         "image": base64.b64encode(frame.tobytes()).decode(),
         "seed": CHECK_SEED,
-        "expected": {name: after[name].numpy()[0].tolist() for name in ("action", "deter", "stoch")},
+        "expected": {name: value.numpy()[0].tolist() for name, value in after.items() if value.dtype.is_floating},
         "tolerance": TOLERANCE[run.config.precision],
     }
 

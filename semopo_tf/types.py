@@ -48,6 +48,36 @@ class Batch(NamedTuple):
     is_terminal: Tensor  # [B, T] bool
 
 
+class Transitions(NamedTuple):
+    """`B` transitions between stacks of frames, for learners without a recurrent state.
+
+    Transition `t` of an episode with stacks of F = 3 frames and n steps:
+
+        o_{t-3}  o_{t-2}  o_{t-1} | o_t  ...  o_{t+n-1} ...  o_{t-1+k}
+        [-------- image --------]   a_t led from o_{t-1} to o_t
+                     [-- next_image, ends here --]    [-- later_image, ends here --]
+
+    In place of frames before the first of the episode stands the first.
+    """
+
+    image: Tensor  # [B, H, W, 3F] uint8, the oldest frame first
+    action: Tensor  # [B, A] float32
+    reward: Tensor  # [B] float32, sum of g^i r_{t+i} over i = 0 .. n-1
+    discount: Tensor  # [B] float32, g^n, and 0 where o_{t+n-1} is a termination
+    next_image: Tensor  # [B, H, W, 3F] uint8; [B, 0] where the stage does not ask for it
+    later_image: Tensor  # the same, k frames after `image`; k is drawn
+
+
+class Stacks(NamedTuple):
+    """The transitions that a stage learns from."""
+
+    frames: int  # F, in a stack
+    steps: int  # n
+    discount: float  # g
+    following: bool  # whether `next_image` is there
+    later: int = 0  # the largest k of `later_image`; 0: it is not there
+
+
 class Latent(NamedTuple):
     """The state of one recurrent state-space model. `...` is `[B]`, `[B, T]` or `[N]`."""
 
@@ -79,14 +109,15 @@ class Stage(NamedTuple):
     view: str  # the sampler's view that the batches come from
     # (batch, key) -> scalar metrics and `finite`, 1.0 or 0.0; pure TensorFlow, assigns its own variables. An update
     # that is not finite changes nothing.
-    update: Callable[[Batch, Any], Mapping[str, Tensor]]
+    update: Callable[[Any, Any], Mapping[str, Tensor]]
     images: bool = True  # whether `batch.image` holds images
     # frames [N, H, W, 3] uint8 -> [N, ...], computed once when the stage begins, from the weights at that point; the
     # batches hold its rows in place of the images. With neither this nor images, `batch.image` is [B, T, 0].
     prepare: Callable[[np.ndarray], Tensor] | None = None
     # (batch, key) -> metrics and gradients of the update by name; changes nothing. A dump uses it to name what is not
     # finite.
-    gradients: Callable[[Batch, Any], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] | None = None
+    gradients: Callable[[Any, Any], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] | None = None
+    stacks: Stacks | None = None  # the batches are `Transitions` of this form; by default a `Batch` of windows
     validated: bool = False  # whether `Learner.validate` adds held-out metrics to the rows of this stage
     pictured: bool = False  # whether `Learner.pictures` is filmed every `video.every` updates
     evaluated: bool = False  # whether the policy is evaluated every `eval.every` updates
@@ -152,8 +183,8 @@ class Learner(Protocol):
         """The acting policy. It reads the variables, so it always plays with the newest weights."""
         ...
 
-    def validate(self, batch: Batch, key: Any) -> Mapping[str, Tensor]:
-        """Metrics of a held-out batch; trains nothing. None by default."""
+    def validate(self, batch: Any, key: Any) -> Mapping[str, Tensor]:
+        """Metrics of a held-out batch of the form of the validated stage; trains nothing. None by default."""
         return {}
 
     def pictures(self, batch: Batch, key: Any, context: int) -> Mapping[str, Tensor]:

@@ -184,7 +184,7 @@ def test_the_table_above_covers_every_key_that_an_overlay_sets():
         for kind in configuration.KINDS
         for name, overlay in page[kind].items()
         for key in configuration.flatten(overlay)
-        if name not in behaviours
+        if name not in behaviours and not key.startswith(f"{configuration.OF_METHODS}.")
     }
     looks_and_records = {"video.every", "video.episodes", "video.length", "video.context", "log_every", "save_every"}
     assert (
@@ -204,6 +204,18 @@ def test_no_overlay_of_earlier_runs_sets_a_key_that_they_lack():
     for kind, names in named.items():
         for name in names:
             assert not set(configuration.flatten(page[kind][name])) & configuration.LATER, name
+
+
+def test_a_size_says_more_about_single_methods():
+    """After what it says about all, and only about that method."""
+    assert load(["--configs", "bc", "small"]).batch.size == 64
+    assert load(["--configs", "bc", "small"]).actor.layers == 2
+    assert load(["--configs", "semopo", "small"]).batch.size == 8
+    assert load(["--configs", "bc", "small", "--batch.size", "5"]).batch.size == 5
+    page = configuration.read_yaml(CONFIG_FILE)
+    for kind in configuration.KINDS:
+        for name, overlay in page[kind].items():
+            assert set(overlay.get(configuration.OF_METHODS, {})) <= set(page["methods"]), name
 
 
 def test_the_variants_of_the_ablation_are_flags():
@@ -998,6 +1010,16 @@ def test_every_key_is_read_by_a_run_of_some_method(tmp_path, monkeypatch):
         monkeypatch.setattr(training.configuration, "load", lambda argv, config=config: config)
         assert training.main([]) == 0
         assert (tmp_path / method / "run" / "DONE").exists()
+        read |= config.read
+    for method in ("drq_bc", "drq_cql"):
+        (tmp_path / method).mkdir()
+        write_dataset(tmp_path / method / "data")
+        words = ["--configs", method, "debug", "--task", TASK, "--offline_dir", str(tmp_path / method / "data")]
+        config = load(
+            [*words, "--logdir", str(tmp_path / method / "run"), "--video.every", "0", "--transitions.resize", "16"]
+        )
+        monkeypatch.setattr(training.configuration, "load", lambda argv, config=config: config)
+        assert training.main([]) == 0
         read |= config.read
     for method in ("sac", "tia"):
         words = ["--configs", method, "exbmdp_point", "debug", "--logdir", str(tmp_path / method)]

@@ -59,7 +59,7 @@ SIMULATED = {"envs.suite": {"dm_control"}, "envs.gym_adapter": {"gym", "gymnasiu
 # refused at once.
 WITH_TENSORFLOW = {"methods", "nets", "engine"}
 MODULES_WITH_TENSORFLOW = {"random", "data.sampler", "run.trainer", "run.dump", "run.build"}
-MODULES_WITH_TENSORFLOW |= {"data.replay", "run.online", "run.players"}
+MODULES_WITH_TENSORFLOW |= {"data.replay", "data.transitions", "run.online", "run.players"}
 INSIDE_FUNCTIONS = {"run.trained", "run.trial"}
 COMMANDS_WITH_TENSORFLOW = {"probe", "analysis", "export", "doctor", "bench", "replay_dump"}
 

@@ -33,6 +33,9 @@ TRAINS = {
     "se_rs_drp": MODEL_BASED,
     "offline_dv2": MODEL_BASED,
     "tia": MODEL_BASED,
+    "bc": {"policy": {"encoder", "actor", "optimizer"}},
+    "drq_bc": {"policy": {"encoder", "actor", "critic", "slow_critic", "optimizer"}},
+    "drq_cql": {"policy": {"encoder", "actor", "critic", "slow_critic", "optimizer"}},
     "toy": {"first": {"first"}, "second": {"second"}, "third": {"third"}},
 }
 HOST_CALLS = {"PyFunc", "EagerPyFunc", "PyFuncStateless", "HostCall", "Print", "PrintV2"}
@@ -77,22 +80,28 @@ class Count:
         return np.repeat(action[None], len(image), 0), state + 1
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return synthetic.dataset(tmp_path_factory.mktemp("data"), size=tiny.IMAGE_SIZE)
-
-
 @pytest.fixture(scope="module", params=["toy", *sorted(LEARNERS)])
 def name(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, name):
+    return synthetic.dataset(tmp_path_factory.mktemp("data"), size=image_size(name))
+
+
+def image_size(name):
+    return tiny.STACK_SIZE if name in tiny.STACKED else tiny.IMAGE_SIZE
+
+
 def config_of(name, **flags):
-    return tiny.config("semopo" if name == "toy" else name, batch__size=B, batch__length=T, **flags)
+    if name not in tiny.STACKED:
+        return tiny.config("semopo" if name == "toy" else name, batch__size=B, batch__length=T, **flags)
+    return tiny.config(name, sizes={}, batch__size=B, **flags)
 
 
 def make(name, **flags) -> Learner:
-    sizes = {"image_size": tiny.IMAGE_SIZE, "action_size": tiny.ACTION_SIZE}
+    sizes = {"image_size": image_size(name), "action_size": tiny.ACTION_SIZE}
     return Toy(None, **sizes) if name == "toy" else build.make_learner(config_of(name, **flags), **sizes)
 
 
@@ -108,7 +117,8 @@ class Feed:
         table = stage.prepare(self.dataset.frames) if stage.prepare else None
         if not stage.images:
             table = tf.zeros([len(self.dataset.frames), 0])
-        return lambda view, key: self.sampler.sample(view, key, batch=B, length=T, table=table)
+        source = self.sampler.source(stage.view, stage.stacks, batch=B, length=T)
+        return lambda view, key: source.sample(key, table=table)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +215,7 @@ def test_the_policy_plays_any_number_of_episodes_inside_the_bounds(name, rng):
     policy = make(name).policy()
     state = policy.initial(3)
     for step in range(2):
-        image = rng.integers(0, 256, (3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), np.uint8)
+        image = rng.integers(0, 256, (3, image_size(name), image_size(name), 3), np.uint8)
         action, state = policy(image, state, np.array([1, 2, 3]), step)
         assert action.shape == (3, tiny.ACTION_SIZE)
         assert (np.abs(action) <= 1).all()
@@ -227,7 +237,8 @@ class Killed(Exception):
 
 def test_a_killed_run_resumes_bit_for_bit_in_every_stage(name, data, tmp_path, monkeypatch):
     """One run in one go; one that is killed before a chunk of every stage and started again each time."""
-    steps = {"steps__model": 8, "steps__policy": 8, "save_every": 4, "log_every": 4, "updates_per_call": 2}
+    steps = {"steps__policy": 8, "save_every": 4, "log_every": 4, "updates_per_call": 2}
+    steps |= {} if name in tiny.STACKED else {"steps__model": 8}
     quiet = {"video__every": 0, "eval__every": 0, "eval__final_episodes": 0, "offline_dir": data}
     run, kill_at = StageLoop.run, set()
 
@@ -289,8 +300,8 @@ class Caller(Toy):
 
 
 @pytest.fixture(scope="module")
-def toy_feed(data):
-    return Feed(data, "toy")
+def toy_feed(tmp_path_factory):
+    return Feed(synthetic.dataset(tmp_path_factory.mktemp("data"), size=tiny.IMAGE_SIZE), "toy")
 
 
 def planted(kind):

@@ -74,18 +74,19 @@ class Dataset(NamedTuple):
             )
         return long
 
-    def require_length(self, records: int, min_length: int = 0) -> None:
-        """Raises DataError when an episode is shorter than a training window of `records`.
+    def require_length(self, records: int, setting: str, min_length: int = 0) -> None:
+        """Raises DataError when an episode has fewer than the `records` that a batch takes at once.
 
         Args:
+          setting: the setting that says so.
           min_length: shorter episodes are left out, and may have any length.
         """
         short = np.flatnonzero(self.long_enough(min_length) & (self.length < records))
         if len(short):
             name = self.names[int(short[0])]
             raise DataError(
-                f"{self.directory / name}: expected at least batch.length = {records} records, received "
-                f"{int(self.length[short[0]])} ({len(short)} such files); lower --batch.length, or leave them "
+                f"{self.directory / name}: expected at least {setting} = {records} records, received "
+                f"{int(self.length[short[0]])} ({len(short)} such files); lower --{setting.split()[0]}, or leave them "
                 f"out with --min_length {records}"
             )
 

@@ -15,9 +15,10 @@ import tensorflow as tf
 
 from semopo_tf import random
 from semopo_tf.data.dataset import Dataset
+from semopo_tf.data.transitions import TransitionSource
 from semopo_tf.errors import DataError
 from semopo_tf.random import Key
-from semopo_tf.types import Batch
+from semopo_tf.types import Batch, Stacks
 
 
 class Pool(NamedTuple):
@@ -97,7 +98,7 @@ class Sampler:
             raise DataError(
                 f"{dataset.directory}: expected at least one training episode, received none; lower --valid_fraction"
             )
-        self._frames = dataset.frames
+        self._dataset, self._frames = dataset, dataset.frames
         self._images = tf.constant(dataset.frames) if images_on_device else None
         self._data = tuple(tf.constant(array) for array in (dataset.action, dataset.reward, dataset.is_terminal))
         self._offset, self._lengths = tf.constant(dataset.offset), tf.constant(dataset.length)
@@ -115,6 +116,18 @@ class Sampler:
             "all": "all",
             "valid": "valid",
         }
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """[H, W, 3]."""
+        return self._frames.shape[1:]
+
+    def source(self, view: str, stacks: Stacks | None, *, batch: int, length: int) -> "WindowSource | TransitionSource":
+        """Batches of a view: windows of `length` records, or the transitions that a stage asks for."""
+        if not stacks:
+            return WindowSource(self, view, batch=batch, length=length)
+        episodes = self._orders[self._view_orders[view]].numpy()
+        return TransitionSource(self._dataset, view, episodes, stacks, batch=batch, images=self._images)
 
     def sample(
         self,
@@ -175,3 +188,19 @@ class Sampler:
     def _index(self, episode: tf.Tensor, start: tf.Tensor, length: int) -> tf.Tensor:
         """Records of the windows, [B, T]."""
         return (tf.gather(self._offset, episode) + start)[:, None] + tf.range(length, dtype=tf.int64)
+
+
+class WindowSource:
+    """`batch` windows of `length` records of one view of a sampler."""
+
+    def __init__(self, sampler: Sampler, view: str, *, batch: int, length: int):
+        self._sampler, self._view, self._sizes = sampler, view, {"batch": batch, "length": length}
+        self.image_shape = (batch, length, *sampler.frame_shape)
+
+    def sample(self, key: Key, image: tf.Tensor | None = None, table: tf.Tensor | None = None) -> Batch:
+        """See `Sampler.sample`."""
+        return self._sampler.sample(self._view, key, **self._sizes, image=image, table=table)
+
+    def host_images(self, key: Key) -> np.ndarray:
+        """The images of `sample`, of `image_shape`."""
+        return self._sampler.host_images(self._view, key, **self._sizes)

@@ -25,7 +25,7 @@ class Jit(NamedTuple):
 
     def of(self, stage: Stage) -> bool:
         """Whether the chunks of a stage are compiled. Updates on images contain convolutions, others do not."""
-        return self.pixels if stage.images and not stage.prepare else self.vectors
+        return self.pixels if stage.images and (stage.stacks or not stage.prepare) else self.vectors
 
     def describe(self) -> str:
         """What XLA compiles, in words."""

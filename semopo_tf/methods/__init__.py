@@ -5,9 +5,10 @@ Imports the vocabulary and `nets`; a method imports shared parts and never anoth
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-from semopo_tf.methods import sac, semopo
+from semopo_tf.methods import drq, sac, semopo
 
 
 class Registered(NamedTuple):
@@ -17,11 +18,16 @@ class Registered(NamedTuple):
     # together.
     build: Callable[..., Any]
     sections: tuple[str, ...]  # of the configuration
+    unread: tuple[str, ...] = ()  # further settings, or sections, that have no effect
 
 
 _SEMOPO = Registered(semopo.build, semopo.SECTIONS)
 _NAMES = ("semopo", "se_rs", "se_rs_drp", "offline_dv2", "tia")
 LEARNERS: dict[str, Registered] = dict.fromkeys(_NAMES, _SEMOPO)
+_WINDOWS = ("sampling", "pool", "policy_starts", "batch.length", "steps.model", "world_model", "remat")
+LEARNERS |= {
+    loss: Registered(partial(drq.build, loss=loss), drq.SECTIONS, _WINDOWS) for loss in ("bc", "drq_bc", "drq_cql")
+}
 
 # Learners of behaviours, which see the simulator's state in place of images and learn while they play (`run.online`):
 # built with (sections by name, state_size=, action_size=, seed=, steps=, compute=).

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from semopo_tf.nets.optim import Optimizer, gradients_of
+from semopo_tf.nets.optim import Optimizer, Undo, gradients_of
 
 
 class Adversary:
@@ -48,14 +48,9 @@ class Adversary:
         """The optimiser's variables, which a checkpoint must hold besides the head's."""
         return self._optimizer.state()
 
-    def read(self) -> list[tf.Tensor]:
-        """Copies of all values, for `restore`."""
-        return [tf.identity(variable) for variable in self._all()]
-
-    def restore(self, values: list[tf.Tensor], where: tf.Tensor) -> None:
-        """Reset all variables to `values` if the scalar bool `where` is true: a skipped update changes nothing."""
-        for variable, value in zip(self._all(), values, strict=True):
-            variable.assign(tf.where(where, value, variable))
+    def undo(self) -> Undo:
+        """The present values of all variables: a skipped update changes nothing."""
+        return Undo(self._all(), whole=self._optimizer.whole)
 
     def _all(self) -> list[tf.Variable]:
         return [*self.variables.values(), *self._optimizer.owned()]

@@ -52,7 +52,7 @@ class SeMOPO(Learner):
         world_model: WorldModel,
         actor_critic: ActorCritic,
         *,
-        model_opt: Mapping[str, float],
+        model_opt: Mapping[str, Any],
         split_optimizers: bool,
         adversary_updates: int,
         horizon: int,
@@ -103,11 +103,11 @@ class SeMOPO(Learner):
         The table in `world_model` says which part learns from which loss. An update that is not finite changes nothing,
         the adversary included.
         """
-        before = self._adversary.read() if self._adversary else []
+        before = self._adversary.undo() if self._adversary else None
         losses, gradients = self._model_gradients(batch, key)
         metrics = losses.metrics | step_if_finite(self._model_opts, gradients, [losses.total], self._loss_scale)
-        if self._adversary:
-            self._adversary.restore(before, metrics["finite"] < 1)
+        if before:
+            before.where(metrics["finite"] < 1)
         return metrics
 
     def _model_gradients(self, batch: Batch, key: Key) -> tuple[Losses, dict[str, tf.Tensor]]:
@@ -124,10 +124,10 @@ class SeMOPO(Learner):
 
     def model_gradients(self, batch: Batch, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """Metrics and gradients of `update_model` by name, multiplied by the loss scale if any. Changes nothing."""
-        before = self._adversary.read() if self._adversary else []
+        before = self._adversary.undo() if self._adversary else None
         losses, gradients = self._model_gradients(batch, key)
-        if self._adversary:
-            self._adversary.restore(before, tf.constant(True))
+        if before:
+            before.where(tf.constant(True))
         return losses.metrics, {f"model/{name}": gradient for name, gradient in gradients.items()}
 
     def update_policy(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
@@ -297,6 +297,20 @@ class FilterPolicy:
         seeds = tf.constant(seeds, tf.int64)
         action, latent = self._act(tf.constant(image), *state, seeds, tf.fill(seeds.shape, tf.constant(step, tf.int64)))
         return action.numpy(), (latent, action)
+
+    def start(self) -> dict[str, tf.Tensor]:
+        """The state before the first frame of one episode by name, each [1, ...], as an export carries it."""
+        latent, action = self.initial(1)
+        return {"deter": latent.deter, "stoch": latent.stoch, "action": action}
+
+    def decide(
+        self, images: tf.Tensor, seeds: tf.Tensor, steps: tf.Tensor, state: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """One decision of E episodes from a state as of `start`, each [E, ...]; the next state."""
+        unused = tf.nest.map_structure(lambda x: tf.repeat(x, tf.shape(seeds)[0], 0), self.initial(1)[0].stats)
+        latent = Latent(state["deter"], state["stoch"], unused)
+        action, latent = self.act(images, latent, state["action"], seeds, steps)
+        return {"deter": latent.deter, "stoch": latent.stoch, "action": action}
 
     def act(
         self, images: tf.Tensor, latents: Latent, actions: tf.Tensor, seeds: tf.Tensor, steps: tf.Tensor

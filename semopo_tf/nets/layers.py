@@ -47,8 +47,30 @@ def initialise(variables: Mapping[str, tf.Variable], seed: int) -> None:
         # Fans are those of one member in ensembles [K, in, out], and times the window in convolutions [h, w, in, out].
         window = int(np.prod(shape[:-2])) if len(shape) == 4 else 1
         limit = np.sqrt(6 / (window * (shape[-2] + shape[-1])))
-        generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
-        variable.assign(generator.uniform(-limit, limit, shape).astype(np.float32))
+        variable.assign(_generator(seed, name).uniform(-limit, limit, shape).astype(np.float32))
+
+
+def initialise_orthogonal(variables: Mapping[str, tf.Variable], seed: int) -> None:
+    """Draw every kernel from (seed, name) alone as a random orthogonal matrix [inputs, outputs], times the square root
+    of two for convolutions; other variables keep the values of `build`.
+    """
+    for name, variable in variables.items():
+        if not name.endswith("kernel"):
+            continue
+        shape = variable.shape.as_list()
+        inputs, outputs = int(np.prod(shape[:-1])), shape[-1]
+        square, triangle = np.linalg.qr(
+            _generator(seed, name).standard_normal((max(inputs, outputs), min(inputs, outputs)))
+        )
+        square *= np.sign(np.diag(triangle))  # else not uniform over the orthogonal matrices
+        gain = np.sqrt(2) if len(shape) == 4 else 1.0
+        matrix = square if inputs >= outputs else square.T
+        variable.assign((gain * matrix).reshape(shape).astype(np.float32))
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    """Of the initial values of a variable."""
+    return np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
 
 
 def conv_sizes(size: int, kernels: Sequence[int]) -> list[int]:

@@ -31,15 +31,18 @@ class Optimizer:
         clip: float,
         weight_decay: float,
         target: Target = "library",
+        corrected: bool = False,
     ):
         """variables: by stable name; the optimiser's state is named after them.
 
+        `corrected` puts eps beside the corrected sqrt(v / (1 - b2^t)), as PyTorch does.
         `whole` says whether XLA compiles the update: then all weights are one vector in it, and a step that is not
         taken is a choice of values in place of a branch.
         """
         self.name = name
         self._variables, self.whole = dict(variables), target != "library"
         self._lr, self._eps, self._clip, self._weight_decay = lr, eps, clip, weight_decay
+        self._corrected = corrected
         self._updates = tf.Variable(0, trainable=False, dtype=tf.int64, name=f"{name}_updates")
         self._sizes = [variable.shape.num_elements() for variable in self._variables.values()]
         # Both moments, and the step of every weight, in one vector each: one operation for all weights.
@@ -91,7 +94,7 @@ class Optimizer:
             lr=self._lr,
             beta1=BETA_1,
             beta2=BETA_2,
-            epsilon=self._eps,
+            epsilon=self._eps * (tf.sqrt(1 - tf.pow(BETA_2, step)) if self._corrected else 1),
             grad=self._joined(gradients) * scale,
         )
         change, kept = tf.identity(self._step), 1 - self._weight_decay
@@ -102,6 +105,31 @@ class Optimizer:
         for variable, part in zip(self._variables.values(), tf.split(change, self._sizes), strict=True):
             decayed = kept * variable if self._weight_decay else variable
             variable.assign(decayed + tf.reshape(part, variable.shape))
+
+
+class Undo:
+    """The values of variables at one point of an update, to go back to.
+
+    Args:
+      whole: as of `Optimizer`: whether a choice of values is better than a branch.
+    """
+
+    def __init__(self, variables: Sequence[tf.Variable], *, whole: bool):
+        self._variables, self._whole = list(variables), whole
+        self._values = [tf.identity(variable) for variable in self._variables]
+
+    def where(self, wrong: tf.Tensor) -> None:
+        """Reset all if the scalar bool `wrong` is true."""
+
+        def reset(choose: bool) -> tf.Tensor:
+            for variable, value in zip(self._variables, self._values, strict=True):
+                variable.assign(tf.where(wrong, value, variable) if choose else value)
+            return tf.constant(True)
+
+        if self._whole:
+            reset(choose=True)
+        else:
+            tf.cond(wrong, lambda: reset(choose=False), lambda: tf.constant(False))
 
 
 class Slice:

@@ -17,7 +17,7 @@ from semopo_tf.engine.compiling import OFF, Jit, compiled
 from semopo_tf.envs import tasks
 from semopo_tf.envs.videos import absolute_source
 from semopo_tf.errors import CheckpointError, ConfigError, cut
-from semopo_tf.methods import LEARNERS
+from semopo_tf.methods import LEARNERS, STATE_LEARNERS
 from semopo_tf.nets.compute import Compute, as_it_is
 from semopo_tf.run.evaluate import Played
 from semopo_tf.types import Learner
@@ -36,13 +36,15 @@ def make_learner(config: Config, *, image_size: int, action_size: int, jit: Jit 
     """The learner that `method` names, freshly initialised from its seed.
 
     Raises:
-      ConfigError: when there is no such method, or when its layers do not fit the image.
+      ConfigError: when there is no such method, when its layers do not fit the image, or when a flag has no effect on
+        it.
     """
     if config.method not in LEARNERS:
         raise ConfigError(
             f"--method: expected one of {', '.join(LEARNERS)}, received {cut(config.method)}; name it in --configs"
         )
-    build, sections = LEARNERS[config.method]
+    _require_read(config)
+    build, sections, _ = LEARNERS[config.method]
     settings = {key: config[key] for key in sections}
     sizes = {"image_size": image_size, "action_size": action_size}
     try:
@@ -89,6 +91,25 @@ def make_sampler(config: Config, dataset: Dataset, *, sampling: str = "", images
         total_steps=config.steps.model,
         images_on_device=images_on_device,
     )
+
+
+def _require_read(config: Config) -> None:
+    """Raises ConfigError for a flag of the command line that is another method's."""
+    own = LEARNERS[config.method]
+    sections = {section for learner in (*LEARNERS.values(), *STATE_LEARNERS.values()) for section in learner.sections}
+    for flag in config.flags:
+        section = flag.partition(".")[0]
+        if (section in sections and section not in own.sections) or {section, flag} & set(own.unread):
+            readers = [name for name, learner in LEARNERS.items() if section in learner.sections]
+            of = f", such as {readers[0]}" if readers and section not in own.sections else ""
+            raise ConfigError(
+                f"--{flag}: expected a setting that {config.method} reads, received one of other methods{of}; remove it"
+            )
+
+
+def reads(config: Config, section: str) -> bool:
+    """Whether the configured method has use for a section of the configuration."""
+    return section in LEARNERS[config.method].sections
 
 
 def restore(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: Path) -> None:

@@ -32,7 +32,7 @@ from semopo_tf.storage import npz
 from semopo_tf.storage.files import write_whole
 from semopo_tf.storage.records import Records, read_records
 from semopo_tf.storage.video import video_grid, write_video
-from semopo_tf.types import Batch, Learner, Stage
+from semopo_tf.types import Learner, Stage
 
 REPORTED = ("image_loss", "endo_kl", "exo_kl", "joint_kl", "actor_loss", "imagined_reward", "penalty")
 
@@ -77,13 +77,12 @@ class Trainer:
         directory = user_path(config.offline_dir)
         self._card = read_card(directory)
         self._dataset = open_dataset(directory, cache_place(directory, config.cache_dir, logdir))
-        self._dataset.require_length(config.batch.length, config.min_length)
         if short := int((~self._dataset.long_enough(config.min_length)).sum()):
             episodes = f"{short} of {len(self._dataset.names)} episodes"
             print(f"{directory}: {episodes} have fewer than {config.min_length} records and are left out")
         self._check_dataset()
         ended = int(self._dataset.is_terminal.sum())
-        if ended and not config.model.continue_head:
+        if ended and build.reads(config, "model") and not config.model.continue_head:
             print(
                 f"warning: {ended} of {len(self._dataset.names)} episodes end by a termination, and imagination does "
                 "not know it; add --model.continue_head True"
@@ -187,6 +186,11 @@ class Trainer:
         self._sizes = {"image_size": dataset.frames.shape[1], "action_size": dataset.action.shape[1]}
         available = devices.device_memory(self._device)  # before the learner's variables take their share
         self._learner = self._make_learner(config, **self._sizes, jit=self._jit)
+        for stage in self._learner.stages:
+            if stage.stacks:
+                dataset.require_length(stage.stacks.steps + 1, "transitions.steps + 1", config.min_length)
+            else:
+                dataset.require_length(config.batch.length, "batch.length", config.min_length)
         self._on_device = self._place_replay(available)
         self._sampler = build.make_sampler(config, dataset, images_on_device=self._on_device)
         self._phases = [stage.name for stage in self._learner.stages]
@@ -214,11 +218,10 @@ class Trainer:
     def _key(self, stream: str, step: int) -> Key:
         return Key(self._config.seed, stream, tf.constant(step, tf.int64))
 
-    def _sample_now(self, view: str, key: Key, *, batch: int, length: int) -> Batch:
+    def _sample_now(self, source: Any, key: Key, table: tf.Tensor | None = None) -> Any:
         """A batch outside the compiled chunks, wherever the images are stored."""
-        sizes = {"batch": batch, "length": length}
-        image = None if self._on_device else tf.constant(self._sampler.host_images(view, key, **sizes))
-        return self._sampler.sample(view, key, **sizes, image=image)
+        on_host = table is None and not self._on_device
+        return source.sample(key, tf.constant(source.host_images(key)) if on_host else None, table)
 
     def _announced(self, stage: Stage) -> contextlib.ExitStack:
         """Announces the wait for XLA, if it compiles this stage, until it is closed after the first call."""
@@ -229,7 +232,7 @@ class Trainer:
 
     def _make_loop(self, stage: Stage) -> StageLoop:
         """The compiled loop of a stage. What the stage prepares from the frames is computed here, once."""
-        config, sampler, sizes = self._config, self._sampler, self._batch
+        config, source = self._config, self._sampler.source(stage.view, stage.stacks, **self._batch)
         table, host_images = None, None
         if stage.prepare:
             started = time.monotonic()
@@ -240,15 +243,17 @@ class Trainer:
         elif not stage.images:
             table = tf.zeros([len(self._dataset.frames), 0])
         elif not self._on_device:
-            shape = (*sizes.values(), *self._dataset.frames.shape[1:])
             longest = config.updates_per_call or config.pool.grow_every
-            capacity = max(1, min(longest, HOST_STACK_BYTES // int(np.prod(shape))))
+            capacity = max(1, min(longest, HOST_STACK_BYTES // int(np.prod(source.image_shape))))
             host_images = HostImages(
-                lambda step: sampler.host_images(stage.view, self._key(stage.name, step), **sizes), shape, capacity
+                lambda step: source.host_images(self._key(stage.name, step)), source.image_shape, capacity
             )
+        self._held_out = None
+        if stage.validated and config.valid_fraction:
+            self._held_out = self._sampler.source("valid", stage.stacks, **self._batch), table
 
-        def sample(view: str, key: Key, image: tf.Tensor | None = None) -> Batch:
-            return sampler.sample(view, key, **sizes, image=image, table=table)
+        def sample(view: str, key: Key, image: tf.Tensor | None = None) -> Any:
+            return source.sample(key, image, table)
 
         return StageLoop(stage, sample, seed=config.seed, jit=self._jit.of(stage), host_images=host_images)
 
@@ -439,13 +444,12 @@ class Trainer:
     def _log(self, phase: str, step: int, loop: StageLoop) -> None:
         """Write one metrics row: means since the last row, and held-out metrics if there are held-out episodes."""
         row = loop.take_means()
-        stage = loop.stage
-        if stage.validated and self._config.valid_fraction:
+        if self._held_out:
             key = self._key("valid", step)
-            held_out = self._validation(self._sample_now("valid", key, **self._batch), key)
+            held_out = self._validation(self._sample_now(self._held_out[0], key, self._held_out[1]), key)
             row |= {f"valid_{name}": float(value) for name, value in held_out.items()}
         self._write(phase, step, row)
-        for name, text in alarms.raised(row, last=step == stage.steps).items():
+        for name, text in alarms.raised(row, last=step == loop.stage.steps).items():
             if name not in self._warned:
                 print(f"warning: {phase} {step}: {text}")
             self._warned.add(name)
@@ -472,7 +476,7 @@ class Trainer:
         video = self._config.video
         length = min(video.length, int(self._dataset.length.min()))
         key = self._key("report", 0)
-        batch = self._sample_now("all", key, batch=video.episodes, length=length)
+        batch = self._sample_now(self._sampler.source("all", None, batch=video.episodes, length=length), key)
         pictures = self._learner.pictures(batch, key, min(video.context, length - 1))
         rows = {name: row.numpy() for name, row in pictures.items()}
         with self._patience:

@@ -927,12 +927,12 @@ def test_a_bad_file_stops_the_opening_with_its_name_and_leaves_no_cache(tmp_path
 
 def test_D15_K05_an_episode_shorter_than_a_window_is_named(tmp_path):
     data = open_dataset(write_dataset(tmp_path, (9, 5, 9, 4)))
-    data.require_length(4)
+    data.require_length(4, "batch.length")
     with pytest.raises(
         DataError,
         match=r"001\.npz: expected at least batch\.length = 6 records, received 5 \(2 such files\); lower --batch",
     ):
-        data.require_length(6)
+        data.require_length(6, "batch.length")
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

@@ -159,12 +159,12 @@ def test_a_data_set_of_one_episode_works_under_every_rule():
 
 def test_a_too_short_episode_is_named():
     data = dataset([20, 7, 30, 5])
-    data.require_length(5)
+    data.require_length(5, "batch.length")
     with pytest.raises(
         DataError,
         match=r"self_describing/001\.npz: expected at least batch\.length = 8 records, received 7 \(2 such files\)",
     ):
-        data.require_length(8)
+        data.require_length(8, "batch.length")
 
 
 # --- the pool's growth ------------------------------------------------------------------------------------------------
@@ -524,10 +524,10 @@ def test_I22_episodes_that_are_too_short_are_neither_trained_on_nor_held_out():
 
 def test_I22_the_window_counts_for_what_is_kept():
     data = dataset([9, 4, 12])
-    data.require_length(9, min_length=5)
+    data.require_length(9, "batch.length", min_length=5)
     with pytest.raises(
         DataError, match=r"000.npz: expected .* 10 records, received 9 \(1 such files\); .* --min_length 10$"
     ):
-        data.require_length(10, min_length=5)
+        data.require_length(10, "batch.length", min_length=5)
     with pytest.raises(DataError, match="at least --min_length 13 records, received at most 12; lower --min_length"):
-        data.require_length(10, min_length=13)
+        data.require_length(10, "batch.length", min_length=13)
