@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     from semopo_tf.engine import compiling, devices
     from semopo_tf.random import Key
     from semopo_tf.run import build, dump
-    from semopo_tf.types import Batch
+    from semopo_tf.types import Batch, Transitions
 
     facts, arrays, state = dump.read(path)
     config = configuration.load_saved(path / "config.yaml")
@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
         build.restore(learner.variables(), state, path / "state.npz")
         stage = next(stage for stage in learner.stages if stage.name == facts["phase"])
         key = Key(facts["seed"], stage.name, tf.constant(facts["step"], tf.int64))
-        batch = Batch(*(tf.constant(array) for array in arrays))
+        form = Transitions if stage.stacks else Batch
+        batch = form(**{name: tf.constant(array) for name, array in arrays.items()})
         names = dump.examine(learner, stage, batch, key, jit=jit.of(stage))
     print(f"not finite: {', '.join(names) or 'nothing'}")
     expected = next(iter(facts["not_finite"]), None)

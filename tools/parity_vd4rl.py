@@ -52,7 +52,7 @@ def their_name(name: str) -> tuple[str, str]:
 
 
 def their_form(name: str, value: np.ndarray) -> np.ndarray:
-    """Kernels [h, w, in, out] -> [out, in, h, w], [in, out] -> [out, in]; a trunk reads channels before pixels there."""
+    """Kernels [h, w, in, out] -> [out, in, h, w], [in, out] -> [out, in]; a trunk there reads channels first."""
     if value.ndim == 4:
         return np.ascontiguousarray(value.transpose(3, 2, 0, 1))
     if name.endswith("trunk/dense/kernel"):
@@ -287,8 +287,8 @@ def speed(method: str, checkout: Path, python: str) -> None:
     memory = {side: max(row["peak_mb"] for row in rows) for side, rows in found.items()}
     ratio = seconds["theirs"] / seconds["ours"]
     print(
-        f"{method}: {seconds['ours']:.3f} s an update here, {seconds['theirs']:.3f} s there: {ratio:.2f} times as fast; "
-        f"peak memory {memory['ours']:.0f} and {memory['theirs']:.0f} MB"
+        f"{method}: {seconds['ours']:.3f} s an update here, {seconds['theirs']:.3f} s there: {ratio:.2f} times as "
+        f"fast; peak memory {memory['ours']:.0f} and {memory['theirs']:.0f} MB"
     )
 
 

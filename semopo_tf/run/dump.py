@@ -26,7 +26,7 @@ from semopo_tf.storage.limits import free_memory
 from semopo_tf.storage.npz import not_finite
 from semopo_tf.storage.schema import read_object, unfit
 from semopo_tf.storage.untrusted import read_whole
-from semopo_tf.types import Batch, Learner, Stage
+from semopo_tf.types import Batch, Learner, Stage, Transitions
 
 SHOWN = 3  # names in a message
 FIELDS = {
@@ -40,7 +40,7 @@ class Dump(NamedTuple):
     """The content of a dump directory."""
 
     facts: dict[str, Any]
-    batch: Batch
+    batch: dict[str, np.ndarray]  # the fields of `Batch` or of `Transitions`
     state: dict[str, np.ndarray]
 
 
@@ -50,7 +50,7 @@ def shown(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more if names else "a tensor that is finite when the update is done again"
 
 
-def examine(learner: Learner, stage: Stage, batch: Batch, key: Key, *, jit: bool) -> list[str]:
+def examine(learner: Learner, stage: Stage, batch: Batch | Transitions, key: Key, *, jit: bool) -> list[str]:
     """Take one update and name everything that is not finite, causes before effects: batch, weights, losses,
     gradients, updated weights.
 
@@ -89,7 +89,7 @@ def write(
     logdir: Path,
     config: str,
     facts: Mapping[str, Any],
-    batch: Batch,
+    batch: Mapping[str, Any],
     state: Mapping[str, np.ndarray],
     files: Files = FILES,
 ) -> Path:
@@ -102,7 +102,7 @@ def write(
     content: dict[str, bytes | memoryview] = {
         "dump.json": json.dumps(facts, indent=1, allow_nan=False).encode(),
         "config.yaml": config.encode(),
-        "batch.npz": npz.pack({name: np.asarray(value) for name, value in batch._asdict().items()}),
+        "batch.npz": npz.pack({name: np.asarray(value) for name, value in batch.items()}),
         "state.npz": npz.pack(state),
     }
     try:
@@ -125,7 +125,9 @@ def read(path: Path) -> Dump:
         batch, state = (
             npz.unpack(read_whole(path / name, free_memory() or sys.maxsize)[0]) for name in ("batch.npz", "state.npz")
         )
-        return Dump(facts, Batch(**batch), state)
+        if set(batch) not in (set(Batch._fields), set(Transitions._fields)):
+            raise ValueError("batch.npz holds other arrays than those of a batch")
+        return Dump(facts, batch, state)
     except npz.MALFORMED as error:
         reason = type(error).__name__
         raise DataError(

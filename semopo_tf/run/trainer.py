@@ -395,7 +395,7 @@ class Trainer:
         last = good.path.name if good else "none"
         facts = {"phase": stage.name, "step": step, "seed": self._config.seed, "not_finite": names}
         facts |= {"checkpoint": last, "device": self._device}
-        directory = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, batch, state)
+        directory = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, batch._asdict(), state)
         return NumericalError(
             f"{stage.name} update {step + 1}: expected finite numbers, received {dump.shown(names)}; last good "
             f"checkpoint: {last}; lower the learning rate, or look closer with python -m semopo_tf.replay_dump "

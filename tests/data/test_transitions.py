@@ -1,5 +1,7 @@
 """Transitions between stacks of frames, against a twin that walks over the episodes one record at a time."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import synthetic
@@ -47,7 +49,7 @@ def twin(data, stacks, key, episodes=(0, 1, 2)):
         episode, t = listed[place]
         first, n = data.offset[episode], stacks.steps
 
-        def stack(end):
+        def stack(end, first=first):
             frames = [data.frames[first + max(end - back, 0)] for back in reversed(range(stacks.frames))]
             return np.concatenate(frames, -1)
 
@@ -66,7 +68,7 @@ def test_a_batch_is_that_of_the_rule_index_for_index(data, mode, steps):
     made = source(data, stacks)
     for step in range(3):
         key = tiny.key(step, "policy")
-        found = tiny.run(mode, lambda: made.sample(key))
+        found = tiny.run(mode, partial(made.sample, key))
         for received, expected in zip(found, twin(data, stacks, key), strict=True):
             np.testing.assert_allclose(received, expected, rtol=1e-6)
         assert found.image.dtype == np.uint8

@@ -29,10 +29,10 @@ def loss(request):
 
 
 def transitions(rng):
-    image = lambda: tf.constant(rng.integers(0, 256, (BATCH, SIZE, SIZE, 9), np.uint8))
+    image, next_image = (tf.constant(rng.integers(0, 256, (BATCH, SIZE, SIZE, 9), np.uint8)) for _ in range(2))
     action = tf.constant(rng.uniform(-1, 1, (BATCH, ACTION)), tf.float32)
     reward, discount = (tf.constant(rng.uniform(0, 1, BATCH), tf.float32) for _ in range(2))
-    return Transitions(image(), action, reward, discount, image(), tf.zeros([BATCH, 0], tf.uint8))
+    return Transitions(image, action, reward, discount, next_image, tf.zeros([BATCH, 0], tf.uint8))
 
 
 # --- the equations in NumPy, float64 ----------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_the_policy_sees_the_stack_of_the_data(tmp_path, rng):
 
 
 def test_too_small_images_are_refused_with_what_helps():
-    with pytest.raises(ConfigError, match="images of 10 pixels: expected larger ones.*add --transitions.resize 64"):
+    with pytest.raises(ConfigError, match=r"images of 10 pixels: expected larger ones.*add --transitions.resize 64"):
         build.make_learner(tiny.config("bc", sizes={}), image_size=10, action_size=2)
 
 
