@@ -188,7 +188,7 @@ class Trainer:
         self._learner = self._make_learner(config, **self._sizes, jit=self._jit)
         for stage in self._learner.stages:
             if stage.stacks:
-                dataset.require_length(stage.stacks.steps + 1, "transitions.steps + 1", config.min_length)
+                dataset.require_length(stage.stacks.steps + 1, "transitions.n_step + 1", config.min_length)
             else:
                 dataset.require_length(config.batch.length, "batch.length", config.min_length)
         self._on_device = self._place_replay(available)

@@ -107,3 +107,27 @@ def test_only_the_episodes_of_the_view_are_drawn(data):
     stacks = Stacks(1, 1, 1.0, following=False)
     batch = source(data, stacks, episodes=(2,)).sample(tiny.key())
     assert set(batch.image.numpy()[:, 0, 0, 1]) == {2}
+
+
+def test_an_episode_without_one_transition_is_refused_by_name(tmp_path):
+    """`--min_length` leaves it out, and then the run is what it is without it."""
+    from semopo_tf import training
+    from semopo_tf.errors import DataError
+
+    folder = synthetic.dataset(tmp_path / "data", size=16, records=8)
+    write_episode(folder / "000009-x-3.npz", synthetic.episode(9, 3, size=16))
+    flags = [
+        "--configs",
+        "drq_bc",
+        "walker_walk",
+        "debug",
+        "--offline_dir",
+        str(folder),
+        "--logdir",
+        str(tmp_path / "r"),
+    ]
+    flags += ["--eval.final_episodes", "0", "--steps.policy", "1"]
+    message = r"000009-x-3.npz: expected at least transitions.n_step \+ 1 = 4 records, received 3 .*lower --transitions"
+    with pytest.raises(DataError, match=message):
+        training.main(flags)
+    assert training.main([*flags, "--min_length", "4"]) == 0
