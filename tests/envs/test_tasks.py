@@ -9,7 +9,7 @@ from clips import write_grey, write_video
 import semopo_tf
 from semopo_tf import config as configuration
 from semopo_tf.envs import rollout, tasks
-from semopo_tf.envs.suite import find_task
+from semopo_tf.envs.suite import Facts, control_of, find_task
 from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
 from semopo_tf.run import build
 from semopo_tf.types import Observation
@@ -156,11 +156,9 @@ def test_wrong_actions(world, action, message):
         world["plain"].step(action)
 
 
-def test_actions_are_rescaled_to_the_bounds(world, monkeypatch):
-    environment = world["plain"]
-    monkeypatch.setattr(environment, "_low", np.array([-2.0, 0, -1, -1e10, 0, 0]))
-    monkeypatch.setattr(environment, "_high", np.array([2.0, 1, 1, 1e10, 4, 1]))
-    np.testing.assert_allclose(environment._rescale(np.array([1, 0, 0.5, 0.5, -1, -1])), [2, 0.5, 0.5, 0.5, 0, 0])
+def test_actions_are_rescaled_to_the_bounds():
+    facts = Facts(np.array([-2.0, 0, -1, -1e10, 0, 0]), np.array([2.0, 1, 1, 1e10, 4, 1]), 0, 1)
+    np.testing.assert_allclose(control_of(np.array([1, 0, 0.5, 0.5, -1, -1]), facts), [2, 0.5, 0.5, 0.5, 0, 0])
 
 
 @pytest.mark.parametrize(
