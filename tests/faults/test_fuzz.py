@@ -113,6 +113,7 @@ CARD = {
         "seed": 0,
         "mask_rule": "sky",
         "clips": ["a.mp4", "b.mp4"],
+        "distractor": "agent",
     },
     "versions": {"dm_control": "1.0.50", "backend": "egl"},
     "returns": {"mean": 4.5, "std": 0.5, "min": 4.0, "p25": 4.0, "median": 4.5, "p75": 5.0, "max": 5.0},
