@@ -9,7 +9,7 @@ from clips import write_grey, write_video
 import semopo_tf
 from semopo_tf import config as configuration
 from semopo_tf.envs import rollout, tasks
-from semopo_tf.envs.suite import Facts, control_of, find_task
+from semopo_tf.envs.suite import Facts, Simulator, control_of, find_task
 from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
 from semopo_tf.run import build
 from semopo_tf.types import Observation
@@ -109,6 +109,26 @@ def test_floor_counts_as_sky_where_the_camera_looks_down(videos):
     image = environment.reset(0).image.astype(int)
     environment.close()
     assert (image == image[0, 0]).all(-1).mean() > 0.5
+
+
+def test_of_humanoid_the_body_alone_stays(videos):
+    """Its camera looks down on a floor that fills the image; both are background, with shadow and reflection."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, 21))
+    simulator = Simulator("humanoid_walk", size=SIZE, action_repeat=2, camera=-1, sky=True, body=True)
+    plain = tasks.make("dmc_humanoid_walk", size=SIZE)
+    moving = tasks.make("dmcdrv_humanoid_walk", size=SIZE, background=str(videos))
+    with contextlib.closing(simulator), contextlib.closing(plain), contextlib.closing(moving):
+        simulator.send("reset", 5)
+        views = [simulator.receive()]
+        for action in actions:
+            simulator.send("step", action.tolist())  # its bounds are -1 and 1
+            views.append(simulator.receive())
+        alone, shown = (images(play(environment, 5, actions)) for environment in (plain, moving))
+        frames, first = moving.background.frames, moving.background.first_frame(5)
+    for view, bare, image, frame in zip(views, alone, shown, frames[first : first + 5], strict=True):
+        np.testing.assert_array_equal(view.image, bare)
+        assert 0.02 < view.body.mean() < 0.2 and (view.sky == ~view.body).all()
+        np.testing.assert_array_equal(image, np.where(view.body[..., None], bare, frame))
 
 
 def test_action_repeat_sums_rewards():
