@@ -135,7 +135,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     about = {"mask_rule": "which pixels the background replaces"}
     for name, choices in SHOWN.items():
         parser.add_argument(f"--{name}", default=choices[0], choices=choices, help=about.get(name))
-    about_render = "fast: coarser shadows, half the time, a pixel in a thousand differs"
+    about_render = "fast: coarser shadows, two thirds of the time; of a thousand pixels two differ"
     parser.add_argument("--render", default=RENDERS[0], choices=RENDERS, help=about_render)
     about_distractor = "agent: a second body of the task, which plays actions of its own (walker and cheetah)"
     parser.add_argument("--distractor", default=DISTRACTORS[0], choices=DISTRACTORS, help=about_distractor)
@@ -543,6 +543,11 @@ class Player:
 def _player(recipe: Recipe) -> Player:
     """Built once for all episodes of this process."""
     return Player(recipe)
+
+
+def warm_up(recipe: Recipe) -> None:
+    """Build this process's environment and see a first image, which takes longer than those after it."""
+    _player(recipe).contract.reset(0)
 
 
 def candidate_seed(seed: int, place: int) -> int:

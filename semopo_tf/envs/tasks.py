@@ -54,7 +54,7 @@ class Settings(NamedTuple):
     # domains whose camera looks down on it (`suite.FLOOR_IS_SKY`). `blue`: where blue exceeds red and green, which
     # includes the floor.
     mask_rule: str = "sky"
-    # How the simulator draws: `fast` with a coarser shadow, in half the time; about a pixel in a thousand differs.
+    # How the simulator draws: `fast` with a coarser shadow, in two thirds of the time; of a thousand pixels two differ.
     render: str = "full"
     # `agent`: a second body of the task stands beside the first and plays actions of its own (`companion.py`).
     distractor: str = "none"
