@@ -120,7 +120,7 @@ def parse(argv: list[str]) -> Any:
     """The command line.
 
     Raises:
-      ConfigError: for a count below 1.
+      ConfigError: for a count below 1, or flags that leave nothing to measure.
     """
     parser = CommandParser(prog="bench.py", description=__doc__)
     about_what = "all: training, evaluation and collection; frames: collection alone, in two minutes"
@@ -138,7 +138,10 @@ def parse(argv: list[str]) -> Any:
     parser.add_argument("--json", type=Path, help="write the result to this file")
     parser.add_argument("--compare", type=Path, help="print the change against a file written by --json")
     parser.add_argument("--trace", help="directory for a profile of one update of each phase, for TensorBoard")
-    return parser.parse(argv, batch=1, length=1, updates=1)
+    arguments = parser.parse(argv, batch=1, length=1, updates=1)
+    if arguments.no_env and arguments.what == "frames":
+        raise ConfigError("--no_env: expected no such flag beside --what frames, received it; remove one of them")
+    return arguments
 
 
 def command(name: str, arguments: Any) -> list[str]:

@@ -501,6 +501,7 @@ class Player:
     """This process's environment and behaviour, and a world without pictures where the behaviour needs none."""
 
     def __init__(self, recipe: Recipe):
+        """Raises as `tasks.make` and `snapshots.make`."""
         environment = tasks.make(recipe.task, **dict(recipe.settings))
         require_members(environment, "close")
         self.contract, self._recipe = Contract(environment), recipe

@@ -183,6 +183,7 @@ class Simulation:
         fast: bool = False,
         body: bool = False,
     ) -> None:
+        """Args: as `Simulator`. Raises ConfigError for wrong settings, SimulatorError without a working simulator."""
         # The suite accepts only this old generator and keeps it: seeding it again in `reset` repeats an episode.
         self._random = np.random.RandomState(0)
         with simulator_errors(name):
@@ -278,6 +279,7 @@ class Picture:
     """
 
     def __init__(self, physics: Any, size: int, camera: int, *, floor_is_sky: bool) -> None:
+        """Raises ConfigError for a camera that the model, or a size that the simulator's buffer, does not have."""
         from dm_control import mujoco
 
         cameras, limits = physics.model.ncam, physics.model.vis.global_

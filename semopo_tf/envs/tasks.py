@@ -340,6 +340,7 @@ class SuiteEnvironment:
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
+        """Args: name: `<domain>_<task>`. Raises as `make`."""
         # The look of the background: colour, split and seed.
         size, action_repeat, camera, source, *look, mask_rule, render, distractor, _ = settings
         self.background = None if source == "none" else shared_background(source, size, *look)

@@ -141,6 +141,7 @@ def test_flags_of_training_reach_the_rows():
         (["--batch", "0"], "--batch: expected at least 1, received 0"),
         (["--updates", "-1"], "--updates: expected at least 1, received -1"),
         (["--configs", "relesed"], "relesed"),
+        (["--what", "frames"], "--no_env: expected no such flag beside --what frames"),
         (["--compare", "nowhere.json"], "--compare nowhere.json: expected a file written by bench.py --json"),
     ],
 )
