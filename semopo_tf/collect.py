@@ -222,21 +222,22 @@ def choose_policy(args: argparse.Namespace) -> str:
         )
     if args.level == "medium":
         return f"snapshot:{run.logdir}@{run.within(*args.returns)}"
-    return f"replay:{run.logdir}@{until_medium(run, args.task)}/{args.episodes}"
+    return f"replay:{run.logdir}@{end_of_replay(run, args.task, args.returns)}/{args.episodes}"
 
 
-def until_medium(run: snapshots.Behaviours, task: str) -> int:
-    """The snapshot at which a behaviour's training has reached the paper's medium level; the last one where it has not,
-    or the paper has no such task.
+def end_of_replay(run: snapshots.Behaviours, task: str, returns: tuple[float, float] | None) -> int:
+    """The last snapshot of a replay: that at which training has reached the paper's medium level, or the last of all
+    where it has not or the paper has no such task; of these the last one that returns less in training than is kept.
     """
-    band = paper_band(task, "medium")
-    if not band:
-        return run.decisions[-1]
-    try:
-        return run.within(*band)
-    except ConfigError as error:
-        print(f"{error}; the replay ends with the last snapshot")
-        return run.decisions[-1]
+    end, band = run.decisions[-1], paper_band(task, "medium")
+    if band:
+        try:
+            end = run.within(*band)
+        except ConfigError as error:
+            print(f"{error}; the replay ends with the last snapshot")
+    trained = run.training_returns()
+    kept = [each for each in run.until(end) if not returns or trained[each] <= returns[1]]
+    return kept[-1] if kept else end
 
 
 def parse_options(words: list[str]) -> tuple[tuple[str, float], ...]:

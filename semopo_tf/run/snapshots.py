@@ -172,7 +172,7 @@ class Behaviours:
         Raises:
           ConfigError: when none does, with the nearest.
         """
-        trained, means = self._training_returns(), dict[int, float]()
+        trained, means = self.training_returns(), dict[int, float]()
         middle = (low + high) / 2
         for decisions in sorted(self.decisions, key=lambda each: (abs(trained[each] - middle), each)):
             means[decisions] = float(self.returns(decisions, episodes).mean())
@@ -187,7 +187,7 @@ class Behaviours:
             f"{len(means)}; the nearest, {near}, has {means[near]:.1f}; train longer or choose other --returns"
         )
 
-    def _training_returns(self) -> dict[int, float]:
+    def training_returns(self) -> dict[int, float]:
         """For every snapshot the mean return of the episodes that were played about it."""
         rows = [(row["decisions"], row["return"]) for row in read_records(self.logdir / "metrics.jsonl")]
         played = {decisions: place for place, (decisions, _) in enumerate(rows)}

@@ -157,6 +157,19 @@ def test_level_medrep_is_the_training_in_its_order(tmp_path, undisturbed):
         np.testing.assert_array_equal(action[0], episodes[number].action[1])
 
 
+def test_a_replay_ends_before_the_behaviour_returns_more_than_is_kept(undisturbed, monkeypatch):
+    """Else its last episodes would be rejected for ever."""
+    run = snapshots.Behaviours(undisturbed)
+    trained = dict(zip((100, 150, 200, 250), (5.0, 9.0, 20.0, 30.0)))
+    monkeypatch.setattr(run, "training_returns", lambda: trained)
+    assert collect.end_of_replay(run, "exbmdp_point", None) == 250
+    assert collect.end_of_replay(run, "exbmdp_point", (2.0, 20.0)) == 200
+    assert collect.end_of_replay(run, "exbmdp_point", (0.0, 1.0)) == 250  # none; the band is refused as it is played
+    monkeypatch.setattr(collect, "paper_band", lambda task, level: (18.0, 50.0))
+    monkeypatch.setattr(run, "within", lambda low, high: 200)
+    assert collect.end_of_replay(run, "exbmdp_point", (2.0, 10.0)) == 150
+
+
 def test_level_medium_is_a_snapshot_in_the_band_and_its_episodes_are_too(tmp_path, undisturbed):
     run = snapshots.Behaviours(undisturbed)
     means = [run.returns(decisions).mean() for decisions in run.decisions]
