@@ -288,7 +288,7 @@ def test_E03_an_action_that_is_not_finite_stops_an_evaluation_during_training(da
     semopo_tf.register("still", SmallStill)
     monkeypatch.setattr(build, "episode_seeds", lambda seed, count: [5] * count)
     flags = synthetic.train_flags(data, tmp_path / "run", *QUIET, *STEPS, "--task", "still", "--eval.every", "12")
-    from semopo_tf.methods.semopo import FilterPolicy
+    from semopo_tf.methods.filter_policy import FilterPolicy
 
     act = FilterPolicy.__call__
     monkeypatch.setattr(
