@@ -184,6 +184,7 @@ class Trainer:
         """Sampler, learner and acting policy."""
         config, dataset = self._config, self._dataset
         self._sizes = {"image_size": dataset.frames.shape[1], "action_size": dataset.action.shape[1]}
+        self._sizes |= build.data_sizes(config, dataset)
         available = devices.device_memory(self._device)  # before the learner's variables take their share
         self._learner = self._make_learner(config, **self._sizes, jit=self._jit)
         for stage in self._learner.stages:
@@ -232,7 +233,8 @@ class Trainer:
 
     def _make_loop(self, stage: Stage) -> StageLoop:
         """The compiled loop of a stage. What the stage prepares from the frames is computed here, once."""
-        config, source = self._config, self._sampler.source(stage.view, stage.stacks, **self._batch)
+        config = self._config
+        source: Any = self._sampler.source(stage.view, stage.stacks, **self._batch, episode=stage.episode)
         table, host_images = None, None
         if stage.prepare:
             started = time.monotonic()
