@@ -31,6 +31,7 @@ CASES = {  # (overlays and flags, phase of the checkpoint that is exported)
     "gaussian": (["semopo"], "policy"),
     "categorical": (["released", "semopo"], "policy"),
     "joint": (["offline_dv2", "--precision", "mixed_bfloat16"], "model"),
+    "lompo": (["lompo"], "policy"),
 }
 LATE = 7  # the frame at which the last episode of those side by side begins
 
@@ -69,17 +70,21 @@ for case in map(Path, cases):
 def make_run(logdir, flags, phase):
     """A run directory as training leaves it, its weights random, with a newer checkpoint that no one exports."""
     config = configuration.load(["--configs", "exbmdp_point", "debug", *flags])
-    learner = build.make_learner(config, image_size=config.env.size, action_size=2)
+    sizes = {"image_size": config.env.size, "action_size": 2, "episodes": 2, "transitions": 30}
+    learner = build.make_learner(config, **sizes)
     logdir.mkdir()
     (logdir / "config.yaml").write_text(config.to_yaml())
-    (logdir / "dataset_manifest.json").write_text(
-        json.dumps({"image_size": config.env.size, "action_size": 2, "card": None, "files": []})
-    )
+    (logdir / "dataset_manifest.json").write_text(json.dumps(sizes | {"card": None, "files": []}))
     for step in (12, 13):
-        tiny.randomise(learner.world_model.trained | learner.actor_critic.actor_variables, np.random.default_rng(step))
+        tiny.randomise(learner.world_model.trained | actor_of(learner), np.random.default_rng(step))
         state = {"metrics_size": 0, "timing_size": 0, "sums": [], "count": 0}
         checkpoints.save(logdir, phase, step, tiny.snapshot(learner.variables()), state)
     return logdir
+
+
+def actor_of(learner):
+    """The variables of its actor by name."""
+    return (learner.agent if hasattr(learner, "agent") else learner.actor_critic).actor_variables
 
 
 def record(run, folder):
@@ -145,7 +150,7 @@ def test_only_what_acting_needs_is_exported(exported, case):
         for key, x in run.learner.world_model.trained.items()
         if key.startswith(layers) and "/prior/" not in key
     }
-    values |= {f"policy/{key}": value for key, value in run.learner.actor_critic.actor_variables.items()}
+    values |= {f"policy/{key}": value for key, value in actor_of(run.learner).items()}
     stored = tf.train.load_checkpoint(str(folder / "export" / "variables" / "variables"))
     suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
     names = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
+import tensorflow as tf
 import tiny
 from synthetic import Still
 from test_engine import Case
@@ -21,6 +22,7 @@ from semopo_tf.run import build, checkpoints, dump
 from semopo_tf.run.trainer import Trainer
 from semopo_tf.storage.files import Files
 from semopo_tf.storage.records import read_records
+from semopo_tf.types import Transitions, WithEpisode
 
 PHASES = ("model", "policy")
 
@@ -300,3 +302,13 @@ def test_E03_an_action_that_is_not_finite_stops_an_evaluation_during_training(da
     assert (
         "expected finite actions in [-1, 1], received [nan nan] at decision 0 of episode 5" in capsys.readouterr().err
     )
+
+
+def test_every_form_of_a_batch_is_named_and_found_again(rng):
+    windows = tiny.arrays(tiny.batch(rng))
+    stacks = Transitions(*(np.full([2], place) for place in range(len(Transitions._fields))))
+    for batch in (windows, stacks, WithEpisode(windows, tiny.arrays(tiny.batch(rng, 1, 3)))):
+        again = dump.from_names(dump.by_name(batch))
+        assert type(again) is type(batch)
+        for one, other in zip(tf.nest.flatten(again), tf.nest.flatten(batch), strict=True):
+            np.testing.assert_array_equal(one, other)
