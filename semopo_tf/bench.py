@@ -1,4 +1,5 @@
-"""`bench.py`: speed and memory of training on this machine, one row a configuration, as a table and as JSON.
+"""`bench.py`: speed and memory of training on this machine, one row a configuration, as a table and as JSON; with
+`--what frames` the speed of collecting data alone.
 
 Every row runs on random frames in a fresh process, so that first update and peak memory are its own. The rate of matrix
 products is measured in the same process before and after every update: the fraction of it that an update reaches can be
@@ -11,18 +12,20 @@ import multiprocessing
 import os
 import platform
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from semopo_tf import collect
 from semopo_tf import config as configuration
 from semopo_tf.config import RENDERS
 from semopo_tf.engine import xla
-from semopo_tf.errors import CommandParser, ConfigError, SemopoError
+from semopo_tf.errors import CommandParser, ConfigError, SemopoError, SimulatorError
 from semopo_tf.report.tables import aligned
 from semopo_tf.storage.files import write_whole
 from semopo_tf.storage.limits import usable_cores
@@ -33,6 +36,8 @@ EPISODES, RECORDS, IMAGE_SIZE, ACTION_SIZE = 8, 501, 64, 6
 ENV_TASK, ENV_STEPS = "dmcdrv_walker_walk", 100
 ENV_SETTINGS: dict[str, Any] = {"size": IMAGE_SIZE, "action_repeat": 2, "camera": -1, "background": "builtin:driving"}
 SIDE_BY_SIDE = (1, 2, 4)  # environments of a measured evaluation
+PROCESSES = (1, 2)  # of a measured collection
+SEEN = 8  # levels of a colour; a smaller difference is hardly seen
 WARM_UP = 5  # decisions, the first of which compiles the policy
 COLUMNS = {
     # key of the JSON: (heading, decimals)
@@ -47,6 +52,10 @@ COLUMNS = {
     "imagined_steps_per_s": ("imagined steps/s", 0),
     "env_steps_per_s": ("env steps/s", 1),
     "fast_env_steps_per_s": ("env steps/s with --render fast", 1),
+    "fast_pixels_percent": ("pixels that --render fast changes, %", 2),
+    "fast_seen_pixels_percent": (f"of them by more than {SEEN} levels, %", 2),
+    **{f"frames_per_s_{count}": (f"collected frames/s, processes: {count}", 1) for count in PROCESSES},
+    **{f"fast_frames_per_s_{count}": (f"the same with --render fast, processes: {count}", 1) for count in PROCESSES},
     **{f"eval_steps_per_s_{count}": (f"evaluation steps/s, environments: {count}", 1) for count in SIDE_BY_SIDE},
     "model_peak_memory_mb": ("peak memory of the model phase, MB", 0),
     "peak_memory_mb": ("peak memory of both phases, MB", 0),
@@ -55,8 +64,10 @@ COLUMNS = {
     "load_s": ("reading and verifying it, s", 2),
     "save_percent": ("saving, % of the model phase", 2),
 }
+FRAMES = tuple(key for key in COLUMNS if key.startswith(("env_", "fast_", "frames_")))  # figures of `--what frames`
+SIMULATED = (*FRAMES, *(key for key in COLUMNS if key.startswith("eval_")))
 # Not in results of earlier versions.
-LATER = ("trace_s", "first_call_s", "fast_env_steps_per_s", *(key for key in COLUMNS if key.startswith("eval_")))
+LATER = ("trace_s", "first_call_s", *(key for key in SIMULATED if key != "env_steps_per_s"))
 # Printed besides the seconds of the JSON.
 PER_SECOND = {"model_update_s": "model updates/s", "policy_update_s": "policy updates/s"}
 HIGHER_IS_BETTER = ("model_fraction_of_matmul", *(key for key in COLUMNS if key.endswith("_per_s") or "_per_s_" in key))
@@ -69,24 +80,39 @@ def main(argv: list[str]) -> int:
       ConfigError: for a wrong flag, configuration or comparison file.
     """
     arguments = parse(argv)
-    earlier = read_result(arguments.compare) if arguments.compare else None
+    if arguments.compare:
+        read_result(arguments.compare)  # a wrong file is refused now, not after minutes
     commands = {name: command(name, arguments) for name in arguments.configs}
     for words in commands.values():
         configuration.load(words)
-    simulated = dict.fromkeys(key for key in COLUMNS if key.startswith(("eval_", "env_", "fast_env_")))
+    simulated: dict[str, float | None] = dict.fromkeys(SIMULATED)
     if not arguments.no_env:
-        simulated |= measure_environment() | in_child(measure_evaluation)
+        simulated |= measure_environment() | measure_collections()
+    if arguments.what == "frames":
+        row = dict.fromkeys(COLUMNS) | simulated | {"config": "frames", "batch": None, "length": None}
+        return report(arguments, {"machine": machine("none"), "rows": [row]}, FRAMES)
+    if not arguments.no_env:
+        simulated |= in_child(measure_evaluation)
     rows: list[dict[str, Any]] = []
     for name, words in commands.items():
         print(f"{name}: measuring", flush=True)
         rows.append(in_child(measure, name, words, arguments.updates, arguments.trace, arguments.gpu_tune) | simulated)
     devices = [row.pop("device") for row in rows]
-    result = {"machine": machine(devices[0]), "rows": rows}
-    print(table(rows))
+    return report(arguments, {"machine": machine(devices[0]), "rows": rows}, COLUMNS)
+
+
+def report(arguments: Any, result: Mapping[str, Any], keys: Iterable[str]) -> int:
+    """Print the figures `keys` of a result, write it and compare it as the arguments ask.
+
+    Raises:
+      ConfigError: for a wrong comparison file.
+      StorageError: when the result cannot be written.
+    """
+    print(table(result["rows"], keys))
     if arguments.json:
         write_whole(arguments.json, json.dumps(result, indent=1).encode())
-    if earlier:
-        print(comparison(earlier, result))
+    if arguments.compare:
+        print(comparison(read_result(arguments.compare), result))
     return 0
 
 
@@ -94,9 +120,11 @@ def parse(argv: list[str]) -> Any:
     """The command line.
 
     Raises:
-      ConfigError: for a count below 1.
+      ConfigError: for a count below 1, or flags that leave nothing to measure.
     """
     parser = CommandParser(prog="bench.py", description=__doc__)
+    about_what = "all: training, evaluation and collection; frames: collection alone, in two minutes"
+    parser.add_argument("--what", default="all", choices=("all", "frames"), help=about_what)
     rows = "rows: a preset or size, or several joined by a plus, e.g. released+small"
     parser.add_argument("--configs", nargs="+", default=list(ROWS), help=rows)
     parser.add_argument("--batch", type=int, help="windows a batch (default: 16, small 8)")
@@ -110,7 +138,10 @@ def parse(argv: list[str]) -> Any:
     parser.add_argument("--json", type=Path, help="write the result to this file")
     parser.add_argument("--compare", type=Path, help="print the change against a file written by --json")
     parser.add_argument("--trace", help="directory for a profile of one update of each phase, for TensorBoard")
-    return parser.parse(argv, batch=1, length=1, updates=1)
+    arguments = parser.parse(argv, batch=1, length=1, updates=1)
+    if arguments.no_env and arguments.what == "frames":
+        raise ConfigError("--no_env: expected no such flag beside --what frames, received it; remove one of them")
+    return arguments
 
 
 def command(name: str, arguments: Any) -> list[str]:
@@ -247,24 +278,92 @@ def yardstick(gpu: bool) -> Callable[[], float]:
 
 
 def measure_environment() -> dict[str, float | None]:
-    """Decisions per second of one environment with distractors, drawn in full and fast; None where nothing can be
-    drawn.
+    """Decisions per second of one environment with distractors, drawn in full and fast, and the percentage of pixels
+    between whose images there is a difference; None where nothing can be drawn.
     """
     from semopo_tf.envs import tasks
 
     figures: dict[str, float | None] = {"env_steps_per_s": None, "fast_env_steps_per_s": None}
+    drawn: list[np.ndarray] = []
     for name, render in zip(figures, RENDERS, strict=True):
+        images = []
         try:
             with contextlib.closing(tasks.make(ENV_TASK, **ENV_SETTINGS, render=render)) as environment:
                 environment.reset(0)
                 rng, before = np.random.default_rng(0), time.perf_counter()
                 for _ in range(ENV_STEPS):
-                    environment.step(rng.uniform(-1, 1, environment.action_size).astype(np.float32))
+                    action = rng.uniform(-1, 1, environment.action_size).astype(np.float32)
+                    images.append(environment.step(action).image)
                 figures[name] = ENV_STEPS / (time.perf_counter() - before)
         except SemopoError as error:
             print(f"env steps/s: not measured ({error})")
-            break
+            return figures
+        drawn.append(np.stack(images))
+    apart = np.abs(drawn[0].astype(int) - drawn[1]).max(-1)
+    return figures | {
+        "fast_pixels_percent": 100 * float((apart > 0).mean()),
+        "fast_seen_pixels_percent": 100 * float((apart > SEEN).mean()),
+    }
+
+
+def measure_collections() -> dict[str, float]:
+    """Frames per second that `collect` writes, in full and fast, summed over its processes; nothing where nothing can
+    be drawn.
+    """
+    figures = {}
+    for begin, render in zip(("", "fast_"), RENDERS, strict=True):
+        for count in PROCESSES:
+            try:
+                figures[f"{begin}frames_per_s_{count}"] = measure_collection(count, render)
+            except SemopoError as error:
+                print(f"collected frames/s: not measured ({error})")
+                return figures
     return figures
+
+
+def measure_collection(processes: int, render: str) -> float:
+    """Frames per second of `processes` processes that each play, check and write one episode, all at the same time.
+
+    The start of processes and simulators is left out: it is the same for a thousand episodes.
+    """
+    context = multiprocessing.get_context("spawn")
+    recipe = collect.Recipe(ENV_TASK, "random", tuple((ENV_SETTINGS | {"render": render}).items()))
+    with (
+        tempfile.TemporaryDirectory(dir=".", prefix=".bench-") as out,
+        context.Pool(processes, initializer=_begin_together, initargs=(context.Barrier(processes),)) as pool,
+    ):
+        jobs = [collect.Job(recipe, number, collect.episode_seed(1, number), out) for number in range(processes)]
+        frames, started, ended = zip(*pool.map(collect_one, jobs, chunksize=1))
+    return sum(frames) / (max(ended) - min(started))
+
+
+_start: Any = None  # a barrier, in the processes of a measured collection
+
+
+def _begin_together(barrier: Any) -> None:
+    global _start
+    _start = barrier
+
+
+def collect_one(job: collect.Job) -> tuple[int, float, float]:
+    """Collect an episode as soon as all processes are ready to: its frames, start and end, seconds since the epoch.
+
+    Raises:
+      SemopoError: as `collect.collect_episode`.
+      SimulatorError: when another process is not ready.
+    """
+    try:
+        collect.warm_up(job.recipe)
+    except SemopoError:
+        _start.abort()
+        raise
+    try:
+        _start.wait()
+    except threading.BrokenBarrierError as error:
+        raise SimulatorError("another process could not start its simulator; run python -m semopo_tf.doctor") from error
+    started = time.time()
+    written = collect.collect_episode(job)
+    return written.records, started, time.time()
 
 
 class Enough(Exception):
@@ -328,10 +427,11 @@ def processor() -> str:
         return platform.processor()
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], keys: Iterable[str] = tuple(COLUMNS)) -> str:
     """The rows as text, one line per quantity."""
     lines = [["", *map(label, rows)]]
-    for key, (heading, decimals) in COLUMNS.items():
+    for key in keys:
+        heading, decimals = COLUMNS[key]
         scale = 1e-9 if key == "model_update_flops" else 1
         lines.append([heading, *("-" if row[key] is None else f"{row[key] * scale:,.{decimals}f}" for row in rows)])
         if key in PER_SECOND:
@@ -340,7 +440,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    return f"{row['config']} {row['batch']} x {row['length']}"
+    return f"{row['config']} {row['batch']} x {row['length']}" if row["batch"] else row["config"]
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from semopo_tf.config import RENDERS, SHOWN, task_name
+from semopo_tf.config import DISTRACTORS, RENDERS, SHOWN, task_name
 from semopo_tf.data.cards import CARD_NAME, read_card, write_card
 from semopo_tf.data.episodes import MAX_EPISODE_BYTES, read_episode, require_readable, write_episode
 from semopo_tf.data.validation import never_changes, validate_episode
@@ -67,9 +67,11 @@ CANDIDATES = 100  # episodes that are played for one whose return lies in the ba
 BAND_STREAM = 0xBA2D
 RESTARTS = 3  # of the worker processes in one collection
 SETTINGS = (  # the flags that are keywords of tasks.make
-    *("size", "action_repeat", "camera", "mask_rule", "render", "options"),
+    *("size", "action_repeat", "camera", "mask_rule", "render", "distractor", "options"),
     *("background", "background_color", "background_split", "background_seed"),
 )
+# Parts of a card's recipe that some recipes lack, such as how it is drawn, by the beginnings of their names.
+OPTIONAL = ("environment.", "background.", "kept_returns")
 FILE_NAME = re.compile(r"(\d{6})-([0-9a-f]{8})-\d+\.npz")
 
 
@@ -133,8 +135,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     about = {"mask_rule": "which pixels the background replaces"}
     for name, choices in SHOWN.items():
         parser.add_argument(f"--{name}", default=choices[0], choices=choices, help=about.get(name))
-    about_render = "fast: coarser shadows, half the time, a pixel in a thousand differs"
+    about_render = "fast: coarser shadows, two thirds of the time; of a thousand pixels two differ"
     parser.add_argument("--render", default=RENDERS[0], choices=RENDERS, help=about_render)
+    about_distractor = "agent: a second body of the task, which plays actions of its own (walker and cheetah)"
+    parser.add_argument("--distractor", default=DISTRACTORS[0], choices=DISTRACTORS, help=about_distractor)
     parser.add_argument("--background_seed", type=int, default=0, help="orders the clips")
     parser.add_argument(
         "--options",
@@ -346,8 +350,11 @@ def require_same_recipe(out: Path, card: dict[str, Any]) -> None:
             )
         return
     here, wanted = _flat(present), _flat(card)
+    recipe = [*wanted, *(key for key in here if key.startswith(OPTIONAL) and key not in wanted)]
     differing = [
-        f"{key}: {here.get(key)!r} there, {value!r} asked" for key, value in wanted.items() if here.get(key) != value
+        f"{key}: {here.get(key)!r} there, {wanted.get(key)!r} asked"
+        for key in recipe
+        if here.get(key) != wanted.get(key)
     ]
     if differing:
         raise ConfigError(
@@ -494,6 +501,7 @@ class Player:
     """This process's environment and behaviour, and a world without pictures where the behaviour needs none."""
 
     def __init__(self, recipe: Recipe):
+        """Raises as `tasks.make` and `snapshots.make`."""
         environment = tasks.make(recipe.task, **dict(recipe.settings))
         require_members(environment, "close")
         self.contract, self._recipe = Contract(environment), recipe
@@ -536,6 +544,11 @@ class Player:
 def _player(recipe: Recipe) -> Player:
     """Built once for all episodes of this process."""
     return Player(recipe)
+
+
+def warm_up(recipe: Recipe) -> None:
+    """Build this process's environment and see a first image, which takes longer than those after it."""
+    _player(recipe).contract.reset(0)
 
 
 def candidate_seed(seed: int, place: int) -> int:

@@ -76,6 +76,8 @@ ORIGINAL_OVERLAYS = {"dmc_vision": "released and a task, e.g. --configs released
 SHOWN = {"background_color": ("grey", "rgb"), "background_split": ("train", "test"), "mask_rule": ("sky", "blue")}
 # How the simulator draws: `fast` with a shadow map of a quarter of the resolution.
 RENDERS = ("full", "fast")
+# What moves before the background besides the agent: nothing, or a second body of the task.
+DISTRACTORS = ("none", "agent")
 # Allowed values; every other number is only checked against LIMITS.
 CHOICES = {
     "sampling": ("conservative", "uniform"),
@@ -88,6 +90,7 @@ CHOICES = {
     **{f"env.{key}": ("card", *choices) for key, choices in SHOWN.items()},
     **{f"without_card.{key}": choices for key, choices in SHOWN.items()},
     "env.render": ("card", *RENDERS),
+    "env.distractor": ("card", *DISTRACTORS),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "replay": ("auto", "device", "host"),
     "jit": ("auto", "full", "partial", "off"),
@@ -135,7 +138,7 @@ OPERATIONAL = frozenset(
 
 # Keys that came later than others. A run that was started without them has their defaults, which change nothing.
 LATER = frozenset(
-    {"gpu_tune", "xla_cache", "model.continue_head", "min_length", "env.render"}
+    {"gpu_tune", "xla_cache", "model.continue_head", "min_length", "env.render", "env.distractor"}
     | {f"online.{key}" for key in ("episodes", "prefill", "updates", "snapshot_every", "noise")}
     | {f"sac.{key}" for key in ("discount", "tau", "entropy")}
     | {f"transitions.{key}" for key in ("stack", "n_step", "shift", "resize")}

@@ -39,7 +39,9 @@ def main(argv: list[str]) -> int:
     if not arguments.checkpoint and not (logdir / "DONE").exists():
         print(f"warning: {logdir}: the run is not complete; playing {run.checkpoint}")
     look(out, video=arguments.video)
-    overrides = {key: value for key in (*build.CARD_KEYS, "render") if (value := getattr(arguments, key)) is not None}
+    overrides = {
+        key: value for key in (*build.CARD_KEYS, *build.USUAL) if (value := getattr(arguments, key)) is not None
+    }
     scores, rows, filmed = Records(out / SCORES), [], list[Episode]()
     for row, episode in scored(run, arguments.episodes, arguments.environments, overrides):
         scores.append(row)
@@ -97,6 +99,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for key, choices in configuration.SHOWN.items():
         parser.add_argument(f"--{key}", choices=choices)
     parser.add_argument("--render", choices=configuration.RENDERS, help="how the simulator draws")
+    about_distractor = "whether a second body of the task is shown"
+    parser.add_argument("--distractor", choices=configuration.DISTRACTORS, help=about_distractor)
     return parser.parse(argv, episodes=1, environments=1)
 
 

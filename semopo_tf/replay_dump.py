@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         build.restore(learner.variables(), state, path / "state.npz")
         stage = next(stage for stage in learner.stages if stage.name == facts["phase"])
         key = Key(facts["seed"], stage.name, tf.constant(facts["step"], tf.int64))
-        batch = tf.nest.map_structure(tf.constant, arrays)
+        batch = tf.nest.map_structure(tf.constant, dump.from_names(arrays))
         names = dump.examine(learner, stage, batch, key, jit=jit.of(stage))
     print(f"not finite: {', '.join(names) or 'nothing'}")
     expected = next(iter(facts["not_finite"]), None)

@@ -14,8 +14,14 @@ CARD_NAME = "dataset.json"
 CARD: dict[str, Any] = {
     **dict.fromkeys(("task?", "policy?", "status?"), str),
     **dict.fromkeys(("seed?", "episodes?", "records?"), int),
-    "environment?": {**dict.fromkeys(("size?", "action_repeat?", "camera?"), int), "options?": dict},
-    "background?": {**dict.fromkeys(("source?", "color?", "split?", "mask_rule?"), str), "seed?": int, "clips?": [str]},
+    "environment?": {
+        **dict.fromkeys(("size?", "action_repeat?", "camera?"), int),
+        **{"render?": str, "options?": dict},
+    },
+    "background?": {
+        **dict.fromkeys(("source?", "color?", "split?", "mask_rule?", "distractor?"), str),
+        **{"seed?": int, "clips?": [str]},
+    },
     "versions?": dict,
     "returns?": dict.fromkeys(("mean?", "std?", "min?", "p25?", "median?", "p75?", "max?"), float),
     "files?": [{"file?": str, "seed?": int, "return?": float, "sha256?": str}],

@@ -76,9 +76,9 @@ class RandomNetworks(_OneEnvironment):
     def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
         """See `types.Policy`; the episode's network travels in `state`."""
         seen = getattr(self._environment, "state", None)
-        x = (grey_cells(image[0]) if seen is None else seen).astype(np.float32)
+        x = grey_cells(image[0]) if seen is None else seen
         layers = draw_network(int(seeds[0]), len(x), self._environment.action_size) if state is None else state
-        return np.tanh(forward(layers, x, np.tanh))[None], layers
+        return network_action(layers, x)[None], layers
 
 
 def draw_network(seed: int, inputs: int, outputs: int) -> list[Layer]:
@@ -91,6 +91,11 @@ def draw_network(seed: int, inputs: int, outputs: int) -> list[Layer]:
         bias = np.zeros(narrow) if last else rng.normal(0, BIAS, narrow)
         layers.append(Layer(kernel.astype(np.float32), bias.astype(np.float32)))
     return layers
+
+
+def network_action(layers: Sequence[Layer], x: np.ndarray) -> np.ndarray:
+    """The action [outputs] in [-1, 1] of a random network that sees x [inputs]."""
+    return np.tanh(forward(layers, x.astype(np.float32), np.tanh))
 
 
 def grey_cells(image: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semopo_tf.envs.rendering import choose_backend, simulator_errors
-from semopo_tf.envs.rollout import ANSWER_SECONDS
+from semopo_tf.envs.rollout import ANSWER_SECONDS, bounded_action
 from semopo_tf.errors import ConfigError, SemopoError, SimulatorError
 from semopo_tf.storage.child import ENDING_SECONDS, Child, send
 
@@ -28,7 +28,8 @@ FLOOR_IS_SKY = frozenset(("humanoid", "humanoid_CMU", "dog", "fish", "point_mass
 RESTARTS = 3  # of a child that died or hung, in the life of a simulator
 ERRORS = {kind.__name__: kind for kind in (ConfigError, SimulatorError)}  # what a simulation raises
 FAST_SHADOWS = 512  # pixels of the shadow map; the suite's own models have 2048
-NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
+UNLIMITED = 1e9  # the suite reports +-1e10 for an actuator without limits
+NO_IMAGE, NO_BODY = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), bool)
 SERVER = [sys.executable, "-c", "import sys; from semopo_tf.envs.suite import serve; serve(int(sys.argv[1]))"]
 
 
@@ -51,6 +52,7 @@ class View(NamedTuple):
     is_first: bool
     is_last: bool
     is_terminal: bool
+    body: np.ndarray = NO_BODY  # [size, size] bool, if wanted: where the camera sees neither sky nor floor
 
 
 class Simulator:
@@ -59,12 +61,22 @@ class Simulator:
     A size of 0 pixels is a simulation that draws nothing and needs no OpenGL.
     """
 
-    def __init__(self, name: str, *, size: int, action_repeat: int, camera: int, sky: bool, fast: bool = False) -> None:
-        """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen; fast: with coarse shadows. Raises
-        ConfigError for settings that the task does not have.
+    def __init__(
+        self,
+        name: str,
+        *,
+        size: int,
+        action_repeat: int,
+        camera: int,
+        sky: bool,
+        fast: bool = False,
+        body: bool = False,
+    ) -> None:
+        """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen; fast: with coarse shadows; body: also
+        draw where the robot is seen. Raises ConfigError for settings that the task does not have.
         """
         self.name = name
-        self._settings = (name, size, action_repeat, camera, sky, fast)
+        self._settings = (name, size, action_repeat, camera, sky, fast, body)
         self._surroundings = {} if size else {"MUJOCO_GL": "disabled"}
         if size:
             choose_backend()
@@ -149,7 +161,7 @@ def serve(descriptor: int) -> None:
                 else:
                     view = simulation.reset(*arguments) if method == "reset" else simulation.step(np.array(*arguments))
                     record = view._asdict()
-                    names = ("image", "sky", "state")
+                    names = ("image", "sky", "state", "body")
                     arrays = {name: array for name in names if (array := record.pop(name)) is not None}
                     send(pipe, {"view": record, "arrays": arrays})
             except SemopoError as error:
@@ -161,7 +173,17 @@ def serve(descriptor: int) -> None:
 class Simulation:
     """The task itself; lives in the child. An episode is a function of (seed, controls) alone."""
 
-    def __init__(self, name: str, size: int, action_repeat: int, camera: int, sky: bool, fast: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        action_repeat: int,
+        camera: int,
+        sky: bool,
+        fast: bool = False,
+        body: bool = False,
+    ) -> None:
+        """Args: as `Simulator`. Raises ConfigError for wrong settings, SimulatorError without a working simulator."""
         # The suite accepts only this old generator and keeps it: seeding it again in `reset` repeats an episode.
         self._random = np.random.RandomState(0)
         with simulator_errors(name):
@@ -180,7 +202,7 @@ class Simulation:
         if size:
             self._picture = Picture(self._env.physics, size, camera, floor_is_sky=domain in FLOOR_IS_SKY)
         self._repeat = action_repeat
-        self._sky = sky
+        self._sky, self._body = sky, body
 
     def reset(self, seed: int) -> View:
         """Begin the episode of `seed`."""
@@ -201,13 +223,27 @@ class Simulation:
         return self._view(total, step)
 
     def _view(self, reward: float, step: Any) -> View:
-        image, sky = NO_IMAGE, None
+        image, sky, body = NO_IMAGE, None, NO_BODY
         if self._picture:
-            sky = self._picture.sky() if self._sky else None
+            if self._sky or self._body:
+                seen_sky, seen_body = self._picture.masks()
+                sky = seen_sky if self._sky else None
+                body = seen_body if self._body else NO_BODY
             image = self._picture.image()
         state = np.concatenate([np.ravel(each) for each in step.observation.values()]).astype(np.float64)
         terminal = bool(step.last() and step.discount == 0)
-        return View(image, sky, state, float(reward), step.first(), step.last(), terminal)
+        return View(image, sky, state, float(reward), step.first(), step.last(), terminal, body)
+
+
+def control_of(action: np.ndarray, facts: Facts) -> np.ndarray:
+    """Map an action [A] in [-1, 1] to the suite's bounds, [A] float64. An actuator without limits takes it as it is.
+
+    Raises:
+      NumericalError: when the action is not finite, out of range or of another shape.
+    """
+    action = bounded_action(action, len(facts.low))
+    limited = (np.abs(facts.low) < UNLIMITED) & (np.abs(facts.high) < UNLIMITED)
+    return np.where(limited, facts.low + (action + 1) / 2 * (facts.high - facts.low), action)
 
 
 def find_task(name: str, known: list[tuple[str, str]]) -> tuple[str, str]:
@@ -243,6 +279,7 @@ class Picture:
     """
 
     def __init__(self, physics: Any, size: int, camera: int, *, floor_is_sky: bool) -> None:
+        """Raises ConfigError for a camera that the model, or a size that the simulator's buffer, does not have."""
         from dm_control import mujoco
 
         cameras, limits = physics.model.ncam, physics.model.vis.global_
@@ -257,16 +294,20 @@ class Picture:
             )
         self._camera = mujoco.Camera(physics, height=size, width=size, camera_id=camera)
         self._geom = int(mujoco.mjtObj.mjOBJ_GEOM)
-        floors = (physics.model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (physics.model.geom_bodyid == 0)
-        self._open = np.flatnonzero(floors) if floor_is_sky else np.empty(0, np.int64)  # geoms that count as sky
+        planes = (physics.model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (physics.model.geom_bodyid == 0)
+        self._floors = np.flatnonzero(planes)  # indices of geoms
+        self._floor_is_sky = floor_is_sky
 
     def image(self) -> np.ndarray:
         """[size, size, 3] uint8, a copy: the camera draws every image into the same buffer, upside down."""
         return self._camera.render().copy()
 
-    def sky(self) -> np.ndarray:
-        """[size, size] bool, true where the camera's ray hits nothing. Robot, floor and targets are false, translucent
-        ones too.
+    def masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sky and body, each [size, size] bool.
+
+        The sky is where the camera's ray hits nothing. Robot, floor and targets are false, translucent ones too. The
+        body is what is neither sky nor floor.
         """
         hit, kind = np.moveaxis(self._camera.render(segmentation=True), -1, 0)
-        return (kind == -1) | ((kind == self._geom) & np.isin(hit, self._open))
+        nothing, floor = kind == -1, (kind == self._geom) & np.isin(hit, self._floors)
+        return nothing | floor if self._floor_is_sky else nothing, ~(nothing | floor)

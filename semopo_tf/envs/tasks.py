@@ -21,20 +21,21 @@ import numpy as np
 
 from semopo_tf.envs import exbmdp, gym_adapter
 from semopo_tf.envs.behaviours import RandomNetworks
+from semopo_tf.envs.companion import Companion
 from semopo_tf.envs.contract import uncallable
 from semopo_tf.envs.driver import Driver
-from semopo_tf.envs.rollout import RandomPolicy, bounded_action
-from semopo_tf.envs.suite import Simulator
+from semopo_tf.envs.rollout import RandomPolicy
+from semopo_tf.envs.suite import Simulator, control_of
 from semopo_tf.envs.videos import DRIVING, Background, blue_mask, composite, load_background, require
 from semopo_tf.errors import ConfigError, DataError, SimulatorError, cut
 from semopo_tf.types import Environment, Observation, Policy
 
 PLAIN, MOVING = "dmc_", "dmcdrv_"
-MASK_RULES, RENDERS = ("sky", "blue"), ("full", "fast")
+MASK_RULES, RENDERS, DISTRACTORS = ("sky", "blue"), ("full", "fast"), ("none", "agent")
+WITH_COMPANION = tuple(f"{MOVING}{domain}_" for domain in ("walker", "cheetah"))
 PAPER_TASKS = ("walker_walk", "cheetah_run", "hopper_hop", "humanoid_walk")
 BACKGROUND_FRAMES = 1000
 BESIDES = {"numpy", "backend"}  # of the versions of an environment: without an influence on its physics
-UNLIMITED = 1e9  # the suite reports +-1e10 for an actuator without limits
 
 _registry: dict[str, Callable[..., Environment]] = {}
 
@@ -53,8 +54,10 @@ class Settings(NamedTuple):
     # domains whose camera looks down on it (`suite.FLOOR_IS_SKY`). `blue`: where blue exceeds red and green, which
     # includes the floor.
     mask_rule: str = "sky"
-    # How the simulator draws: `fast` with a coarser shadow, in half the time; about a pixel in a thousand differs.
+    # How the simulator draws: `fast` with a coarser shadow, in two thirds of the time; of a thousand pixels two differ.
     render: str = "full"
+    # `agent`: a second body of the task stands beside the first and plays actions of its own (`companion.py`).
+    distractor: str = "none"
     # Settings of the task itself, as a mapping or as pairs. The testbed has some, an environment of a user may.
     options: Mapping[str, float] | Sequence[tuple[str, float]] = ()
 
@@ -94,11 +97,22 @@ def make(task: str, **settings: Any) -> Environment:
     chosen = chosen._replace(options=dict(chosen.options))
     require(chosen.size >= 1, "size", "at least 1", chosen.size)
     require(chosen.action_repeat >= 1, "action_repeat", "at least 1", chosen.action_repeat)
+    _require_companion(task, chosen.distractor)
     if make_own := _registry.get(task) or (_import(task) if ":" in task else None):
         return _make_own(task, make_own, chosen)
     if _is_gym(task):
         return _make_gym(task, chosen)
     return _make_testbed(task, chosen) if task.startswith(exbmdp.PREFIX) else _make_suite(task, chosen)
+
+
+def _require_companion(task: str, distractor: str) -> None:
+    """Raises ConfigError for a distractor that there is not, or that the task cannot show."""
+    require(distractor in DISTRACTORS, "distractor", " or ".join(DISTRACTORS), distractor)
+    if distractor != "none" and not (is_of_suite(task) and task.startswith(WITH_COMPANION)):
+        raise ConfigError(
+            f"--distractor: expected none, as {task} cannot show a second body, received {distractor!r}; remove the "
+            f"flag or choose a task that begins with {' or '.join(WITH_COMPANION)}"
+        )
 
 
 def _is_gym(task: str) -> bool:
@@ -114,6 +128,7 @@ def _make_own(task: str, make_own: Callable[..., Environment], settings: Setting
       Exception: whatever its own code raises.
     """
     keywords = settings._asdict()
+    del keywords["distractor"]  # always none here
     if settings.render == "full":
         del keywords["render"]  # which an environment of a user need not know
     if (wrong := uncallable(make_own, **keywords)) is not None:
@@ -237,6 +252,7 @@ def card_of(settings: dict[str, Any], clips: list[str]) -> dict[str, dict[str, A
     background = {name: settings[f"background_{name}"] for name in ("color", "split", "seed")}
     special = {"options": dict(settings["options"])} if settings.get("options") else {}
     special |= {"render": settings["render"]} if settings.get("render", "full") != "full" else {}
+    distractor = settings.get("distractor", "none")
     return {
         "environment": {name: settings[name] for name in ("size", "action_repeat", "camera")} | special,
         "background": {
@@ -244,6 +260,7 @@ def card_of(settings: dict[str, Any], clips: list[str]) -> dict[str, dict[str, A
             **background,
             "mask_rule": settings["mask_rule"],
             "clips": clips,
+            **({"distractor": distractor} if distractor != "none" else {}),
         },
     }
 
@@ -270,6 +287,7 @@ def settings_of(card: Mapping[str, Any]) -> dict[str, Any]:
         "background": background["source"],
         **{f"background_{name}": background[name] for name in ("color", "split", "seed")},
         "mask_rule": background["mask_rule"],
+        **{name: background[name] for name in ("distractor",) if name in background},
     }
 
 
@@ -315,21 +333,25 @@ def _version(package: str) -> str:
 
 
 class SuiteEnvironment:
-    """A suite task seen through one camera, with an optional moving background.
+    """A suite task seen through one camera, with an optional moving background and a second body before it.
 
     An episode is a function of (seed, actions) alone: physics and background draw from generators that `reset` seeds
     anew. `step` may be split into `send` and `receive`, so that several environments simulate at the same time.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
-        size, action_repeat, camera, source, *look, mask_rule, render, _ = settings  # look: colour, split and seed
+        """Args: name: `<domain>_<task>`. Raises as `make`."""
+        # The look of the background: colour, split and seed.
+        size, action_repeat, camera, source, *look, mask_rule, render, distractor, _ = settings
         self.background = None if source == "none" else shared_background(source, size, *look)
-        sky = self.background is not None and mask_rule == "sky"
-        self._simulator = Simulator(
-            name, size=size, action_repeat=action_repeat, camera=camera, sky=sky, fast=render == "fast"
-        )
-        self._low, self._high, self.camera, self.state_size = self._simulator.facts
-        self.action_size = len(self._low)
+        sky, accompanied = self.background is not None and mask_rule == "sky", distractor == "agent"
+        drawn: dict[str, Any] = {"size": size, "action_repeat": action_repeat, "camera": camera}
+        drawn["fast"] = render == "fast"
+        self._simulator = Simulator(name, **drawn, sky=sky, body=accompanied)
+        self._companion = Companion(name, **drawn) if accompanied else None
+        self._facts = self._simulator.facts
+        self.camera, self.state_size = self._facts.camera, self._facts.state_size
+        self.action_size = len(self._facts.low)
         self.state = np.zeros(self.state_size)  # of the simulator, for behaviours that may see it
         self.image_shape = (size, size, 3)
         self._frame = 0  # of the background, for the next observation
@@ -339,6 +361,8 @@ class SuiteEnvironment:
         """Begin the episode of `seed` (a non-negative integer of any size)."""
         if self.background is not None:
             self._frame = self.background.first_frame(seed)
+        if self._companion:
+            self._companion.reset(seed)
         self._simulator.send("reset", int(seed))
         return self.receive()
 
@@ -358,7 +382,10 @@ class SuiteEnvironment:
             raise SimulatorError(
                 "step: expected a running episode, received a step before reset or after its end; call reset first"
             )
-        self._simulator.send("step", self._rescale(action).tolist())
+        control = control_of(action, self._facts)
+        if self._companion:
+            self._companion.step()
+        self._simulator.send("step", control.tolist())
 
     def receive(self) -> Observation:
         """The second half of `step`."""
@@ -370,14 +397,13 @@ class SuiteEnvironment:
             mask = blue_mask(image) if view.sky is None else view.sky
             image = composite(image, self.background.frames[self._frame], mask)
             self._frame = (self._frame + 1) % len(self.background.frames)
+        if self._companion:
+            other, body = self._companion.receive()
+            image = composite(image, other, body & ~view.body)
         return Observation(image, view.reward, view.is_first, view.is_last, view.is_terminal)
 
     def close(self) -> None:
         """End the simulation. May be called twice."""
+        if self._companion:
+            self._companion.close()
         self._simulator.close()
-
-    def _rescale(self, action: np.ndarray) -> np.ndarray:
-        """Map [-1, 1] to the suite's bounds, [A] float64. An actuator without limits takes the action as it is."""
-        action = bounded_action(action, len(self._low))
-        limited = (np.abs(self._low) < UNLIMITED) & (np.abs(self._high) < UNLIMITED)
-        return np.where(limited, self._low + (action + 1) / 2 * (self._high - self._low), action)

@@ -28,8 +28,9 @@ MEASURES = ("mean_norm", "log_prob_variance")
 BACKGROUND = {
     **{f"background_{key}": key for key in ("color", "split")},
     "background": "source",
-    "mask_rule": "mask_rule",
+    **{key: key for key in ("mask_rule", "distractor")},
 }
+UNSAID = {"distractor": "none"}  # what an environment shows whose card or score row does not say
 # Patterns of the files (`schema.unfit`): these keys at least; one that ends with `?` may be absent.
 ORIGIN = {"format": str, "method": str, "task": str, "level": str, "seed": int, "file": str, "sha256": str}
 ORIGIN |= {"unfinished?": str, "end?": object}
@@ -116,7 +117,7 @@ class RunRecord(NamedTuple):
 
     def condition(self, row: Mapping[str, Any]) -> str:
         """How the environment of a score row differs from that of the dataset, in words; empty if it does not."""
-        usual, environment = self._usual(), row.get("environment", {})
+        usual, environment = (UNSAID | each for each in (self._usual(), row.get("environment", {})))
         changed = (key for key in sorted(environment) if key in usual and environment[key] != usual[key])
         return ", ".join(f"{key} {environment[key]}" for key in changed)
 

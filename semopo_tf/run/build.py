@@ -25,6 +25,7 @@ from semopo_tf.types import Learner
 DEFAULT_SIZE = 64  # pixels, of `env.size`
 SIZES = ("image_size", "action_size", "episodes", "transitions")  # arguments of `make_learner`; the latter two may lack
 CARD_KEYS = ("background", "background_color", "background_split", "mask_rule")
+USUAL = {"render": "full", "distractor": "none"}  # settings that cards and score rows name only where they differ
 
 
 def make_compute(config: Config, jit: Jit) -> Compute:
@@ -174,8 +175,8 @@ def environment_settings(
     """Keyword arguments of `tasks.make` for the evaluation of a run.
 
     Background, colour, split and mask rule each come from the first source that names them: `overrides` (flags),
-    `config.env`, the dataset card, `config.without_card`. A user's task has a background only if a flag or the card
-    names one.
+    `config.env`, the dataset card, `config.without_card`; likewise how the simulator draws, and the distractor. A
+    user's task has a background only if a flag or the card names one.
 
     Args:
       card: the dataset card, or None.
@@ -183,7 +184,7 @@ def environment_settings(
 
     Returns:
       The settings. The four background keys are left out where no background is shown; a moving task whose background
-      is switched off has `background` alone.
+      is switched off has `background` alone. The card's distractor goes with the background.
 
     Raises:
       ConfigError: when the data were collected with another image size, action repeat or camera, or when a flag asks
@@ -201,11 +202,14 @@ def environment_settings(
                 f"{described[key]}"
             )
     overrides = dict(overrides or {})
-    render = overrides.pop("render", "card")
-    for chosen in (config.env.render, described.get("render", "full")):
-        render = chosen if render == "card" else render
-    drawn = {"render": render} if render != "full" else {}
-    return settings | options | drawn | _background(config, described, overrides)
+    seldom = {key: (overrides.pop(key, "card"), config.env[key]) for key in USUAL}
+    shown = _background(config, described, overrides)
+    if shown.get("background") == "none":
+        described = {key: value for key, value in described.items() if key != "distractor"}
+    for key, usual in USUAL.items():
+        value = next((each for each in seldom[key] if each != "card"), described.get(key, usual))
+        options |= {key: value} if value != usual else {}
+    return settings | options | shown
 
 
 def _background(config: Config, described: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:

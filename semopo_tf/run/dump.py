@@ -40,7 +40,7 @@ class Dump(NamedTuple):
     """The content of a dump directory."""
 
     facts: dict[str, Any]
-    batch: Any  # as the stage gets it, of arrays
+    batch: dict[str, np.ndarray]  # by the names of `by_name`
     state: dict[str, np.ndarray]
 
 
@@ -111,7 +111,7 @@ def write(
     logdir: Path,
     config: str,
     facts: Mapping[str, Any],
-    batch: Any,
+    batch: Mapping[str, Any],
     state: Mapping[str, np.ndarray],
     files: Files = FILES,
 ) -> Path:
@@ -124,7 +124,7 @@ def write(
     content: dict[str, bytes | memoryview] = {
         "dump.json": json.dumps(facts, indent=1, allow_nan=False).encode(),
         "config.yaml": config.encode(),
-        "batch.npz": npz.pack({name: np.asarray(value) for name, value in by_name(batch).items()}),
+        "batch.npz": npz.pack({name: np.asarray(value) for name, value in batch.items()}),
         "state.npz": npz.pack(state),
     }
     try:
@@ -147,7 +147,8 @@ def read(path: Path) -> Dump:
         batch, state = (
             npz.unpack(read_whole(path / name, free_memory() or sys.maxsize)[0]) for name in ("batch.npz", "state.npz")
         )
-        return Dump(facts, from_names(batch), state)
+        from_names(batch)
+        return Dump(facts, batch, state)
     except npz.MALFORMED as error:
         reason = type(error).__name__
         raise DataError(

@@ -114,7 +114,8 @@ def scored(
     Args:
       episodes: number of seeds; `eval.final_episodes` by default.
       environments: number played side by side; changes no result.
-      overrides: background, background_color, background_split and mask_rule, where they differ from the run's.
+      overrides: background, background_color, background_split, mask_rule, render and distractor, where they differ
+        from the run's.
 
     Raises:
       SemopoError: as `build.environment_settings` and `run.evaluate.evaluate`.

@@ -189,7 +189,7 @@ class Trainer:
         self._learner = self._make_learner(config, **self._sizes, jit=self._jit)
         for stage in self._learner.stages:
             if stage.stacks:
-                dataset.require_length(stage.stacks.steps + 1, "transitions.steps + 1", config.min_length)
+                dataset.require_length(stage.stacks.steps + 1, "transitions.n_step + 1", config.min_length)
             else:
                 dataset.require_length(config.batch.length, "batch.length", config.min_length)
         self._on_device = self._place_replay(available)
@@ -397,7 +397,7 @@ class Trainer:
         last = good.path.name if good else "none"
         facts = {"phase": stage.name, "step": step, "seed": self._config.seed, "not_finite": names}
         facts |= {"checkpoint": last, "device": self._device}
-        directory = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, batch, state)
+        directory = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, dump.by_name(batch), state)
         return NumericalError(
             f"{stage.name} update {step + 1}: expected finite numbers, received {dump.shown(names)}; last good "
             f"checkpoint: {last}; lower the learning rate, or look closer with python -m semopo_tf.replay_dump "

@@ -64,9 +64,51 @@ def test_a_profile_of_each_phase_is_where_tensorboard_looks(measured):
 def test_a_result_compares_with_itself(measured, capsys):
     earlier = bench.read_result(measured / "result.json")
     text = bench.comparison(earlier, earlier)
-    unmeasured = sum(key.startswith(("eval_", "fast_env_")) for key in bench.COLUMNS)
-    assert text.count(" same") == len(bench.COLUMNS) - 3 - unmeasured  # neither the work nor the yardstick either
+    # Neither the work nor the yardstick has a word, nor what was not measured.
+    assert text.count(" same") == len(bench.COLUMNS) - 2 - len(bench.SIMULATED)
     assert "different machines" not in text
+
+
+# --------------------------------------------------------------------------------------------------------------- frames
+
+
+@pytest.fixture
+def little(tmp_path, monkeypatch):
+    """Episodes of ten decisions and small images, in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "ENV_STEPS", 5)
+    monkeypatch.setattr(bench, "ENV_SETTINGS", bench.ENV_SETTINGS | {"size": 16, "action_repeat": 100})
+    return tmp_path
+
+
+def test_a_measured_collection_counts_the_frames_of_all_processes_and_leaves_nothing(little):
+    assert bench.measure_collection(2, "fast") > 0
+    assert list(little.iterdir()) == []
+
+
+@pytest.mark.full
+def test_frames_are_measured_without_any_training(little, capsys):
+    flags = ["--what", "frames", "--json", "frames.json"]
+    assert bench.main(flags) == 0
+    (one,) = bench.read_result(little / "frames.json")["rows"]
+    assert set(one) == KEYS and one["config"] == "frames"
+    assert {key for key, value in one.items() if value is not None} == {"config", *bench.FRAMES}
+    assert 100 > one["fast_pixels_percent"] >= one["fast_seen_pixels_percent"] >= 0
+    assert all(one[key] > 0 for key in bench.FRAMES if "_per_s" in key)
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 1 + len(bench.FRAMES)
+    assert "frames: now, before, change" in bench.comparison(
+        {"rows": [one], "machine": {}}, {"rows": [one], "machine": {}}
+    )
+
+
+def test_where_nothing_can_be_drawn_nothing_is_measured_and_a_line_says_so(little, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "ENV_TASK", "dmcdrv_walker_wlk")
+    assert bench.measure_environment() == {"env_steps_per_s": None, "fast_env_steps_per_s": None}
+    assert bench.measure_collections() == {}
+    printed = capsys.readouterr().out
+    assert "env steps/s: not measured (unknown task" in printed
+    assert "collected frames/s: not measured (unknown task" in printed
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
@@ -99,6 +141,7 @@ def test_flags_of_training_reach_the_rows():
         (["--batch", "0"], "--batch: expected at least 1, received 0"),
         (["--updates", "-1"], "--updates: expected at least 1, received -1"),
         (["--configs", "relesed"], "relesed"),
+        (["--what", "frames"], "--no_env: expected no such flag beside --what frames"),
         (["--compare", "nowhere.json"], "--compare nowhere.json: expected a file written by bench.py --json"),
     ],
 )

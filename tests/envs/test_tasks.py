@@ -9,7 +9,7 @@ from clips import write_grey, write_video
 import semopo_tf
 from semopo_tf import config as configuration
 from semopo_tf.envs import rollout, tasks
-from semopo_tf.envs.suite import find_task
+from semopo_tf.envs.suite import Facts, Simulator, control_of, find_task
 from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
 from semopo_tf.run import build
 from semopo_tf.types import Observation
@@ -111,6 +111,26 @@ def test_floor_counts_as_sky_where_the_camera_looks_down(videos):
     assert (image == image[0, 0]).all(-1).mean() > 0.5
 
 
+def test_of_humanoid_the_body_alone_stays(videos):
+    """Its camera looks down on a floor that fills the image; both are background, with shadow and reflection."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, 21))
+    simulator = Simulator("humanoid_walk", size=SIZE, action_repeat=2, camera=-1, sky=True, body=True)
+    plain = tasks.make("dmc_humanoid_walk", size=SIZE)
+    moving = tasks.make("dmcdrv_humanoid_walk", size=SIZE, background=str(videos))
+    with contextlib.closing(simulator), contextlib.closing(plain), contextlib.closing(moving):
+        simulator.send("reset", 5)
+        views = [simulator.receive()]
+        for action in actions:
+            simulator.send("step", action.tolist())  # its bounds are -1 and 1
+            views.append(simulator.receive())
+        alone, shown = (images(play(environment, 5, actions)) for environment in (plain, moving))
+        frames, first = moving.background.frames, moving.background.first_frame(5)
+    for view, bare, image, frame in zip(views, alone, shown, frames[first : first + 5], strict=True):
+        np.testing.assert_array_equal(view.image, bare)
+        assert 0.02 < view.body.mean() < 0.2 and (view.sky == ~view.body).all()
+        np.testing.assert_array_equal(image, np.where(view.body[..., None], bare, frame))
+
+
 def test_action_repeat_sums_rewards():
     once, twice = (tasks.make("dmc_walker_walk", size=8, action_repeat=repeat) for repeat in (1, 2))
     single = play(once, 7, np.repeat(ACTIONS, 2, axis=0))
@@ -156,11 +176,9 @@ def test_wrong_actions(world, action, message):
         world["plain"].step(action)
 
 
-def test_actions_are_rescaled_to_the_bounds(world, monkeypatch):
-    environment = world["plain"]
-    monkeypatch.setattr(environment, "_low", np.array([-2.0, 0, -1, -1e10, 0, 0]))
-    monkeypatch.setattr(environment, "_high", np.array([2.0, 1, 1, 1e10, 4, 1]))
-    np.testing.assert_allclose(environment._rescale(np.array([1, 0, 0.5, 0.5, -1, -1])), [2, 0.5, 0.5, 0.5, 0, 0])
+def test_actions_are_rescaled_to_the_bounds():
+    facts = Facts(np.array([-2.0, 0, -1, -1e10, 0, 0]), np.array([2.0, 1, 1, 1e10, 4, 1]), 0, 1)
+    np.testing.assert_allclose(control_of(np.array([1, 0, 0.5, 0.5, -1, -1]), facts), [2, 0.5, 0.5, 0.5, 0, 0])
 
 
 @pytest.mark.parametrize(

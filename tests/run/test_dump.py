@@ -61,6 +61,13 @@ def exploded(data, tmp_path_factory):
     return logdir, command("train.py", *flags)
 
 
+def test_N04_the_dump_of_a_learner_of_frame_stacks_shows_the_same(data, tmp_path):
+    flags = ["--configs", "drq_bc", "walker_walk", "debug", "--offline_dir", str(data), "--transitions.resize", "16"]
+    flags += ["--logdir", str(tmp_path / "run"), "--eval.final_episodes", "0", "--critic_opt.lr", "1e30"]
+    assert "policy update" in stopped([*flags, "--actor_opt.lr", "1e30", "--save_every", "1"])
+    assert replay_dump.main([str(dump_of(tmp_path / "run"))]) == 0
+
+
 def test_N01_N04_a_learning_rate_of_1e20_stops_the_run_and_the_dump_shows_the_same(exploded):
     logdir, done = exploded
     assert done.returncode == 5
