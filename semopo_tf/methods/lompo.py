@@ -30,7 +30,7 @@ from semopo_tf.methods.filter_policy import FilterPolicy, evidence_table
 from semopo_tf.methods.imagination import imagine
 from semopo_tf.methods.losses import Penalty
 from semopo_tf.methods.off_policy import TwinCritics
-from semopo_tf.methods.replay import Ring, Rows
+from semopo_tf.methods.ring import Ring, Rows
 from semopo_tf.methods.world_model import JointWorldModel
 from semopo_tf.nets.accounting import Cost
 from semopo_tf.nets.compute import Compute

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from semopo_tf.methods.costs import gradient_bytes
-from semopo_tf.methods.replay import Rows
+from semopo_tf.methods.ring import Rows
 from semopo_tf.nets.accounting import Cost
 from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.layers import MLP, initialise, named_variables

@@ -16,7 +16,7 @@ from semopo_tf.engine.compiling import choose_jit
 from semopo_tf.errors import ConfigError
 from semopo_tf.methods import off_policy
 from semopo_tf.methods.lompo import neighbours
-from semopo_tf.methods.replay import Ring, Rows
+from semopo_tf.methods.ring import Ring, Rows
 from semopo_tf.run import build
 from semopo_tf.types import WithEpisode
 
