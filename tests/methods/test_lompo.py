@@ -205,6 +205,7 @@ def test_neighbours_pair_a_state_with_the_action_that_leaves_it_and_the_reward_o
 
 def test_a_real_row_holds_the_posterior_features_around_an_action_of_the_episode(rng):
     made, whole, key = learner(rng), episode(rng), tiny.key(5, "encode")
+    whole = whole._replace(is_terminal=tf.constant(np.arange(LONGEST)[None] >= LAST))
     rows, exists = made.real_rows(whole, key)
     inner = random.Key(key.seed, "encode_episode", key.step)
     deter, stoch, _ = Model(made).observe(whole, posterior_noise(made, inner, (1, LONGEST)))
@@ -215,6 +216,7 @@ def test_a_real_row_holds_the_posterior_features_around_an_action_of_the_episode
         tiny.close(rows.next_feat[t - 1], feat[t])
         np.testing.assert_array_equal(rows.action[t - 1], whole.action[0, t])
         np.testing.assert_array_equal(rows.reward[t - 1], whole.reward[0, t])
+        assert rows.terminal[t - 1] == (t == LAST)
 
 
 def actor_in_numpy(made, feat):
