@@ -68,6 +68,33 @@ def test_N04_the_dump_of_a_learner_of_frame_stacks_shows_the_same(data, tmp_path
     assert replay_dump.main([str(dump_of(tmp_path / "run"))]) == 0
 
 
+def test_N04_the_dump_of_a_learner_of_whole_episodes_shows_the_same(data, tmp_path):
+    flags = [
+        "--configs",
+        "lompo",
+        "walker_walk",
+        "debug",
+        "--offline_dir",
+        str(data),
+        "--logdir",
+        str(tmp_path / "run"),
+    ]
+    flags += [
+        "--encoder.kernels",
+        "4,4",
+        "--decoder.kernels",
+        "4,4",
+        "--video.every",
+        "0",
+        "--eval.final_episodes",
+        "0",
+    ]
+    assert "policy update" in stopped(
+        [*flags, "--actor_opt.lr", "1e38", "--critic_opt.lr", "1e38", "--save_every", "1"]
+    )
+    assert replay_dump.main([str(dump_of(tmp_path / "run"))]) == 0
+
+
 def test_N01_N04_a_learning_rate_of_1e20_stops_the_run_and_the_dump_shows_the_same(exploded):
     logdir, done = exploded
     assert done.returncode == 5
