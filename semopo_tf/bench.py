@@ -31,7 +31,8 @@ from semopo_tf.storage.files import write_whole
 from semopo_tf.storage.limits import usable_cores
 from semopo_tf.types import Policy
 
-ROWS = ("released", "defaults", "small")
+METHOD_ROWS = ("bc", "drq_bc", "drq_cql")  # at their own batch
+ROWS = ("released", "defaults", "small", *METHOD_ROWS)
 EPISODES, RECORDS, IMAGE_SIZE, ACTION_SIZE = 8, 501, 64, 6
 ENV_TASK, ENV_STEPS = "dmcdrv_walker_walk", 100
 ENV_SETTINGS: dict[str, Any] = {"size": IMAGE_SIZE, "action_repeat": 2, "camera": -1, "background": "builtin:driving"}
@@ -46,7 +47,7 @@ COLUMNS = {
     "first_call_s": ("of it: compiling and running, s", 1),
     "model_update_s": ("model update, s", 3),
     "policy_update_s": ("policy update, s", 3),
-    "model_update_flops": ("GFLOP a model update", 0),
+    "model_update_flops": ("GFLOP an update of the first phase", 0),
     "matmul_gflops": ("matmul, GFLOP/s", 0),
     "model_fraction_of_matmul": ("fraction of matmul", 2),
     "imagined_steps_per_s": ("imagined steps/s", 0),
@@ -57,12 +58,12 @@ COLUMNS = {
     **{f"frames_per_s_{count}": (f"collected frames/s, processes: {count}", 1) for count in PROCESSES},
     **{f"fast_frames_per_s_{count}": (f"the same with --render fast, processes: {count}", 1) for count in PROCESSES},
     **{f"eval_steps_per_s_{count}": (f"evaluation steps/s, environments: {count}", 1) for count in SIDE_BY_SIDE},
-    "model_peak_memory_mb": ("peak memory of the model phase, MB", 0),
-    "peak_memory_mb": ("peak memory of both phases, MB", 0),
+    "model_peak_memory_mb": ("peak memory of the first phase, MB", 0),
+    "peak_memory_mb": ("peak memory of all phases, MB", 0),
     "checkpoint_mb": ("checkpoint, MB", 0),
     "save_s": ("saving it, s", 2),
     "load_s": ("reading and verifying it, s", 2),
-    "save_percent": ("saving, % of the model phase", 2),
+    "save_percent": ("saving, % of the first phase", 2),
 }
 FRAMES = tuple(key for key in COLUMNS if key.startswith(("env_", "fast_", "frames_")))  # figures of `--what frames`
 SIMULATED = (*FRAMES, *(key for key in COLUMNS if key.startswith("eval_")))
@@ -127,7 +128,7 @@ def parse(argv: list[str]) -> Any:
     parser.add_argument("--what", default="all", choices=("all", "frames"), help=about_what)
     rows = "rows: a preset or size, or several joined by a plus, e.g. released+small"
     parser.add_argument("--configs", nargs="+", default=list(ROWS), help=rows)
-    parser.add_argument("--batch", type=int, help="windows a batch (default: 16, small 8)")
+    parser.add_argument("--batch", type=int, help="windows a batch (default: 16, small 8), or transitions (256)")
     parser.add_argument("--length", type=int, help="records a window (default: 50, small 16)")
     for flag in ("precision", "jit", "remat", "device"):
         parser.add_argument(f"--{flag}", help="as in training")
@@ -145,13 +146,15 @@ def parse(argv: list[str]) -> Any:
 
 
 def command(name: str, arguments: Any) -> list[str]:
-    """The training flags of a row: SeMOPO on walker_walk with the overlays that the row names."""
+    """The training flags of a row: walker_walk with the overlays that it names, of SeMOPO unless they name a method."""
     overlays = [part for part in name.split("+") if part != "defaults"]
+    methods = set(configuration.read_yaml(configuration.CONFIG_FILE)["methods"]).intersection(overlays)
     flags = {key: getattr(arguments, key) for key in ("precision", "jit", "remat", "device", "xla_cache")}
-    flags["batch.size"] = arguments.batch or (None if "small" in overlays or "debug" in overlays else 16)
+    own_batch = {"small", "debug", *METHOD_ROWS}.intersection(overlays)
+    flags["batch.size"] = arguments.batch or (None if own_batch else 16)
     flags["batch.length"] = arguments.length
     given = [word for key, value in flags.items() if value is not None for word in (f"--{key}", str(value))]
-    return ["--configs", "semopo", "walker_walk", *overlays, *given]
+    return ["--configs", *([] if methods else ["semopo"]), "walker_walk", *overlays, *given]
 
 
 def in_child(function: Callable[..., dict], *arguments: Any) -> dict:
@@ -187,13 +190,15 @@ def measure(
         for stage in learner.stages:
             table = stage.prepare(dataset.frames) if stage.prepare else None
             traced = time.time()
-            loop = StageLoop(stage, partial(sampler.sample, **sizes, table=table), seed=1, jit=jit.of(stage))
+            source = sampler.source(stage.view, stage.stacks, **sizes)
+            sample = partial(sampled, source, table)
+            loop = StageLoop(stage, sample, seed=1, jit=jit.of(stage))
             called = time.time()
             loop.run(0, 1)
             first = time.time() - started
             seconds, rates = timed_updates(loop, updates, matmul_gflops)
             row[f"{stage.name}_update_s"] = float(np.median(seconds))
-            if stage.pictured:
+            if stage is learner.stages[0]:
                 flops = learner.cost(stage.name, **sizes).flops
                 row |= {
                     "model_update_flops": flops,
@@ -206,11 +211,20 @@ def measure(
                 }
             if trace:
                 devices.record_profile(Path(trace) / f"{name}-{stage.name}", partial(loop.run, updates + 1, 1))
-    row["imagined_steps_per_s"] = sizes["batch"] * sizes["length"] * config.imagination.horizon / row["policy_update_s"]
+    if build.reads(config, "imagination"):
+        starts = sizes["batch"] * sizes["length"]
+        row["imagined_steps_per_s"] = starts * config.imagination.horizon / row["policy_update_s"]
     row["peak_memory_mb"] = devices.peak_memory(device) / 2**20
     row |= measure_checkpoint({name: variable.numpy() for name, variable in learner.variables().items()})
-    row["save_percent"] = 100 * row["save_s"] / (config.save_every * row["model_update_s"])
-    return row
+    row["save_percent"] = 100 * row["save_s"] / (config.save_every * row[f"{learner.stages[0].name}_update_s"])
+    if all(stage.stacks for stage in learner.stages):
+        row["length"] = None
+    return dict.fromkeys(COLUMNS) | row
+
+
+def sampled(source: Any, table: Any, view: str, key: Any) -> Any:
+    """A batch of a source, whose view is fixed."""
+    return source.sample(key, table=table)
 
 
 def timed_updates(loop: Any, updates: int, matmul_gflops: Callable[[], float]) -> tuple[np.ndarray, np.ndarray]:
@@ -435,12 +449,13 @@ def table(rows: Sequence[Mapping[str, Any]], keys: Iterable[str] = tuple(COLUMNS
         scale = 1e-9 if key == "model_update_flops" else 1
         lines.append([heading, *("-" if row[key] is None else f"{row[key] * scale:,.{decimals}f}" for row in rows)])
         if key in PER_SECOND:
-            lines.append([PER_SECOND[key], *(f"{1 / row[key]:,.2f}" for row in rows)])
+            lines.append([PER_SECOND[key], *(f"{1 / row[key]:,.2f}" if row[key] else "-" for row in rows)])
     return aligned(lines)
 
 
 def label(row: Mapping[str, Any]) -> str:
-    return f"{row['config']} {row['batch']} x {row['length']}" if row["batch"] else row["config"]
+    sizes = " x ".join(str(size) for size in (row["batch"], row["length"]) if size)
+    return f"{row['config']} {sizes}".strip()
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The bench: what a row measures, its table and file, and its comparison with an earlier result."""
 
 import json
+import re
 
 import pytest
 
@@ -54,6 +55,15 @@ def test_a_row_has_every_key_and_consistent_figures(measured):
     assert one["peak_memory_mb"] > 100
     assert one["checkpoint_mb"] > 0.1 and one["load_s"] > 0
     assert one["save_percent"] == pytest.approx(100 * one["save_s"] / (6 * one["model_update_s"]))
+
+
+def test_a_row_of_frame_stacks_has_what_it_has(capsys):
+    flags = ["--configs", "bc+debug", "drq_cql+debug", "--updates", "1", "--no_env", "--jit", "off"]
+    assert bench.main(flags) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^ +bc\+debug 4 +drq_cql\+debug 4$", printed, re.MULTILINE)
+    assert re.search(r"^model updates/s +- +-$", printed, re.MULTILINE)
+    assert re.search(r"^policy updates/s +[\d.,]+ +[\d.,]+$", printed, re.MULTILINE)
 
 
 def test_a_profile_of_each_phase_is_where_tensorboard_looks(measured):
