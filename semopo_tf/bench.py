@@ -186,11 +186,12 @@ def measure(
     with tf.device(device):
         dataset, matmul_gflops = random_dataset(), yardstick("GPU" in device)
         sampler = build.make_sampler(config, dataset)
-        learner = build.make_learner(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, jit=jit)
+        counts = build.data_sizes(config, dataset)
+        learner = build.make_learner(config, image_size=IMAGE_SIZE, action_size=ACTION_SIZE, **counts, jit=jit)
         for stage in learner.stages:
             table = stage.prepare(dataset.frames) if stage.prepare else None
             traced = time.time()
-            source = sampler.source(stage.view, stage.stacks, **sizes)
+            source = sampler.source(stage.view, stage.stacks, **sizes, episode=stage.episode)
             sample = partial(sampled, source, table)
             loop = StageLoop(stage, sample, seed=1, jit=jit.of(stage))
             called = time.time()

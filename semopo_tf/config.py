@@ -110,6 +110,10 @@ LIMITS: dict[str, tuple[float, float]] = {
         ("transitions.stack", "transitions.n_step", "drq.filters", "drq.feature", "drq.cql_actions"), (1, 1e4)
     ),
     **dict.fromkeys(("drq.discount", "drq.tau"), (0, 1)),
+    **dict.fromkeys(
+        [f"lompo.{key}" for key in ("real_batch", "latent_batch", "refresh_every", "latent_rows")], (1, 1e9)
+    ),
+    "lompo.tau": (0, 1),
     "sac.discount": (0, 1),
     "sac.tau": (0, 1),
     "sac.entropy": (-1e3, 1e3),
@@ -139,6 +143,7 @@ LATER = frozenset(
     | {f"sac.{key}" for key in ("discount", "tau", "entropy")}
     | {f"transitions.{key}" for key in ("stack", "n_step", "shift", "resize")}
     | {f"drq.{key}" for key in ("filters", "feature", "discount", "tau", "std_first", "std_last", "std_updates")}
+    | {f"lompo.{key}" for key in ("real_batch", "latent_batch", "latent_rows", "refresh_every", "noise", "tau")}
     | {f"drq.{key}" for key in ("noise_clip", "bc_weight", "cql_weight", "cql_actions")}
 )
 

@@ -75,7 +75,7 @@ def describe(run: Run) -> dict[str, Any]:
         "phase": run.phase,
         "step": run.step,
         "checkpoint": run.checkpoint,
-        **run.sizes,
+        **{name: run.sizes[name] for name in ("image_size", "action_size")},
         "action_range": [-1.0, 1.0],
         "action_repeat": config.env.action_repeat,
         "precision": config.precision,

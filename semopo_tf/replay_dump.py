@@ -25,7 +25,6 @@ def main(argv: list[str]) -> int:
     from semopo_tf.engine import compiling, devices
     from semopo_tf.random import Key
     from semopo_tf.run import build, dump
-    from semopo_tf.types import Batch, Transitions
 
     facts, arrays, state = dump.read(path)
     config = configuration.load_saved(path / "config.yaml")
@@ -36,12 +35,11 @@ def main(argv: list[str]) -> int:
     )
     jit = compiling.choose_jit(config.jit, device)
     with tf.device(device):
-        learner = build.make_learner(config, image_size=facts["image_size"], action_size=facts["action_size"], jit=jit)
+        learner = build.make_learner(config, **{key: facts[key] for key in build.SIZES if key in facts}, jit=jit)
         build.restore(learner.variables(), state, path / "state.npz")
         stage = next(stage for stage in learner.stages if stage.name == facts["phase"])
         key = Key(facts["seed"], stage.name, tf.constant(facts["step"], tf.int64))
-        form = Transitions if stage.stacks else Batch
-        batch = form(**{name: tf.constant(array) for name, array in arrays.items()})
+        batch = tf.nest.map_structure(tf.constant, dump.from_names(arrays))
         names = dump.examine(learner, stage, batch, key, jit=jit.of(stage))
     print(f"not finite: {', '.join(names) or 'nothing'}")
     expected = next(iter(facts["not_finite"]), None)

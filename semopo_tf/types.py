@@ -48,6 +48,17 @@ class Batch(NamedTuple):
     is_terminal: Tensor  # [B, T] bool
 
 
+class WithEpisode(NamedTuple):
+    """Windows, and one whole training episode beside them: the batch of a stage that has `episode`.
+
+    The episode is as long as the longest; after the end of a shorter one its last record is repeated with is_first
+    true. So a transition leads to each record where is_first is false, and to no other.
+    """
+
+    windows: Batch  # [B, T, ...]
+    episode: Batch  # [1, L, ...]
+
+
 class Transitions(NamedTuple):
     """`B` transitions between stacks of frames, for learners without a recurrent state.
 
@@ -118,6 +129,9 @@ class Stage(NamedTuple):
     # finite.
     gradients: Callable[[Any, Any], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] | None = None
     stacks: Stacks | None = None  # the batches are `Transitions` of this form; by default a `Batch` of windows
+    # updates taken so far -> number of a training episode, counted on from the last to the first: the batches are
+    # `WithEpisode`. Such a stage has `prepare`, or no images.
+    episode: Callable[[Tensor], Tensor] | None = None
     validated: bool = False  # whether `Learner.validate` adds held-out metrics to the rows of this stage
     pictured: bool = False  # whether `Learner.pictures` is filmed every `video.every` updates
     evaluated: bool = False  # whether the policy is evaluated every `eval.every` updates

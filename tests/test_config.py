@@ -1003,7 +1003,7 @@ def test_every_key_is_read_by_a_run_of_some_method(tmp_path, monkeypatch):
     monkeypatch.setitem(tasks._registry, TASK, lambda **settings: Still())
     monkeypatch.setattr(trainer, "StageLoop", Untaught)
     read = set()
-    for method in METHODS:
+    for method in (*METHODS, "lompo"):
         (tmp_path / method).mkdir()
         write_dataset(tmp_path / method / "data")
         config = load(command_line(method, tmp_path / method))

@@ -162,8 +162,13 @@ DRAWS = {
     "draw": 1,
     "draw_members": 1,
 }  # name -> position of the stream argument
-# What the placeholders of stream names stand for: the branches of the world models and the views of the sampler.
-PLACEHOLDERS = {"self.name": ("endo", "exo", "joint"), "view": ("model", "policy", "all", "valid")}
+# What the placeholders of stream names stand for: the branches of the world models, the views of the sampler, buffers.
+PLACEHOLDERS = {
+    "self.name": ("endo", "exo", "joint"),
+    "view": ("model", "policy", "all", "valid"),
+    "self._view": ("model", "policy", "all", "valid"),
+    "self._name": ("real", "latent"),
+}
 
 
 def called_name(call: ast.Call) -> str:
@@ -218,6 +223,7 @@ def test_the_scan_finds_the_streams_that_exist():
         "imagined_state",
         "model_episode",
         "policy_start",
+        "real_row",
     } <= names
     assert {"model", "policy", "evaluation", "valid", "report"} <= domains()
 

@@ -34,6 +34,7 @@ SIZES = {
     "actor.layers": "2",
     "critic.layers": "2",
 }
+GAUSSIAN_SIZES = {name: size for name, size in SIZES.items() if name != "rssm.classes"}  # of lompo, never categorical
 
 RELEASED = ("released", "semopo")  # categorical, zero action, two optimisers
 PAPER = ("semopo",)  # Gaussian, no action input, one optimiser
@@ -44,9 +45,9 @@ OFFLINE_DV2 = ("offline_dv2",)  # joint model, Gaussian
 def config(*names: str, sizes: Mapping[str, str] | None = None, **flags: Any) -> configuration.Config:
     """The configuration of overlays at the `debug` size, made smaller still; flags with `__` for the dot."""
     given = {key.replace("__", "."): str(value) for key, value in flags.items()}
-    argv = [
-        word for key, value in {**(SIZES if sizes is None else sizes), **given}.items() for word in (f"--{key}", value)
-    ]
+    if sizes is None:
+        sizes = GAUSSIAN_SIZES if "lompo" in names else SIZES
+    argv = [word for key, value in {**sizes, **given}.items() for word in (f"--{key}", value)]
     return configuration.load(["--configs", *names, "walker_walk", "debug", *argv])
 
 

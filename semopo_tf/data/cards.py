@@ -29,6 +29,8 @@ CARD: dict[str, Any] = {
 RUN_DATA: dict[str, Any] = {
     "image_size": int,
     "action_size": int,
+    "episodes?": int,
+    "transitions?": int,
     "card": object,  # a card, or null for a dataset without one
     "files": [{"name": str, "size": int, "sha256": str}],
 }

@@ -8,6 +8,7 @@ Conservative sampling (paper 3.3) draws episodes from a pool that grows along an
 An episode is drawn uniformly from the pool, then a window uniformly from the episode.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from semopo_tf.data.dataset import Dataset
 from semopo_tf.data.transitions import TransitionSource
 from semopo_tf.errors import DataError
 from semopo_tf.random import Key
-from semopo_tf.types import Batch, Stacks
+from semopo_tf.types import Batch, Stacks, WithEpisode
 
 
 class Pool(NamedTuple):
@@ -103,6 +104,7 @@ class Sampler:
         self._data = tuple(tf.constant(array) for array in (dataset.action, dataset.reward, dataset.is_terminal))
         self._offset, self._lengths = tf.constant(dataset.offset), tf.constant(dataset.length)
         members = np.flatnonzero(train)
+        self._longest = int(dataset.length[members].max())
         ranks = members[pool.ranks(dataset.returns[members], dataset.native_returns[members])]
         self._orders = {
             "pool": tf.constant(ranks),
@@ -122,10 +124,21 @@ class Sampler:
         """[H, W, 3]."""
         return self._frames.shape[1:]
 
-    def source(self, view: str, stacks: Stacks | None, *, batch: int, length: int) -> "WindowSource | TransitionSource":
-        """Batches of a view: windows of `length` records, or the transitions that a stage asks for."""
+    def source(
+        self,
+        view: str,
+        stacks: Stacks | None,
+        *,
+        batch: int,
+        length: int,
+        episode: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    ) -> "WindowSource | TransitionSource | EpisodeSource":
+        """Batches of a view: windows of `length` records, with a whole episode beside them, or transitions, as a stage
+        asks for.
+        """
         if not stacks:
-            return WindowSource(self, view, batch=batch, length=length)
+            windows = WindowSource(self, view, batch=batch, length=length)
+            return EpisodeSource(self, windows, episode) if episode else windows
         episodes = self._orders[self._view_orders[view]].numpy()
         return TransitionSource(self._dataset, view, episodes, stacks, batch=batch, images=self._images)
 
@@ -185,6 +198,21 @@ class Sampler:
         is_first = tf.broadcast_to(tf.range(length) == 0, index.shape)
         return Batch(image, action, reward, is_first, is_terminal)
 
+    def whole(self, number: tf.Tensor, table: tf.Tensor | None = None) -> Batch:
+        """One whole training episode [1, L, ...], as in `types.WithEpisode`; `table` as of `sample`.
+
+        Args:
+          number: its place among the training episodes, in file order; after the last follows the first.
+        """
+        order = self._orders["all"]
+        episode = tf.gather(order, number % tf.size(order, tf.int64))
+        last = tf.gather(self._lengths, episode) - 1
+        column = tf.range(self._longest, dtype=tf.int64)
+        index = tf.gather(self._offset, episode) + tf.minimum(column, last)[None]
+        action, reward, is_terminal = (tf.gather(array, index) for array in self._data)
+        image = tf.gather(self._images if table is None else table, index)
+        return Batch(image, action, reward, (column == 0) | (column > last)[None], is_terminal)
+
     def _index(self, episode: tf.Tensor, start: tf.Tensor, length: int) -> tf.Tensor:
         """Records of the windows, [B, T]."""
         return (tf.gather(self._offset, episode) + start)[:, None] + tf.range(length, dtype=tf.int64)
@@ -204,3 +232,14 @@ class WindowSource:
     def host_images(self, key: Key) -> np.ndarray:
         """The images of `sample`, of `image_shape`."""
         return self._sampler.host_images(self._view, key, **self._sizes)
+
+
+class EpisodeSource:
+    """Windows, and one whole training episode, as a stage with `episode` asks for."""
+
+    def __init__(self, sampler: Sampler, windows: WindowSource, episode: Callable[[tf.Tensor], tf.Tensor]):
+        self._sampler, self._windows, self._episode = sampler, windows, episode
+
+    def sample(self, key: Key, image: tf.Tensor | None = None, table: tf.Tensor | None = None) -> WithEpisode:
+        """At `key.step`; pure. Reads from `table`, [N, ...] one row a record, where there is one."""
+        return WithEpisode(self._windows.sample(key, image, table), self._sampler.whole(self._episode(key.step), table))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from semopo_tf.methods import drq, sac, semopo
+from semopo_tf.methods import drq, lompo, sac, semopo
 
 
 class Registered(NamedTuple):
@@ -19,6 +19,9 @@ class Registered(NamedTuple):
     build: Callable[..., Any]
     sections: tuple[str, ...]  # of the configuration
     unread: tuple[str, ...] = ()  # further settings, or sections, that have no effect
+    counts: bool = (
+        False  # whether it is also built with episodes= and transitions=, the training data's numbers of them
+    )
 
 
 _SEMOPO = Registered(semopo.build, semopo.SECTIONS)
@@ -28,6 +31,7 @@ _WINDOWS = ("sampling", "pool", "policy_starts", "batch.length", "steps.model", 
 LEARNERS |= {
     loss: Registered(partial(drq.build, loss=loss), drq.SECTIONS, _WINDOWS) for loss in ("bc", "drq_bc", "drq_cql")
 }
+LEARNERS["lompo"] = Registered(lompo.build, lompo.SECTIONS, lompo.UNREAD, counts=True)
 
 # Learners of behaviours, which see the simulator's state in place of images and learn while they play (`run.online`):
 # built with (sections by name, state_size=, action_size=, seed=, steps=, compute=).

@@ -12,18 +12,17 @@ import tensorflow as tf
 from semopo_tf.methods import costs
 from semopo_tf.methods.actor_critic import ActorCritic
 from semopo_tf.methods.adversary import Adversary
+from semopo_tf.methods.filter_policy import FilterPolicy, evidence_table
 from semopo_tf.methods.imagination import imagine
 from semopo_tf.methods.losses import Penalty
 from semopo_tf.methods.world_model import JointWorldModel, Losses, SeparatedWorldModel, WorldModel
 from semopo_tf.nets.accounting import Cost
 from semopo_tf.nets.compute import Compute
-from semopo_tf.nets.layers import compute_type, fitting_kernels
+from semopo_tf.nets.layers import fitted
 from semopo_tf.nets.optim import LossScale, Optimizer, gradients_of, step_if_finite
 from semopo_tf.random import Key
-from semopo_tf.types import Batch, Imagined, Latent, Learner, Stage
+from semopo_tf.types import Batch, Imagined, Learner, Stage
 
-KERNELS_OF_64 = ((4, 4, 4, 4), (5, 5, 6, 6))  # the configuration's default
-EVIDENCE_ROWS = 512  # frames encoded in one call
 SECTIONS = (
     *("steps", "model", "encoder", "decoder", "rssm", "reward_head", "kl", "model_opt", "penalty", "imagination"),
     *("actor", "critic", "actor_critic", "actor_opt", "critic_opt"),
@@ -165,21 +164,16 @@ class SeMOPO(Learner):
         return rollouts
 
     def evidence(self, frames: np.ndarray) -> tf.Tensor:
-        """Run the frozen encoder once over all frames, [N, H, W, 3] uint8 -> [N, hidden], for the policy stage.
+        """Run the frozen encoder once over all frames, [N, H, W, 3] uint8 -> [N, hidden], for the policy stage."""
+        return evidence_table(self.world_model.main, frames, self._compute)
 
-        Stored in the compute type. A function of weights and frames alone, so a resumed run computes the same values.
-        """
-        branch, rows, blocks = self.world_model.main, min(EVIDENCE_ROWS, len(frames)), []
-        stored = compute_type(self._compute.precision)
-        encode = self._compute.compile(lambda image: tf.cast(branch.evidence(image), stored))
-        for first in range(0, len(frames), rows):
-            start = min(first, len(frames) - rows)  # the last block overlaps the previous one: all have the same shape
-            blocks.append(encode(tf.constant(frames[start : start + rows]))[first - start :])
-        return tf.concat(blocks, 0)
-
-    def policy(self) -> "FilterPolicy":
+    def policy(self) -> FilterPolicy:
         """The acting policy: filters the endogenous state and takes the actor's mode."""
-        return FilterPolicy(self.world_model, self.actor_critic, **self._sizes, compute=self._compute)
+
+        def mode(feat: tf.Tensor) -> tf.Tensor:
+            return self.actor_critic.policy(feat).mode()
+
+        return FilterPolicy(self.world_model.main, mode, **self._sizes, compute=self._compute)
 
     def cost(self, stage: str, batch: int, length: int) -> Cost:
         """FLOPs of one update on `batch` windows of `length` records, and bytes of its activations and gradients."""
@@ -216,9 +210,7 @@ def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, see
     model, sizes = sections["model"], {"image_size": image_size, "action_size": action_size}
     precision: dict[str, Any] = {"precision": compute.precision}
     convolutional = precision | {"target": compute.target}
-    encoder, decoder = ({**sections[name], **convolutional} for name in ("encoder", "decoder"))
-    if image_size != 64 and (encoder["kernels"], decoder["kernels"]) == KERNELS_OF_64:  # none named for this size
-        encoder["kernels"], decoder["kernels"] = fitting_kernels(image_size)
+    encoder, decoder = fitted(image_size, sections["encoder"], sections["decoder"])
     streams = {}
     if model["kind"] == "separated":
         streams = {
@@ -235,8 +227,8 @@ def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, see
         **sizes,
         **streams,
         seed=seed,
-        encoder=encoder,
-        decoder=decoder,
+        encoder=encoder | convolutional,
+        decoder=decoder | convolutional,
         rssm={**sections["rssm"], **precision},
         reward_head={**sections["reward_head"], **precision},
         kl=sections["kl"],
@@ -265,81 +257,3 @@ def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, see
         compute=compute,
         **sections["imagination"],
     )
-
-
-class FilterPolicy:
-    """The acting policy: filters the endogenous state from frames and takes the actor's mode. Has no exogenous state.
-
-    Each episode is filtered separately inside one compiled call, with latent noise keyed by (episode seed, decision).
-    So its actions do not depend, bit for bit, on the episodes beside it; in a batched product the last bit may depend
-    on a row's position in the batch.
-    """
-
-    def __init__(
-        self, world_model: WorldModel, actor: ActorCritic, *, image_size: int, action_size: int, compute: Compute
-    ):
-        self._branch, self._actor = world_model.main, actor
-        self.image_size, self.action_size = image_size, action_size
-        latent, action = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.initial(1))
-        self._decision = (action, latent)
-        row = (tf.TensorSpec([image_size, image_size, 3], tf.uint8), latent, action, *[tf.TensorSpec([], tf.int64)] * 2)
-        rows = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape], x.dtype), row)
-        self._act = compute.compile(self.act, signature=rows)
-
-    def initial(self, episodes: int) -> tuple[Latent, tf.Tensor]:
-        """State before the first frame of `episodes` episodes."""
-        return self._branch.rssm.initial(episodes), tf.zeros([episodes, self.action_size])
-
-    def __call__(
-        self, image: np.ndarray, state: tuple[Latent, tf.Tensor], seeds: np.ndarray, step: int
-    ) -> tuple[np.ndarray, tuple[Latent, tf.Tensor]]:
-        """See `types.Policy`; actions are in [-1, 1]."""
-        seeds = tf.constant(seeds, tf.int64)
-        action, latent = self._act(tf.constant(image), *state, seeds, tf.fill(seeds.shape, tf.constant(step, tf.int64)))
-        return action.numpy(), (latent, action)
-
-    def start(self) -> dict[str, tf.Tensor]:
-        """The state before the first frame of one episode by name, each [1, ...], as an export carries it."""
-        latent, action = self.initial(1)
-        return {"deter": latent.deter, "stoch": latent.stoch, "action": action}
-
-    def decide(
-        self, images: tf.Tensor, seeds: tf.Tensor, steps: tf.Tensor, state: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
-        """One decision of E episodes from a state as of `start`, each [E, ...]; the next state."""
-        unused = tf.nest.map_structure(lambda x: tf.repeat(x, tf.shape(seeds)[0], 0), self.initial(1)[0].stats)
-        latent = Latent(state["deter"], state["stoch"], unused)
-        action, latent = self.act(images, latent, state["action"], seeds, steps)
-        return {"deter": latent.deter, "stoch": latent.stoch, "action": action}
-
-    def act(
-        self, images: tf.Tensor, latents: Latent, actions: tf.Tensor, seeds: tf.Tensor, steps: tf.Tensor
-    ) -> tuple[tf.Tensor, Latent]:
-        """One decision of each of E episodes.
-
-            latent_{t-1}, action_{t-1}, image_t --filter--> latent_t --actor's mode--> action_t
-
-        Args:
-          images: [E, H, W, 3] uint8.
-          latents, actions: [E, ...] of each episode's previous decision, ignored where its step is 0; `stats` of the
-            latent are always ignored.
-          seeds, steps: [E] int64, each episode's seed and its decisions since reset.
-
-        Returns:
-          action [E, A] in [-1, 1], latent [E, ...].
-        """
-        branch = self._branch
-
-        def one_episode(row: tuple[tf.Tensor, Latent, tf.Tensor, tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, Latent]:
-            image, latent, action, seed, step = row
-            latent = tf.nest.map_structure(lambda x: x[None], latent)
-            noise = branch.rssm.draw(Key(seed, "evaluation", step), "state", (1, 1))
-            evidence, is_first = branch.evidence(image[None])[:, None], tf.reshape(tf.equal(step, 0), [1, 1])
-            post = branch.rssm.observe(evidence, action[None, None], is_first, noise, latent)
-            latent = tf.nest.map_structure(lambda x: x[:, 0], post)
-            return self._actor.policy(branch.features(latent)).mode()[0], tf.nest.map_structure(lambda x: x[0], latent)
-
-        decided: tuple[tf.Tensor, Latent] = tf.map_fn(
-            one_episode, (images, latents, actions, seeds, steps), fn_output_signature=self._decision
-        )
-        return decided

@@ -38,21 +38,24 @@ class LatentDistribution(Protocol):
 
 
 class GaussianLatent:
-    """S independent normals; std = 2 sigmoid(raw / 2) + min_std (released code: `sigmoid2`, 0.1)."""
+    """S independent normals; std = 2 sigmoid(raw / 2) + min_std (released code: `sigmoid2`, 0.1), or with `softplus`
+    std = softplus(raw) + min_std (LOMPO).
+    """
 
     noise_kind = "normal"
 
-    def __init__(self, size: int, *, min_std: float):
+    def __init__(self, size: int, *, min_std: float, std: str = "sigmoid"):
         self.size = size
         self.raw_size = 2 * size
         self.flat_size = size
         self.sample_shape: tuple[int, ...] = (size,)
-        self._min_std = min_std
+        self._min_std, self._softplus = min_std, std == "softplus"
 
     def stats(self, raw: tf.Tensor) -> Stats:
         """raw [..., 2S] -> {mean, std}, each [..., S]."""
         mean, std = tf.split(tf.cast(raw, tf.float32), 2, axis=-1)
-        return {"mean": mean, "std": 2 * tf.sigmoid(std / 2) + self._min_std}
+        positive = tf.nn.softplus(std) if self._softplus else 2 * tf.sigmoid(std / 2)
+        return {"mean": mean, "std": positive + self._min_std}
 
     def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
         """noise [..., S] standard normal -> [..., S], differentiable in the stats."""

@@ -39,11 +39,16 @@ def named_variables(layers: Mapping[str, keras.layers.Layer]) -> dict[str, tf.Va
 
 
 def initialise(variables: Mapping[str, tf.Variable], seed: int) -> None:
-    """Draw every kernel from (seed, name) alone, Glorot uniform; other variables keep the values of `build`."""
+    """Draw every kernel from (seed, name) alone, Glorot uniform, a `recurrent_kernel` orthogonal; other variables keep
+    the values of `build`.
+    """
     for name, variable in variables.items():
         if not name.endswith("kernel"):
             continue
         shape = variable.shape.as_list()
+        if name.endswith("recurrent_kernel"):
+            variable.assign(_orthogonal(seed, name, shape))
+            continue
         # Fans are those of one member in ensembles [K, in, out], and times the window in convolutions [h, w, in, out].
         window = int(np.prod(shape[:-2])) if len(shape) == 4 else 1
         limit = np.sqrt(6 / (window * (shape[-2] + shape[-1])))
@@ -58,14 +63,18 @@ def initialise_orthogonal(variables: Mapping[str, tf.Variable], seed: int) -> No
         if not name.endswith("kernel"):
             continue
         shape = variable.shape.as_list()
-        inputs, outputs = int(np.prod(shape[:-1])), shape[-1]
-        square, triangle = np.linalg.qr(
-            _generator(seed, name).standard_normal((max(inputs, outputs), min(inputs, outputs)))
-        )
-        square *= np.sign(np.diag(triangle))  # else not uniform over the orthogonal matrices
-        gain = np.sqrt(2) if len(shape) == 4 else 1.0
-        matrix = square if inputs >= outputs else square.T
-        variable.assign((gain * matrix).reshape(shape).astype(np.float32))
+        variable.assign(_orthogonal(seed, name, shape, gain=np.sqrt(2) if len(shape) == 4 else 1.0))
+
+
+def _orthogonal(seed: int, name: str, shape: Sequence[int], gain: float = 1.0) -> np.ndarray:
+    """A random orthogonal matrix [inputs, outputs] times `gain`, in a kernel's shape."""
+    inputs, outputs = int(np.prod(shape[:-1])), shape[-1]
+    square, triangle = np.linalg.qr(
+        _generator(seed, name).standard_normal((max(inputs, outputs), min(inputs, outputs)))
+    )
+    square *= np.sign(np.diag(triangle))  # else not uniform over the orthogonal matrices
+    matrix = square if inputs >= outputs else square.T
+    return (gain * matrix).reshape(shape).astype(np.float32)
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:
@@ -124,6 +133,19 @@ def fitting_kernels(size: int) -> tuple[list[int], list[int]]:
     kernel = int(mean(layers))
     missing = size + 2**layers - 2 - kernel * (2**layers - 1)
     return encoder, [kernel + (missing >> layer & 1) for layer in reversed(range(layers))]
+
+
+KERNELS_OF_64 = ((4, 4, 4, 4), (5, 5, 6, 6))  # of encoder and decoder: the configuration's default
+
+
+def fitted(
+    image_size: int, encoder: Mapping[str, Any], decoder: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of encoder and decoder, with kernels for this image size where the default ones do not fit it."""
+    encoder, decoder = dict(encoder), dict(decoder)
+    if image_size != 64 and (encoder["kernels"], decoder["kernels"]) == KERNELS_OF_64:  # none named for this size
+        encoder["kernels"], decoder["kernels"] = fitting_kernels(image_size)
+    return encoder, decoder
 
 
 class Dense(keras.layers.Dense):
@@ -418,6 +440,54 @@ class GRUCell(keras.layers.Layer):
 
     def cost(self, rows: int) -> Cost:
         return product(rows, *self.kernel.shape)
+
+
+class StandardGRUWeights(NamedTuple):
+    """Weights of a `StandardGRUCell` for D units; of G models as for `GRUWeights`."""
+
+    kernel: tf.Tensor  # [inputs, 3D]
+    recurrent_kernel: tf.Tensor  # [D, 3D]
+    bias: tf.Tensor  # [3D]
+    recurrent_bias: tf.Tensor  # [3D]
+
+
+class StandardGRUCell(keras.layers.Layer):
+    """Keras' gated recurrent unit (`keras.layers.GRUCell`, Cho et al. 2014 in cuDNN's form)."""
+
+    def __init__(self, units: int, *, inputs: int, name: str, precision: str = "float32"):
+        super().__init__(name=name)
+        self._units, self._inputs, self._compute = units, inputs, compute_type(precision)
+
+    def build(self, input_shape: Shape | None = None) -> None:
+        gates = 3 * self._units
+        self.kernel = self.add_weight((self._inputs, gates), "zeros", name="kernel")
+        self.recurrent_kernel = self.add_weight((self._units, gates), "zeros", name="recurrent_kernel")
+        self.bias = self.add_weight((gates,), "zeros", name="bias")
+        self.recurrent_bias = self.add_weight((gates,), "zeros", name="recurrent_bias")
+
+    def weights_now(self) -> StandardGRUWeights:
+        return StandardGRUWeights(
+            self.kernel.value, self.recurrent_kernel.value, self.bias.value, self.recurrent_bias.value
+        )
+
+    def call(self, x: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+        return self.next(self.weights_now(), x, state)
+
+    def next(self, weights: StandardGRUWeights, x: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+        """x [B, inputs], state [B, D] -> next state [B, D]; of G models at once with a first axis G everywhere.
+
+        z, r, c = split(x W + b),   z', r', c' = split(h U + d)
+        z = sigmoid(z + z'),  r = sigmoid(r + r'),  c = tanh(c + r c');   h' = z h + (1 - z) c
+        """
+        given = matmul_last(x, weights.kernel, self._compute) + weights.bias
+        kept = matmul_last(state, weights.recurrent_kernel, self._compute) + weights.recurrent_bias
+        (update, reset, candidate), own = tf.split(given, 3, -1), tf.split(kept, 3, -1)
+        update, reset = tf.sigmoid(update + own[0]), tf.sigmoid(reset + own[1])
+        candidate = tf.tanh(candidate + reset * own[2])
+        return update * state + (1 - update) * candidate
+
+    def cost(self, rows: int) -> Cost:
+        return product(rows, *self.kernel.shape) + product(rows, *self.recurrent_kernel.shape)
 
 
 class EnsembleHead(keras.layers.Layer):

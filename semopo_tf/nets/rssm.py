@@ -4,13 +4,13 @@
                              deter_{t-1} --^     |
                                       embed_t ---+-> dense --------------> posterior stats, stoch_t
 
-a_t is the action stored at record t, the one that led to image t. Where is_first, the previous state and the action
-are zero.
+a_t is the action stored at record t, the one that led to image t. Where is_first, the previous state is zero, and so is
+the action, unless `first_action`.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -24,6 +24,8 @@ from semopo_tf.nets.layers import (
     GRUCell,
     GRUWeights,
     Shape,
+    StandardGRUCell,
+    StandardGRUWeights,
     TwoInputDense,
     affine,
     compute_type,
@@ -39,7 +41,7 @@ class Recurrent(NamedTuple):
     """The weights that a scan of `RSSM.observe` reads at every step; with a first axis G those of G models."""
 
     input: tf.Tensor  # [flat, hidden], the state's half of the input layer
-    gru: GRUWeights
+    gru: GRUWeights | StandardGRUWeights
     post_hidden: tf.Tensor  # [D, hidden], the state's half
     post_out: tf.Tensor  # [hidden, raw]
     post_bias: tf.Tensor  # [raw]
@@ -57,6 +59,9 @@ class RSSM(keras.layers.Layer):
       action_size: 0 for a model without action input.
       embed_size: width of the image embedding.
       precision: of the matrix products; states, statistics and their noise are float32.
+      gru: `normalised` (DreamerV2's) or `standard` (Keras').
+      std: how a Gaussian's std is made, see `GaussianLatent`.
+      first_action: whether the action of a window's first record enters, beside a state of zero.
     """
 
     def __init__(
@@ -75,24 +80,30 @@ class RSSM(keras.layers.Layer):
         action_size: int,
         embed_size: int,
         precision: str = "float32",
+        gru: str = "normalised",
+        std: str = "sigmoid",
+        first_action: bool = False,
     ):
         super().__init__(name=name)
         self.dist: LatentDistribution = (
-            GaussianLatent(stoch, min_std=min_std) if latent == "gaussian" else CategoricalLatent(stoch, classes)
+            GaussianLatent(stoch, min_std=min_std, std=std)
+            if latent == "gaussian"
+            else CategoricalLatent(stoch, classes)
         )
         self.deter_size, self.action_size, self.members = deter, action_size, ensemble
         self.feat_size = self.dist.flat_size + deter
         self._act = keras.activations.get(act)
         flat, raw = self.dist.flat_size, self.dist.raw_size
         self._input = TwoInputDense(hidden, first=flat, second=action_size, name="input", precision=precision)
-        self._gru = GRUCell(deter, inputs=hidden, name="gru", precision=precision)
+        cell = StandardGRUCell if gru == "standard" else GRUCell
+        self._gru: Any = cell(deter, inputs=hidden, name="gru", precision=precision)
         self._post_hidden = TwoInputDense(
             hidden, first=deter, second=embed_size, name="post_hidden", precision=precision
         )
         self._post_out = Dense(raw, dtype=precision, name="post_out")
         widths = {"inputs": deter, "hidden": ensemble_hidden, "outputs": raw}
         self._prior = EnsembleHead(members=ensemble, act=act, name="prior", precision=precision, **widths)
-        self._hidden, self._compute = hidden, compute_type(precision)
+        self._hidden, self._compute, self._first_action = hidden, compute_type(precision), first_action
 
     def build(self, input_shape: Shape | None = None) -> None:
         for part in (self._input, self._gru, self._post_hidden, self._prior):
@@ -165,7 +176,7 @@ class RSSM(keras.layers.Layer):
     def _scanned(self, evidence: tf.Tensor, action: tf.Tensor, is_first: tf.Tensor, noise: tf.Tensor) -> Nest:
         """Inputs of `_filter` for all steps, [T, B, ...]."""
         keep = 1.0 - tf.cast(is_first, tf.float32)[..., None]  # [B, T, 1]
-        inputs = (self._input.project(action * keep), evidence, keep, noise)
+        inputs = (self._input.project(action if self._first_action else action * keep), evidence, keep, noise)
         return tf.nest.map_structure(_swap_batch_and_time, inputs)
 
     def _carried(self, start: Latent) -> Nest:

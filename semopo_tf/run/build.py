@@ -23,6 +23,7 @@ from semopo_tf.run.evaluate import Played
 from semopo_tf.types import Learner
 
 DEFAULT_SIZE = 64  # pixels, of `env.size`
+SIZES = ("image_size", "action_size", "episodes", "transitions")  # arguments of `make_learner`; the latter two may lack
 CARD_KEYS = ("background", "background_color", "background_split", "mask_rule")
 USUAL = {"render": "full", "distractor": "none"}  # settings that cards and score rows name only where they differ
 
@@ -33,8 +34,21 @@ def make_compute(config: Config, jit: Jit) -> Compute:
     return Compute(config.precision, jit.target, config.remat, partial(compiled, jit=jit.pixels), part)
 
 
-def make_learner(config: Config, *, image_size: int, action_size: int, jit: Jit = OFF) -> Learner:
+def data_sizes(config: Config, dataset: Dataset) -> dict[str, int]:
+    """The further arguments of `make_learner` that the dataset decides, for a learner that counts its episodes."""
+    if config.method not in LEARNERS or not LEARNERS[config.method].counts:
+        return {}
+    train, _ = split(dataset, config.valid_fraction, config.seed, config.min_length)
+    return {"episodes": int(train.sum()), "transitions": int((dataset.length[train] - 1).sum())}
+
+
+def make_learner(
+    config: Config, *, image_size: int, action_size: int, episodes: int = 0, transitions: int = 0, jit: Jit = OFF
+) -> Learner:
     """The learner that `method` names, freshly initialised from its seed.
+
+    Args:
+      episodes, transitions: of training, from `data_sizes`; only some learners need them.
 
     Raises:
       ConfigError: when there is no such method, when its layers do not fit the image, or when a flag has no effect on
@@ -45,12 +59,14 @@ def make_learner(config: Config, *, image_size: int, action_size: int, jit: Jit 
             f"--method: expected one of {', '.join(LEARNERS)}, received {cut(config.method)}; name it in --configs"
         )
     _require_read(config)
-    build, sections, _ = LEARNERS[config.method]
-    settings = {key: config[key] for key in sections}
+    registered = LEARNERS[config.method]
+    settings = {key: config[key] for key in registered.sections}
     sizes = {"image_size": image_size, "action_size": action_size}
+    if registered.counts:
+        sizes |= {"episodes": episodes, "transitions": transitions}
     try:
         with usual_keras():
-            return build(settings, **sizes, seed=config.seed, compute=make_compute(config, jit))
+            return registered.build(settings, **sizes, seed=config.seed, compute=make_compute(config, jit))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -98,6 +114,7 @@ def _require_read(config: Config) -> None:
     """Raises ConfigError for a flag of the command line that is another method's."""
     own = LEARNERS[config.method]
     sections = {section for learner in (*LEARNERS.values(), *STATE_LEARNERS.values()) for section in learner.sections}
+    sections -= {"batch"}  # which the sampler reads for all of them
     for flag in config.flags:
         section = flag.partition(".")[0]
         if (section in sections and section not in own.sections) or {section, flag} & set(own.unread):

@@ -26,12 +26,12 @@ from semopo_tf.storage.limits import free_memory
 from semopo_tf.storage.npz import not_finite
 from semopo_tf.storage.schema import read_object, unfit
 from semopo_tf.storage.untrusted import read_whole
-from semopo_tf.types import Batch, Learner, Stage, Transitions
+from semopo_tf.types import Batch, Learner, Stage, Transitions, WithEpisode
 
 SHOWN = 3  # names in a message
 FIELDS = {
     **dict.fromkeys(("phase", "checkpoint", "device"), str),
-    **dict.fromkeys(("step", "seed", "image_size", "action_size"), int),
+    **dict.fromkeys(("step", "seed", "image_size", "action_size", "episodes?", "transitions?"), int),
     "not_finite": [str],
 }
 
@@ -40,8 +40,30 @@ class Dump(NamedTuple):
     """The content of a dump directory."""
 
     facts: dict[str, Any]
-    batch: dict[str, np.ndarray]  # the fields of `Batch` or of `Transitions`
+    batch: dict[str, np.ndarray]  # by the names of `by_name`
     state: dict[str, np.ndarray]
+
+
+def by_name(batch: Any) -> dict[str, Any]:
+    """The tensors of a batch; those of a part of it with its name before theirs."""
+    if not isinstance(batch, WithEpisode):
+        return batch._asdict()
+    return {f"{part}.{name}": value for part in batch._fields for name, value in getattr(batch, part)._asdict().items()}
+
+
+def from_names(arrays: Mapping[str, np.ndarray]) -> Any:
+    """The batch whose tensors `by_name` names.
+
+    Raises:
+      TypeError: when it is none.
+    """
+    if not any("." in name for name in arrays):
+        return (Transitions if "next_image" in arrays else Batch)(**arrays)
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        part, _, field = name.partition(".")
+        parts.setdefault(part, {})[field] = array
+    return WithEpisode(**{part: Batch(**own) for part, own in parts.items()})
 
 
 def shown(names: Sequence[str]) -> str:
@@ -50,13 +72,13 @@ def shown(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more if names else "a tensor that is finite when the update is done again"
 
 
-def examine(learner: Learner, stage: Stage, batch: Batch | Transitions, key: Key, *, jit: bool) -> list[str]:
+def examine(learner: Learner, stage: Stage, batch: Any, key: Key, *, jit: bool) -> list[str]:
     """Take one update and name everything that is not finite, causes before effects: batch, weights, losses,
     gradients, updated weights.
 
     The update changes the weights: the caller keeps a copy.
     """
-    names = [f"batch/{name}" for name in not_finite(batch._asdict())] + not_finite(learner.variables())
+    names = [f"batch/{name}" for name in not_finite(by_name(batch))] + not_finite(learner.variables())
     if gradients_of := stage.gradients:
         metrics, gradients = compiled(lambda batch, step: gradients_of(batch, key._replace(step=step)), jit=jit)(
             batch, key.step
@@ -125,8 +147,7 @@ def read(path: Path) -> Dump:
         batch, state = (
             npz.unpack(read_whole(path / name, free_memory() or sys.maxsize)[0]) for name in ("batch.npz", "state.npz")
         )
-        if set(batch) not in (set(Batch._fields), set(Transitions._fields)):
-            raise ValueError("batch.npz holds other arrays than those of a batch")
+        from_names(batch)
         return Dump(facts, batch, state)
     except npz.MALFORMED as error:
         reason = type(error).__name__

@@ -38,7 +38,7 @@ class StatePlayer:
     def __init__(self, config: Config, jit: Jit, steps: int):
         self.world = Contract(make_states(config.task, config.env.action_repeat))
         self._inner = self.world.environment.inner  # type: ignore[attr-defined]
-        make, sections, _ = STATE_LEARNERS[config.method]
+        make, sections, *_ = STATE_LEARNERS[config.method]
         sizes = {"state_size": self._inner.state_size, "action_size": self._inner.action_size}
         with build.usual_keras():
             compute = build.make_compute(config, jit)

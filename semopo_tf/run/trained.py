@@ -27,7 +27,7 @@ class Run:
 
     config: configuration.Config
     card: dict[str, Any] | None
-    sizes: dict[str, int]  # image_size and action_size
+    sizes: dict[str, int]  # arguments of `build.make_learner`
     learner: Learner
     policy: Policy
     checkpoint: str  # name of its directory
@@ -77,7 +77,7 @@ def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
     from semopo_tf.engine import compiling, devices
     from semopo_tf.run import build, checkpoints
 
-    sizes = {key: manifest[key] for key in ("image_size", "action_size")}
+    sizes = {key: manifest[key] for key in build.SIZES if key in manifest}
     device, _ = devices.choose_device("auto")
     jit = compiling.choose_jit(config.jit, device)  # as in training: XLA changes the last bits
     learner = build.make_learner(config, **sizes, jit=jit)

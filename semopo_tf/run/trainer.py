@@ -184,6 +184,7 @@ class Trainer:
         """Sampler, learner and acting policy."""
         config, dataset = self._config, self._dataset
         self._sizes = {"image_size": dataset.frames.shape[1], "action_size": dataset.action.shape[1]}
+        self._sizes |= build.data_sizes(config, dataset)
         available = devices.device_memory(self._device)  # before the learner's variables take their share
         self._learner = self._make_learner(config, **self._sizes, jit=self._jit)
         for stage in self._learner.stages:
@@ -232,7 +233,8 @@ class Trainer:
 
     def _make_loop(self, stage: Stage) -> StageLoop:
         """The compiled loop of a stage. What the stage prepares from the frames is computed here, once."""
-        config, source = self._config, self._sampler.source(stage.view, stage.stacks, **self._batch)
+        config = self._config
+        source: Any = self._sampler.source(stage.view, stage.stacks, **self._batch, episode=stage.episode)
         table, host_images = None, None
         if stage.prepare:
             started = time.monotonic()
@@ -395,7 +397,7 @@ class Trainer:
         last = good.path.name if good else "none"
         facts = {"phase": stage.name, "step": step, "seed": self._config.seed, "not_finite": names}
         facts |= {"checkpoint": last, "device": self._device}
-        directory = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, batch._asdict(), state)
+        directory = dump.write(self._logdir, self._config.to_yaml(), facts | self._sizes, dump.by_name(batch), state)
         return NumericalError(
             f"{stage.name} update {step + 1}: expected finite numbers, received {dump.shown(names)}; last good "
             f"checkpoint: {last}; lower the learning rate, or look closer with python -m semopo_tf.replay_dump "

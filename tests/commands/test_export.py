@@ -31,6 +31,7 @@ CASES = {  # (overlays and flags, phase of the checkpoint that is exported)
     "gaussian": (["semopo"], "policy"),
     "categorical": (["released", "semopo"], "policy"),
     "joint": (["offline_dv2", "--precision", "mixed_bfloat16"], "model"),
+    "lompo": (["lompo"], "policy"),
     "frames": (["drq_bc", "--transitions.resize", "36", "--drq.filters", "8", "--actor.units", "32"], "policy"),
 }
 LATE = 7  # the frame at which the last episode of those side by side begins
@@ -70,12 +71,11 @@ for case in map(Path, cases):
 def make_run(logdir, flags, phase):
     """A run directory as training leaves it, its weights random, with a newer checkpoint that no one exports."""
     config = configuration.load(["--configs", "exbmdp_point", "debug", *flags])
-    learner = build.make_learner(config, image_size=config.env.size, action_size=2)
+    sizes = {"image_size": config.env.size, "action_size": 2, "episodes": 2, "transitions": 30}
+    learner = build.make_learner(config, **sizes)
     logdir.mkdir()
     (logdir / "config.yaml").write_text(config.to_yaml())
-    (logdir / "dataset_manifest.json").write_text(
-        json.dumps({"image_size": config.env.size, "action_size": 2, "card": None, "files": []})
-    )
+    (logdir / "dataset_manifest.json").write_text(json.dumps(sizes | {"card": None, "files": []}))
     for step in (12, 13):
         tiny.randomise(acting(learner), np.random.default_rng(step))
         state = {"metrics_size": 0, "timing_size": 0, "sums": [], "count": 0}
@@ -86,8 +86,9 @@ def make_run(logdir, flags, phase):
 def acting(learner):
     """The variables that acting may need, by the names that a checkpoint has for them."""
     if hasattr(learner, "world_model"):
+        actor = learner.agent if hasattr(learner, "agent") else learner.actor_critic
         values = {f"model/{key}": x for key, x in learner.world_model.trained.items()}
-        return values | {f"policy/{key}": x for key, x in learner.actor_critic.actor_variables.items()}
+        return values | {f"policy/{key}": x for key, x in actor.actor_variables.items()}
     return {key: x for key, x in learner.variables().items() if key.startswith(("encoder/", "actor/"))}
 
 

@@ -531,3 +531,31 @@ def test_I22_the_window_counts_for_what_is_kept():
         data.require_length(10, "batch.length", min_length=5)
     with pytest.raises(DataError, match="at least --min_length 13 records, received at most 12; lower --min_length"):
         data.require_length(10, "batch.length", min_length=13)
+
+
+# --- whole episodes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_whole_episode_is_padded_after_its_end_and_the_training_episodes_go_round(compiled):
+    lengths, train = [5, 9, 3, 6], [True, False, True, True]  # the longest of training has 6
+    source = sampler(dataset(lengths), train, sampling="uniform")
+    episodes = source.source("policy", None, batch=2, length=3, episode=lambda step: step // 2)
+    sample = tf.function(lambda step: episodes.sample(Key(1, "policy", step)), autograph=False, jit_compile=compiled)
+    for step, expected in ((0, 0), (1, 0), (2, 2), (4, 3), (6, 0), (8, 2)):
+        windows, whole = tf.nest.map_structure(lambda x: x.numpy(), sample(tf.constant(step, tf.int64)))
+        assert windows.reward.shape == (2, 3)
+        assert whole.image.shape == (1, 6, 2, 2, 3)
+        column = np.minimum(np.arange(6), lengths[expected] - 1)
+        np.testing.assert_array_equal(whole.reward[0], 1000 * expected + column)
+        np.testing.assert_array_equal(whole.image[0, :, 0, 0, 1], column)
+        np.testing.assert_array_equal(whole.action[0, :, 1], column / 256)
+        np.testing.assert_array_equal(whole.is_first[0], [t == 0 or t >= lengths[expected] for t in range(6)])
+        assert whole.is_terminal[0, lengths[expected] - 1] == (expected % 2 == 1)
+
+
+def test_a_whole_episode_can_be_read_from_a_table():
+    source = sampler(dataset([4, 6]), sampling="uniform")
+    table = tf.reshape(tf.range(20.0), [10, 2])
+    whole = source.source("all", None, batch=2, length=3, episode=lambda step: step).sample(key(1), None, table).episode
+    np.testing.assert_array_equal(whole.image[0], table[4:])

@@ -345,7 +345,7 @@ def test_a_policy_update_from_the_cache_is_the_update_from_the_images(case):
 
 @pytest.mark.parametrize("frames", [1, 3, 8, 11])
 def test_evidence_is_that_of_each_frame_whatever_the_blocks(case, frames, monkeypatch):
-    monkeypatch.setattr("semopo_tf.methods.semopo.EVIDENCE_ROWS", 4)
+    monkeypatch.setattr("semopo_tf.methods.filter_policy.EVIDENCE_ROWS", 4)
     images = np.random.default_rng(0).integers(0, 256, (frames, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), np.uint8)
     table = case.learner.evidence(images)
     assert table.shape[0] == frames

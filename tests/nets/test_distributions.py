@@ -34,6 +34,14 @@ def test_gaussian_statistics_are_the_mean_and_twice_the_sigmoid_of_half_plus_a_t
     tiny.close(stats["std"], expected["std"])
 
 
+@modes
+def test_the_other_gaussian_std_is_the_softplus_plus_a_tenth(mode, rng):
+    raw = tiny.float32(rng.normal(0, 3, (2, 5, 6)))
+    stats = tiny.run(mode, GaussianLatent(3, min_std=0.1, std="softplus").stats, raw)
+    tiny.close(stats["mean"], raw[..., :3])
+    tiny.close(stats["std"], np.logaddexp(0, raw[..., 3:]) + 0.1)
+
+
 def test_gaussian_std_lies_between_0_1_and_2_1_and_is_1_1_at_zero():
     std = GAUSSIAN.stats(tf.constant([[0, 0, 0, -60, 0, 60]], tf.float32))["std"]
     tiny.close(std, [[0.1, 1.1, 2.1]])

@@ -8,7 +8,16 @@ import tensorflow as tf
 import tiny
 
 from semopo_tf.nets import layers
-from semopo_tf.nets.layers import MLP, Decoder, Encoder, EnsembleHead, GRUCell, MaskBlend, TwoInputDense
+from semopo_tf.nets.layers import (
+    MLP,
+    Decoder,
+    Encoder,
+    EnsembleHead,
+    GRUCell,
+    MaskBlend,
+    StandardGRUCell,
+    TwoInputDense,
+)
 
 modes = pytest.mark.parametrize("mode", tiny.MODES)
 
@@ -160,6 +169,33 @@ def test_gru_matches_the_equations(mode, rng):
     x, state = tiny.float32(rng.normal(size=(6, 4))), tiny.float32(rng.normal(size=(6, 5)))
     gru = reference.GRU(*(weights.values[f"net/{part}"] for part in ("kernel", "bias", "scale", "offset")))
     tiny.close(tiny.run(mode, cell, x, state), reference.gru_step(x, state, gru))
+
+
+@modes
+def test_the_standard_gru_is_that_of_keras(mode, rng):
+    cell, weights = built(StandardGRUCell(5, inputs=4, name="net"), None, rng)
+    kernel, recurrent, bias, own = (
+        weights.values[f"net/{part}"] for part in ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
+    )
+    keras_cell = keras.layers.GRUCell(5)
+    keras_cell.build((None, 4))
+    keras_cell.set_weights([kernel, recurrent, np.stack([bias, own])])
+    x, state = tiny.float32(rng.normal(size=(6, 4))), tiny.float32(rng.normal(size=(6, 5)))
+    expected = keras_cell(tiny.as_tensor(x), tiny.as_tensor(state))[0]
+    tiny.close(tiny.run(mode, cell, x, state), expected)
+    assert cell.cost(6).flops == 2 * 6 * (4 * 15 + 5 * 15)
+
+
+def test_a_recurrent_kernel_starts_orthogonal():
+    cell = StandardGRUCell(5, inputs=4, name="net")
+    cell.build()
+    variables = layers.named_variables({"net": cell})
+    layers.initialise(variables, 1)
+    recurrent = variables["net/recurrent_kernel"].numpy()
+    np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(5), atol=1e-6)
+    limit = np.sqrt(6 / (4 + 15))
+    assert 0.9 * limit < np.abs(variables["net/kernel"].numpy()).max() <= limit
+    assert not variables["net/bias"].numpy().any()
 
 
 def test_gru_with_zero_weights_forgets_at_the_rate_of_its_update_bias():

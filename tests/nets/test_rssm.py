@@ -17,7 +17,7 @@ modes = pytest.mark.parametrize("mode", tiny.MODES)
 class Case:
     """A model with random weights and one random sequence; resets in the middle of two of the three rows."""
 
-    def __init__(self, latent: str, actions: int = A):
+    def __init__(self, latent: str, actions: int = A, **more):
         rng = np.random.default_rng(7)
         sizes = {
             "deter": D,
@@ -29,7 +29,7 @@ class Case:
             "min_std": 0.1,
             "act": "elu",
         }
-        self.rssm = RSSM(name="rssm", latent=latent, action_size=actions, embed_size=E, **sizes)
+        self.rssm = RSSM(name="rssm", latent=latent, action_size=actions, embed_size=E, **sizes, **more)
         self.rssm.build()
         self.variables = named_variables({"rssm": self.rssm})
         tiny.randomise(self.variables, rng, gain=1.5)
@@ -160,6 +160,17 @@ def test_a_first_record_forgets_the_state_it_is_given(case):
 
 
 # ------------------------------------------------------------------------------------------------------------------ pri
+
+
+def test_the_first_action_enters_where_it_is_wanted_beside_a_state_of_zero():
+    dropped, kept = Case("gaussian"), Case("gaussian", first_action=True)
+    zeroed = np.where(kept.is_first[..., None], 0, kept.action)
+    tiny.close(kept.observe(action=zeroed).deter, dropped.observe().deter)
+    assert np.abs(kept.observe().deter - dropped.observe().deter)[:, 0].max() > 1e-3
+    alone = kept.observe(
+        is_first=kept.is_first[:, :1], embed=kept.embed[:, :1], action=kept.action[:, :1], noise=kept.noise[:, :1]
+    )
+    tiny.close(alone.deter[:, 0], kept.observe(is_first=np.zeros_like(kept.is_first)).deter[:, 0])
 
 
 @modes

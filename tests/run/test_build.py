@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import synthetic
 import tensorflow as tf
 
 from semopo_tf.config import load
+from semopo_tf.data.dataset import open_dataset
+from semopo_tf.data.episodes import write_episode
 from semopo_tf.errors import CheckpointError, ConfigError
 from semopo_tf.run import build
 
@@ -108,3 +111,15 @@ def test_restore_checks_every_name_and_shape_before_it_assigns():
     np.testing.assert_array_equal(variables["a"], [1, 2])
     build.restore(variables, {"a": np.array([5, 6], np.float32), "b": np.ones((1, 1), np.float32)}, "x")
     np.testing.assert_array_equal(variables["a"], [5, 6])
+
+
+def test_the_training_data_are_counted_for_a_learner_that_asks(tmp_path):
+    for number, records in enumerate((6, 20, 20, 20, 9)):
+        write_episode(tmp_path / f"{number}-{number}-{records}.npz", synthetic.episode(number, records, size=8))
+    data = open_dataset(tmp_path)
+    assert build.data_sizes(load(["--configs", "semopo"]), data) == {}
+    asks = ["--configs", "lompo", "--min_length"]
+    assert build.data_sizes(load([*asks, "2"]), data) == {"episodes": 5, "transitions": 5 + 3 * 19 + 8}
+    assert build.data_sizes(load([*asks, "8"]), data) == {"episodes": 4, "transitions": 3 * 19 + 8}
+    held = build.data_sizes(load([*asks, "10", "--valid_fraction", "0.34"]), data)
+    assert held == {"episodes": 2, "transitions": 2 * 19}

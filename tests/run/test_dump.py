@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
+import tensorflow as tf
 import tiny
 from synthetic import Still
 from test_engine import Case
@@ -21,6 +22,7 @@ from semopo_tf.run import build, checkpoints, dump
 from semopo_tf.run.trainer import Trainer
 from semopo_tf.storage.files import Files
 from semopo_tf.storage.records import read_records
+from semopo_tf.types import Transitions, WithEpisode
 
 PHASES = ("model", "policy")
 
@@ -63,6 +65,33 @@ def test_N04_the_dump_of_a_learner_of_frame_stacks_shows_the_same(data, tmp_path
     flags = ["--configs", "drq_bc", "walker_walk", "debug", "--offline_dir", str(data), "--transitions.resize", "16"]
     flags += ["--logdir", str(tmp_path / "run"), "--eval.final_episodes", "0", "--critic_opt.lr", "1e30"]
     assert "policy update" in stopped([*flags, "--actor_opt.lr", "1e30", "--save_every", "1"])
+    assert replay_dump.main([str(dump_of(tmp_path / "run"))]) == 0
+
+
+def test_N04_the_dump_of_a_learner_of_whole_episodes_shows_the_same(data, tmp_path):
+    flags = [
+        "--configs",
+        "lompo",
+        "walker_walk",
+        "debug",
+        "--offline_dir",
+        str(data),
+        "--logdir",
+        str(tmp_path / "run"),
+    ]
+    flags += [
+        "--encoder.kernels",
+        "4,4",
+        "--decoder.kernels",
+        "4,4",
+        "--video.every",
+        "0",
+        "--eval.final_episodes",
+        "0",
+    ]
+    assert "policy update" in stopped(
+        [*flags, "--actor_opt.lr", "1e38", "--critic_opt.lr", "1e38", "--save_every", "1"]
+    )
     assert replay_dump.main([str(dump_of(tmp_path / "run"))]) == 0
 
 
@@ -295,7 +324,7 @@ def test_E03_an_action_that_is_not_finite_stops_an_evaluation_during_training(da
     semopo_tf.register("still", SmallStill)
     monkeypatch.setattr(build, "episode_seeds", lambda seed, count: [5] * count)
     flags = synthetic.train_flags(data, tmp_path / "run", *QUIET, *STEPS, "--task", "still", "--eval.every", "12")
-    from semopo_tf.methods.semopo import FilterPolicy
+    from semopo_tf.methods.filter_policy import FilterPolicy
 
     act = FilterPolicy.__call__
     monkeypatch.setattr(
@@ -307,3 +336,13 @@ def test_E03_an_action_that_is_not_finite_stops_an_evaluation_during_training(da
     assert (
         "expected finite actions in [-1, 1], received [nan nan] at decision 0 of episode 5" in capsys.readouterr().err
     )
+
+
+def test_every_form_of_a_batch_is_named_and_found_again(rng):
+    windows = tiny.arrays(tiny.batch(rng))
+    stacks = Transitions(*(np.full([2], place) for place in range(len(Transitions._fields))))
+    for batch in (windows, stacks, WithEpisode(windows, tiny.arrays(tiny.batch(rng, 1, 3)))):
+        again = dump.from_names(dump.by_name(batch))
+        assert type(again) is type(batch)
+        for one, other in zip(tf.nest.flatten(again), tf.nest.flatten(batch), strict=True):
+            np.testing.assert_array_equal(one, other)
