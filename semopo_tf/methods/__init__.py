@@ -19,9 +19,8 @@ class Registered(NamedTuple):
     build: Callable[..., Any]
     sections: tuple[str, ...]  # of the configuration
     unread: tuple[str, ...] = ()  # further settings, or sections, that have no effect
-    counts: bool = (
-        False  # whether it is also built with episodes= and transitions=, the training data's numbers of them
-    )
+    # Whether it is also built with episodes= and transitions=, the training data's numbers of them.
+    counts: bool = False
 
 
 _SEMOPO = Registered(semopo.build, semopo.SECTIONS)
