@@ -88,6 +88,9 @@ CHOICES = {
     **{f"env.{key}": ("card", *choices) for key, choices in SHOWN.items()},
     **{f"without_card.{key}": choices for key, choices in SHOWN.items()},
     "env.render": ("card", *RENDERS),
+    "infogating.head": ("bc", "td3bc"),
+    "infogating.mask": ("relu_tanh", "sigmoid"),
+    "infogating.fill": ("zero", "gaussian", "uniform"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "replay": ("auto", "device", "host"),
     "jit": ("auto", "full", "partial", "off"),
@@ -107,6 +110,8 @@ LIMITS: dict[str, tuple[float, float]] = {
         ("transitions.stack", "transitions.n_step", "drq.filters", "drq.feature", "drq.cql_actions"), (1, 1e4)
     ),
     **dict.fromkeys(("drq.discount", "drq.tau"), (0, 1)),
+    **{f"infogating.{key}": (1, 1e4) for key in ("filters", "patch", "feature", "energy_units", "max_k", "negatives")},
+    "infogating.mask_filters": (8, 1e4),
     "sac.discount": (0, 1),
     "sac.tau": (0, 1),
     "sac.entropy": (-1e3, 1e3),
@@ -137,6 +142,9 @@ LATER = frozenset(
     | {f"transitions.{key}" for key in ("stack", "n_step", "shift", "resize")}
     | {f"drq.{key}" for key in ("filters", "feature", "discount", "tau", "std_first", "std_last", "std_updates")}
     | {f"drq.{key}" for key in ("noise_clip", "bc_weight", "cql_weight", "cql_actions")}
+    | {f"infogating.{key}" for key in ("head", "filters", "patch", "feature", "mask_filters", "energy_units")}
+    | {f"infogating.{key}" for key in ("mask", "fill", "mask_weight", "square_weight", "max_k", "negatives")}
+    | {f"infogating.{key}" for key in ("warm_updates", "noisy_updates", "gate_at_test")}
 )
 
 

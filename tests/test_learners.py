@@ -36,6 +36,7 @@ TRAINS = {
     "bc": {"policy": {"encoder", "actor", "optimizer"}},
     "drq_bc": {"policy": {"encoder", "actor", "critic", "slow_critic", "optimizer"}},
     "drq_cql": {"policy": {"encoder", "actor", "critic", "slow_critic", "optimizer"}},
+    "infogating": {"policy": {"encoder", "inverse", "mask", "actor", "optimizer"}},
     "toy": {"first": {"first"}, "second": {"second"}, "third": {"third"}},
 }
 HOST_CALLS = {"PyFunc", "EagerPyFunc", "PyFuncStateless", "HostCall", "Print", "PrintV2"}
