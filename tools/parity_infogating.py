@@ -10,7 +10,7 @@ update of each part of the schedule. Prints one line a quantity and ends with st
 
 Adam's first step is nearly the learning rate times the sign of the gradient, so rounding alone would decide it where a
 gradient vanishes. Both sides therefore use --eps, with which the step is a smooth function of the gradient; that of a
-run is 1e-8. Gradients are sums over thousands of pixels in float32 and have a tolerance of their own.
+run is 1e-8. Gradients have a tolerance of their own: a sum over a hundred thousand pixels in float32 is off by 1e-4.
 """
 
 import argparse
@@ -275,7 +275,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--tolerance", type=float, default=1e-5)
-    parser.add_argument("--gradient_tolerance", type=float, default=1e-4)
+    parser.add_argument("--gradient_tolerance", type=float, default=1e-3)
     parser.add_argument("--eps", type=float, default=1e-2)
     flags = parser.parse_args()
     modules, report = author_modules(flags.checkout), Report(flags.tolerance)
