@@ -163,7 +163,8 @@ DRAWS = {
     "draw_members": 1,
 }  # name -> position of the stream argument
 # What the placeholders of stream names stand for: the branches of the world models and the views of the sampler.
-PLACEHOLDERS = {"self.name": ("endo", "exo", "joint"), "view": ("model", "policy", "all", "valid")}
+VIEWS = ("model", "policy", "all", "valid")
+PLACEHOLDERS = {"self.name": ("endo", "exo", "joint"), "view": VIEWS, "self._view": VIEWS}
 
 
 def called_name(call: ast.Call) -> str:

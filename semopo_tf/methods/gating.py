@@ -184,8 +184,8 @@ class Representation:
     def _filling(self, key: Key, shape: Sequence[int]) -> tf.Tensor | float:
         """What stands in hidden pixels, in 0..255 or, for `gaussian`, around it."""
         if self._fill == "gaussian":
-            return 255 * (random.normal(key, "fill", shape) + 0.5)
-        return 255 * random.uniform(key, "fill", shape) if self._fill == "uniform" else 0.0
+            return 255 * (random.normal(key, "normal_fill", shape) + 0.5)
+        return 255 * random.uniform(key, "uniform_fill", shape) if self._fill == "uniform" else 0.0
 
     def energies(self, image: tf.Tensor, action: tf.Tensor, key: Key) -> tuple[tf.Tensor, Moments]:
         """E of both stacks [2B, H, W, 3F] with the data's action and with the negatives, [B, 1 + negatives]."""

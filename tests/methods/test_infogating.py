@@ -159,8 +159,8 @@ def draws(at, stage_name="policy"):
         **{name: random.integers(k, name, [ROWS, 2], 3).numpy() for name in ("shift", "later_shift", "next_shift")},
         **{name: gating.half(k, name, ROWS).numpy() for name in ("whole", "later_whole")},
         "mask": random.normal(k, "mask", shape).numpy().astype(np.float64),
-        "gaussian": 255 * (random.normal(k, "fill", [*shape[:3], 9]).numpy() + 0.5),
-        "uniform": 255 * random.uniform(k, "fill", [*shape[:3], 9]).numpy(),
+        "gaussian": 255 * (random.normal(k, "normal_fill", [*shape[:3], 9]).numpy() + 0.5),
+        "uniform": 255 * random.uniform(k, "uniform_fill", [*shape[:3], 9]).numpy(),
         "zero": 0.0,
         "negatives": 2 * random.uniform(k, "negatives", [ROWS, NEGATIVES, ACTIONS]).numpy() - 1.0,
         **{name: random.normal(k, name, [ROWS, ACTIONS]).numpy() for name in ("action", "next_action")},
@@ -532,6 +532,19 @@ def test_held_out_metrics_are_without_noise_and_by_the_moving_statistics(rng):
     actions = np.concatenate([given.action.numpy()[:, None], drawn["negatives"]], 1)
     tiny.close(metrics["inverse_loss"], cross_entropy(twin.energies(z, z_k, actions, settled=True)))
     assert set(learner("td3bc").validate(given, key(2))) == {"cloning_loss"}
+
+
+@heads
+def test_half_precision_changes_the_losses_by_rounding_alone(head, rng):
+    agent, given = learner(head, rng), batch(rng)
+    other = learner(head, precision="mixed_bfloat16")
+    tiny.assign(other.variables(), tiny.snapshot(agent.variables()))
+    for one, two in zip(agent.stages, other.stages, strict=True):
+        full, half = (tiny.arrays(each.gradients(given, key(9, one.name))[0]) for each in (one, two))
+        assert half["finite"] == 1
+        for name in ("inverse_loss", "mask_mean", "actor_loss", "critic_loss"):
+            if name in full:
+                np.testing.assert_allclose(half[name], full[name], rtol=0.1, err_msg=name)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
