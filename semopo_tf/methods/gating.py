@@ -98,7 +98,6 @@ class Representation:
         first one cuts the image into, and units of z.
       mask_filters, energy_units: of the mask network's first blocks, and of the inverse model's hidden layer.
       mask, fill: `relu_tanh` or `sigmoid`; `zero`, `gaussian` (standard normal for the encoder) or `uniform`.
-      max_k: the largest number of steps between the stacks, which the data have.
       negatives: actions beside that of the data.
       warm_updates, noisy_updates: of the warm-up, and the first ones whose masks have noise on their logits.
     """
@@ -172,7 +171,7 @@ class Representation:
         return Gated(mixed(gated(image, mask, self._filling(key, image.shape)), image, chosen), mask)
 
     def _mask(self, image: tf.Tensor, key: Key) -> tf.Tensor:
-        """Masks [N, H, W, F] of images; in the first updates with noise on their logits."""
+        """Masks [N, H, W, F] of images; in the first updates with noise on their logits, clamped like an action."""
         logits = self._mask_network(image / 255 - 0.5)
 
         def perturbed() -> tf.Tensor:
