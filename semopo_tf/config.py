@@ -91,6 +91,9 @@ CHOICES = {
     **{f"without_card.{key}": choices for key, choices in SHOWN.items()},
     "env.render": ("card", *RENDERS),
     "env.distractor": ("card", *DISTRACTORS),
+    "infogating.head": ("bc", "td3bc"),
+    "infogating.mask": ("relu_tanh", "sigmoid"),
+    "infogating.fill": ("zero", "gaussian", "uniform"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "replay": ("auto", "device", "host"),
     "jit": ("auto", "full", "partial", "off"),
@@ -114,6 +117,8 @@ LIMITS: dict[str, tuple[float, float]] = {
         [f"lompo.{key}" for key in ("real_batch", "latent_batch", "refresh_every", "latent_rows")], (1, 1e9)
     ),
     "lompo.tau": (0, 1),
+    **{f"infogating.{key}": (1, 1e4) for key in ("filters", "patch", "feature", "energy_units", "max_k", "negatives")},
+    "infogating.mask_filters": (8, 1e4),
     "sac.discount": (0, 1),
     "sac.tau": (0, 1),
     "sac.entropy": (-1e3, 1e3),
@@ -145,6 +150,9 @@ LATER = frozenset(
     | {f"drq.{key}" for key in ("filters", "feature", "discount", "tau", "std_first", "std_last", "std_updates")}
     | {f"lompo.{key}" for key in ("real_batch", "latent_batch", "latent_rows", "refresh_every", "noise", "tau")}
     | {f"drq.{key}" for key in ("noise_clip", "bc_weight", "cql_weight", "cql_actions")}
+    | {f"infogating.{key}" for key in ("head", "filters", "patch", "feature", "mask_filters", "energy_units")}
+    | {f"infogating.{key}" for key in ("mask", "fill", "mask_weight", "square_weight", "max_k", "negatives")}
+    | {f"infogating.{key}" for key in ("warm_updates", "noisy_updates", "gate_at_test")}
 )
 
 

@@ -1011,7 +1011,7 @@ def test_every_key_is_read_by_a_run_of_some_method(tmp_path, monkeypatch):
         assert training.main([]) == 0
         assert (tmp_path / method / "run" / "DONE").exists()
         read |= config.read
-    for method in ("drq_bc", "drq_cql"):
+    for method in ("drq_bc", "drq_cql", "infogating"):
         (tmp_path / method).mkdir()
         write_dataset(tmp_path / method / "data")
         words = ["--configs", method, "debug", "--task", TASK, "--offline_dir", str(tmp_path / method / "data")]

@@ -38,6 +38,7 @@ TRAINS = {
     "drq_bc": {"policy": {"encoder", "actor", "critic", "slow_critic", "optimizer"}},
     "drq_cql": {"policy": {"encoder", "actor", "critic", "slow_critic", "optimizer"}},
     "lompo": {"model": {"model", "model_opt"}, "encode": {"real"}, "imagine": {"latent"}, "policy": {"policy"}},
+    "infogating": {"policy": {"encoder", "inverse", "mask", "actor", "optimizer"}},
     "toy": {"first": {"first"}, "second": {"second"}, "third": {"third"}},
 }
 ANY_BATCH = {"encode"}  # stages that cost the same whatever the batch: one whole episode

@@ -18,7 +18,7 @@ from semopo_tf.types import Batch
 MODES = ("eager", "graph", "xla")
 IMAGE_SIZE = 10  # two layers of 4 x 4: 10 -> 4 -> 1 and 1 -> 4 -> 10
 STACK_SIZE = 16  # for learners of frame stacks: 16 -> 7 -> 5 -> 3 -> 1
-STACKED = ("bc", "drq_bc", "drq_cql")
+STACKED = ("bc", "drq_bc", "drq_cql", "infogating")
 ACTION_SIZE = 2
 # Wide enough for nothing to degenerate, with sizes that all differ, so that a mixed-up axis cannot pass.
 SIZES = {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from semopo_tf.methods import drq, lompo, sac, semopo
+from semopo_tf.methods import drq, infogating, lompo, sac, semopo
 
 
 class Registered(NamedTuple):
@@ -31,6 +31,8 @@ LEARNERS |= {
     loss: Registered(partial(drq.build, loss=loss), drq.SECTIONS, _WINDOWS) for loss in ("bc", "drq_bc", "drq_cql")
 }
 LEARNERS["lompo"] = Registered(lompo.build, lompo.SECTIONS, lompo.UNREAD, counts=True)
+_OTHERS = (*(name for name in _WINDOWS if name != "steps.model"), *infogating.UNREAD)
+LEARNERS["infogating"] = Registered(infogating.build, infogating.SECTIONS, _OTHERS)
 
 # Learners of behaviours, which see the simulator's state in place of images and learn while they play (`run.online`):
 # built with (sections by name, state_size=, action_size=, seed=, steps=, compute=).

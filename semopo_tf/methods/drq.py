@@ -19,53 +19,41 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from semopo_tf import random
 from semopo_tf.methods.frame_policy import FramePolicy
+from semopo_tf.methods.stacked import (
+    HEADS,
+    actor_head,
+    all_resized,
+    annealed,
+    bicubic,
+    cloning_loss,
+    copy_weights,
+    critic_heads,
+    follow,
+    noisy,
+    randomly_shifted,
+    require_no_loss_scale,
+    temporal_difference,
+    undo_of,
+    values_of,
+    weighted_cloning,
+)
 from semopo_tf.nets.accounting import Cost
 from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.conv_stack import ConvStack, Trunk
-from semopo_tf.nets.layers import MLP, initialise_orthogonal, named_variables
+from semopo_tf.nets.layers import initialise_orthogonal, named_variables
 from semopo_tf.nets.optim import Optimizer, Undo, gradients_of, step_if_finite
 from semopo_tf.random import Key
 from semopo_tf.types import Learner, Stacks, Stage, Transitions
 
 SECTIONS = ("steps", "actor", "critic", "actor_opt", "critic_opt", "transitions", "drq")
 KERNELS = ((3, 2), (3, 1), (3, 1), (3, 1))  # edge and stride of the encoder's convolutions
-HEADS = ("q0", "q1")
-EDGE = 1e-6  # actions stay that far inside [-1, 1]
-BLOCK = 512  # frames resized in one call
 
 
-# --- the losses, pure functions ---------------------------------------------------------------------------------------
-
-
-def clamped(action: tf.Tensor) -> tf.Tensor:
-    """Into [-1 + 1e-6, 1 - 1e-6], with the gradient of the identity, so that a saturated mean still learns."""
-    return action + tf.stop_gradient(tf.clip_by_value(action, -1 + EDGE, 1 - EDGE) - action)
-
-
-def noisy(mean: tf.Tensor, noise: tf.Tensor, *, std: tf.Tensor, clip: float) -> tf.Tensor:
-    """The action of the losses; mean and standard normal noise [..., A]."""
-    return clamped(mean + tf.clip_by_value(std * noise, -clip, clip))
-
-
-def annealed(step: tf.Tensor, *, first: float, last: float, updates: int) -> tf.Tensor:
-    """The noise's std at an update: from `first` to `last` on a straight line of `updates`, then `last`."""
-    passed = tf.minimum(tf.cast(step, tf.float32) / max(updates, 1), 1.0)
-    return first + (last - first) * passed
-
-
-def cloning_loss(action: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
-    """Mean over batch and components of (a(s) - a)^2; both [B, A]."""
-    return tf.reduce_mean((action - data) ** 2)
-
-
-def temporal_difference(values: Sequence[tf.Tensor], target: tf.Tensor) -> tf.Tensor:
-    """sum_i mean (Q_i - y)^2 over the critic's heads, each [B]; no factor of a half."""
-    return tf.add_n([tf.reduce_mean((value - tf.stop_gradient(target)) ** 2) for value in values])
+# --- the loss of drq_cql alone ----------------------------------------------------------------------------------------
 
 
 def conservative(values: tf.Tensor) -> tf.Tensor:
@@ -73,40 +61,6 @@ def conservative(values: tf.Tensor) -> tf.Tensor:
     mean (logsumexp_j Q(s, a_j) - Q(s, a)) (Kumar et al. 2020, CQL(H)).
     """
     return tf.reduce_mean(tf.reduce_logsumexp(values, 1) - values[:, -1])
-
-
-def weighted_cloning(value: tf.Tensor, action: tf.Tensor, data: tf.Tensor, *, alpha: float) -> tf.Tensor:
-    """DrQ+BC's loss of the actor; value [B] is min_i Q_i(s, a(s)) (Fujimoto and Gu 2021, TD3+BC)."""
-    scale = alpha / tf.stop_gradient(tf.reduce_mean(tf.abs(value)))
-    return cloning_loss(action, data) - scale * tf.reduce_mean(value)
-
-
-def shifted(image: tf.Tensor, offset: tf.Tensor, pad: int) -> tf.Tensor:
-    """Random shift (DrQ): pad by the edge's pixels and crop again, as a gather of rows and columns.
-
-    Args:
-      image: [B, H, W, C].
-      offset: [B, 2], integers of 0 .. 2 pad; `pad` leaves the image where it is.
-    """
-    for axis in (0, 1):
-        edge = image.shape[1 + axis]
-        place = tf.range(edge, dtype=tf.int64) + offset[:, axis, None] - pad
-        image = tf.gather(image, tf.clip_by_value(place, 0, edge - 1), axis=1 + axis, batch_dims=1)
-    return image
-
-
-# --- images of another size -------------------------------------------------------------------------------------------
-
-
-def bicubic(size: int, frames: tf.Tensor) -> tf.Tensor:
-    """[N, H, W, 3] uint8 -> [N, size, size, 3] uint8: the same for data and evaluation."""
-    resized = tf.image.resize(tf.cast(frames, tf.float32), [size, size], "bicubic")
-    return tf.cast(tf.round(tf.clip_by_value(resized, 0, 255)), tf.uint8)
-
-
-def all_resized(size: int, frames: np.ndarray) -> tf.Tensor:
-    """`bicubic` of a whole dataset, in blocks."""
-    return tf.concat([bicubic(size, tf.constant(frames[i : i + BLOCK])) for i in range(0, len(frames), BLOCK)], 0)
 
 
 # --- the learner ------------------------------------------------------------------------------------------------------
@@ -183,8 +137,7 @@ class DrQ(Learner):
             self._critic_opt = optimizer("critic", self._critic_variables, **critic_opt)
             self._optimizers.append(self._critic_opt)
         initialise_orthogonal(self._encoder_variables | self._actor_variables | self._critic_variables, seed)
-        for slow, fast in zip(self._slow_variables.values(), self._critic_variables.values(), strict=True):
-            slow.assign(fast)
+        copy_weights(self._slow_variables, self._critic_variables)
         self.stages = (
             Stage(
                 "policy",
@@ -209,23 +162,18 @@ class DrQ(Learner):
     def _trained(self) -> dict[str, tf.Variable]:
         return self._encoder_variables | self._actor_variables | self._critic_variables
 
-    def _undo(self, variables: Mapping[str, tf.Variable], optimizers: Sequence[Optimizer]) -> Undo:
-        owned = [variable for optimizer in optimizers for variable in optimizer.owned()]
-        return Undo([*variables.values(), *owned], whole=self._actor_opt.whole)
-
     def update(self, batch: Transitions, key: Key) -> dict[str, tf.Tensor]:
         """One update, as the table of the module says who learns from what."""
         metrics, _, undo = self._learn(batch, key)
         if undo:
             undo.where(metrics["finite"] < 1)
             share = self._tau * metrics["finite"]
-            for slow, fast in zip(self._slow_variables.values(), self._critic_variables.values(), strict=True):
-                slow.assign(slow + share * (fast - slow))
+            follow(self._slow_variables, self._critic_variables, share)
         return metrics
 
     def gradients(self, batch: Transitions, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """Metrics and gradients of `update` by name. Changes nothing."""
-        before = self._undo(self._trained(), self._optimizers)
+        before = undo_of(self._trained(), self._optimizers)
         metrics, gradients, _ = self._learn(batch, key)
         before.where(tf.constant(True))
         return metrics, gradients
@@ -243,7 +191,7 @@ class DrQ(Learner):
             metrics = step_if_finite([self._encoder_opt, self._actor_opt], gradients, [loss])
             return metrics | {"actor_loss": loss, "std": std}, gradients, None
         trained = self._encoder_variables | self._critic_variables
-        undo = self._undo(trained, [self._encoder_opt, self._critic_opt])
+        undo = undo_of(trained, [self._encoder_opt, self._critic_opt])
         following = self._encode(batch.next_image, key, "next_shift")
         target = self._target(batch, following, key, std)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -263,10 +211,7 @@ class DrQ(Learner):
 
     def _encode(self, image: tf.Tensor, key: Key, stream: str) -> tf.Tensor:
         """Shift and encode a stack [B, H, W, 3F] uint8 -> [B, E]."""
-        if self._shift:
-            offset = random.integers(key, stream, [image.shape[0], 2], 2 * self._shift + 1)
-            image = shifted(image, offset, self._shift)
-        return self._encoded(image)
+        return self._encoded(randomly_shifted(image, key, stream, self._shift))
 
     def _encoded(self, image: tf.Tensor) -> tf.Tensor:
         """[B, H, W, 3F] uint8 -> [B, E]."""
@@ -287,7 +232,7 @@ class DrQ(Learner):
     def _target(self, batch: Transitions, following: tf.Tensor, key: Key, std: tf.Tensor) -> tf.Tensor:
         """y, [B]."""
         trunk, *heads = self._slow
-        values = _values(heads, trunk(following), self._act(following, key, "next_action", std))
+        values = values_of(heads, trunk(following), self._act(following, key, "next_action", std))
         return batch.reward + batch.discount * tf.minimum(*values)
 
     def _critic_loss(
@@ -302,7 +247,7 @@ class DrQ(Learner):
         trunk, *heads = self._critic
         hidden = trunk(feature)
         if self._loss == "drq_bc":
-            values = _values(heads, hidden, action)
+            values = values_of(heads, hidden, action)
             loss = temporal_difference(values, target)
             return loss, {"critic_loss": loss, "value": tf.reduce_mean(values[0])}
         # The trunk is applied once, and its few numbers are repeated for every action: the sum of V-D4RL's, without
@@ -311,7 +256,7 @@ class DrQ(Learner):
         actions = tf.concat([among, action[:, None]], 1)
         count = actions.shape[1]
         rows = tf.repeat(hidden, count, 0), tf.reshape(actions, [-1, actions.shape[2]])
-        tables = [tf.reshape(value, [-1, count]) for value in _values(heads, *rows)]
+        tables = [tf.reshape(value, [-1, count]) for value in values_of(heads, *rows)]
         regression = temporal_difference([table[:, -1] for table in tables], target)
         regulariser = tf.add_n([conservative(table) for table in tables])
         loss = regression + self._cql_weight * regulariser
@@ -333,7 +278,7 @@ class DrQ(Learner):
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         trunk, *heads = self._critic
         action = self._act(feature, key, "action", std)
-        value = tf.minimum(*_values(heads, trunk(feature), action))
+        value = tf.minimum(*values_of(heads, trunk(feature), action))
         if self._loss == "drq_cql":
             loss = -tf.reduce_mean(value)
         else:
@@ -385,16 +330,11 @@ class _Networks:
 
     def actor(self, shape: Mapping[str, Any]) -> list[Any]:
         """[trunk, head]."""
-        head = MLP(**shape, outputs={"mean": self._action_size}, name="actor_head", **self._precision)
-        head.build((None, self._feature))
-        return [self._trunk("actor"), head]
+        return [self._trunk("actor"), actor_head(self._feature, self._action_size, shape, **self._precision)]
 
     def critic(self, name: str, shape: Mapping[str, Any]) -> list[Any]:
         """[trunk, first head, second head]."""
-        heads = [MLP(**shape, outputs={"value": 1}, name=f"{name}_{q}", **self._precision) for q in HEADS]
-        for head in heads:
-            head.build((None, self._feature + self._action_size))
-        return [self._trunk(name), *heads]
+        return [self._trunk(name), *critic_heads(name, self._feature, self._action_size, shape, **self._precision)]
 
     def _trunk(self, name: str) -> Trunk:
         trunk = Trunk(self._feature, name=f"{name}_trunk", **self._precision)
@@ -407,12 +347,6 @@ def _named(name: str, layers: Sequence[Any]) -> dict[str, tf.Variable]:
     return named_variables({f"{name}/{part}": layer for part, layer in zip(parts, layers, strict=True)})
 
 
-def _values(heads: Sequence[MLP], hidden: tf.Tensor, action: tf.Tensor) -> list[tf.Tensor]:
-    """Q_i of the trunk's output [B, F] and action [B, A], each [B]."""
-    inputs = tf.concat([hidden, action], -1)
-    return [head(inputs)["value"][:, 0] for head in heads]
-
-
 def build(
     sections: Mapping[str, Any], *, loss: str, image_size: int, action_size: int, seed: int, compute: Compute
 ) -> DrQ:
@@ -421,10 +355,7 @@ def build(
     Raises:
       ValueError: for images too small for the kernels, or float16, which needs a loss scale.
     """
-    if compute.precision == "mixed_float16":
-        raise ValueError(
-            f"--precision: expected float32 or mixed_bfloat16 for {loss}, received mixed_float16; it has no loss scale"
-        )
+    require_no_loss_scale(compute, loss)
     actor = {key: value for key, value in sections["actor"].items() if key != "min_std"}
     networks: dict[str, Any] = {name: sections[name] for name in ("critic", "actor_opt", "critic_opt")}
     sizes: dict[str, Any] = {"image_size": image_size, "action_size": action_size}

@@ -77,6 +77,18 @@ def _orthogonal(seed: int, name: str, shape: Sequence[int], gain: float = 1.0) -
     return (gain * matrix).reshape(shape).astype(np.float32)
 
 
+def initialise_uniform(variables: Mapping[str, tf.Variable], seed: int) -> None:
+    """Draw every kernel, and the bias beside it, from (seed, name) alone, uniform within one over the square root of
+    the kernel's inputs: PyTorch's default. Other variables keep the values of `build`.
+    """
+    for name, variable in variables.items():
+        kernel = variables.get(f"{name.rpartition('/')[0]}/kernel")
+        if kernel is not None and name.endswith(("/kernel", "/bias")):
+            limit = 1 / np.sqrt(np.prod(kernel.shape.as_list()[:-1]))
+            shape = variable.shape.as_list()
+            variable.assign(_generator(seed, name).uniform(-limit, limit, shape).astype(np.float32))
+
+
 def _generator(seed: int, name: str) -> np.random.Generator:
     """Of the initial values of a variable."""
     return np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
