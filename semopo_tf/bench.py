@@ -31,8 +31,8 @@ from semopo_tf.storage.files import write_whole
 from semopo_tf.storage.limits import usable_cores
 from semopo_tf.types import Policy
 
-METHOD_ROWS = ("bc", "drq_bc", "drq_cql")  # at their own batch
-ROWS = ("released", "defaults", "small", *METHOD_ROWS)
+METHOD_ROWS = ("bc", "drq_bc", "drq_cql", "infogating")  # at their own batch
+ROWS = ("released", "defaults", "small", "lompo", *METHOD_ROWS)
 EPISODES, RECORDS, IMAGE_SIZE, ACTION_SIZE = 8, 501, 64, 6
 ENV_TASK, ENV_STEPS = "dmcdrv_walker_walk", 100
 ENV_SETTINGS: dict[str, Any] = {"size": IMAGE_SIZE, "action_repeat": 2, "camera": -1, "background": "builtin:driving"}
@@ -212,7 +212,7 @@ def measure(
                 }
             if trace:
                 devices.record_profile(Path(trace) / f"{name}-{stage.name}", partial(loop.run, updates + 1, 1))
-    if build.reads(config, "imagination"):
+    if build.reads(config, "actor_critic"):
         starts = sizes["batch"] * sizes["length"]
         row["imagined_steps_per_s"] = starts * config.imagination.horizon / row["policy_update_s"]
     row["peak_memory_mb"] = devices.peak_memory(device) / 2**20

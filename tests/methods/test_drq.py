@@ -9,7 +9,7 @@ import tiny
 from semopo_tf import config as configuration
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.errors import ConfigError
-from semopo_tf.methods import drq
+from semopo_tf.methods import drq, stacked
 from semopo_tf.random import integers, normal, uniform
 from semopo_tf.run import build
 from semopo_tf.types import Transitions
@@ -234,7 +234,7 @@ def test_the_networks_have_the_published_sizes(size, actor, critic, monkeypatch)
 def test_images_are_resized_alike_in_data_and_evaluation(rng, loss):
     """What the policy sees of a frame is the row that the learner was trained on."""
     made = learner(loss, transitions__resize=21)
-    frames = rng.integers(0, 256, (drq.BLOCK + 3, SIZE, SIZE, 3), np.uint8)
+    frames = rng.integers(0, 256, (stacked.BLOCK + 3, SIZE, SIZE, 3), np.uint8)
     (stage,) = made.stages
     table = stage.prepare(frames)
     assert table.shape == (len(frames), 21, 21, 3)
