@@ -21,6 +21,8 @@ SIZE, FRAMES, ACTIONS, ROWS = tiny.STACK_SIZE, 3, tiny.ACTION_SIZE, 4
 WARM, NOISY, NEGATIVES = 6, 2, 4  # of the debug size
 STEPS = {"noise": 1, "warm-up": 3, "after": 9}
 modes = pytest.mark.parametrize("mode", tiny.MODES)
+# Whole updates take XLA many seconds each: one of them in every run of the tests, all in the full one.
+slow_modes = pytest.mark.parametrize("mode", ["eager", "graph", pytest.param("xla", marks=pytest.mark.full)])
 heads = pytest.mark.parametrize("head", ["bc", "td3bc"])
 TRAINS = {
     "bc": {"policy": {"encoder", "inverse", "mask", "actor", "optimizer"}},
@@ -279,8 +281,14 @@ def test_a_random_half_of_the_batch_is_whole(mode, rng):
 # --- whole updates ----------------------------------------------------------------------------------------------------
 
 
-@modes
-@pytest.mark.parametrize("at", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize(
+    ("at", "mode"),
+    [
+        *((at, mode) for at in STEPS.values() for mode in ("eager", "graph")),
+        (STEPS["after"], "xla"),
+        *(pytest.param(STEPS[name], "xla", marks=pytest.mark.full) for name in ("noise", "warm-up")),
+    ],
+)
 def test_the_representation_has_the_losses_of_the_equations(mode, at, rng):
     agent, given = learner("td3bc", rng), batch(rng)
     expected, _ = representation(Twin(agent.variables()), given, draws(at, "model"), at)
@@ -299,7 +307,7 @@ def test_other_masks_and_fills(mask, fill, rng):
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@modes
+@slow_modes
 @pytest.mark.parametrize("at", STEPS.values(), ids=STEPS)
 def test_the_actor_is_cloned_on_mixed_images_encoded_again_after_the_step(mode, at, rng):
     agent, given = learner("bc", rng), batch(rng)
@@ -314,7 +322,7 @@ def test_the_actor_is_cloned_on_mixed_images_encoded_again_after_the_step(mode, 
     np.testing.assert_allclose(metrics["std"], std, rtol=1e-6)
 
 
-@modes
+@slow_modes
 def test_the_value_head_has_the_losses_of_the_equations(mode, rng):
     agent, given = learner("td3bc", rng), batch(rng)
     before, drawn, at = Twin(agent.variables()), draws(5), 5
@@ -457,7 +465,7 @@ def test_the_critic_learns_from_rewards_and_the_actor_through_it(rng):
 
 
 @heads
-@modes
+@slow_modes
 def test_an_update_that_is_not_finite_changes_nothing(head, mode, rng):
     agent, given = learner(head, rng), batch(rng)
     no_action, no_reward = given._replace(action=given.action * np.inf), given._replace(reward=given.reward * np.nan)

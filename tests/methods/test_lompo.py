@@ -427,7 +427,9 @@ def test_an_update_that_is_not_finite_changes_nothing(rng):
     assert (groups, metrics["finite"]) == (set(), 0.0)
 
 
-@pytest.mark.parametrize("stage", ["model", "encode", "imagine", "policy"])
+@pytest.mark.parametrize(
+    "stage", ["policy", *(pytest.param(name, marks=pytest.mark.full) for name in ("model", "encode", "imagine"))]
+)
 def test_an_update_is_the_same_in_a_graph_and_under_xla(stage, rng):
     """Both forms of an update: as the library computes it, and as it is compiled for a GPU."""
     seen = []
