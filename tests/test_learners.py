@@ -244,6 +244,11 @@ class Killed(Exception):
     """Ends a run in the middle."""
 
 
+ALIKE = ("se_rs", "se_rs_drp", "offline_dv2")  # SeMOPO with other settings: killed in the full run of the tests only
+KILLED = [pytest.param(each, marks=pytest.mark.full) if each in ALIKE else each for each in ("toy", *sorted(LEARNERS))]
+
+
+@pytest.mark.parametrize("name", KILLED, indirect=True, scope="module")
 def test_a_killed_run_resumes_bit_for_bit_in_every_stage(name, data, tmp_path, monkeypatch):
     """One run in one go; one that is killed before a chunk of every stage and started again each time."""
     steps = {"steps__policy": 8, "save_every": 4, "log_every": 4, "updates_per_call": 2}
