@@ -41,21 +41,18 @@ from semopo_tf.methods.stacked import (
     annealed,
     bicubic,
     cloning_loss,
-    copy_weights,
     critic_heads,
-    follow,
     noisy,
     randomly_shifted,
-    require_no_loss_scale,
     temporal_difference,
     undo_of,
     values_of,
     weighted_cloning,
 )
 from semopo_tf.nets.accounting import Cost
-from semopo_tf.nets.compute import Compute
+from semopo_tf.nets.compute import Compute, require_no_loss_scale
 from semopo_tf.nets.layers import initialise_orthogonal, named_variables
-from semopo_tf.nets.optim import Optimizer, Undo, gradients_of, step_if_finite
+from semopo_tf.nets.optim import Optimizer, Undo, copy_weights, follow, gradients_of, step_if_finite
 from semopo_tf.random import Key
 from semopo_tf.types import Learner, Stacks, Stage, Transitions
 

@@ -33,7 +33,7 @@ from semopo_tf.methods.off_policy import TwinCritics
 from semopo_tf.methods.ring import Ring, Rows
 from semopo_tf.methods.world_model import JointWorldModel
 from semopo_tf.nets.accounting import Cost
-from semopo_tf.nets.compute import Compute
+from semopo_tf.nets.compute import Compute, require_no_loss_scale
 from semopo_tf.nets.layers import fitted
 from semopo_tf.nets.optim import Optimizer, gradients_of, step_if_finite
 from semopo_tf.random import Key
@@ -318,10 +318,7 @@ def build(
       ValueError: when the kernels do not fit the image, for float16, which needs a loss scale, or when the dataset's
         size is not given.
     """
-    if compute.precision == "mixed_float16":
-        raise ValueError(
-            "--precision: expected float32 or mixed_bfloat16 for lompo, received mixed_float16; it has no loss scale"
-        )
+    require_no_loss_scale(compute, "lompo")
     if not episodes or not transitions:
         raise ValueError("lompo: expected the numbers of training episodes and transitions, received none")
     model, own, precision = sections["model"], dict(sections["lompo"]), {"precision": compute.precision}

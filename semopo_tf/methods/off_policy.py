@@ -18,7 +18,7 @@ from semopo_tf.methods.ring import Rows
 from semopo_tf.nets.accounting import Cost
 from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.layers import MLP, initialise, named_variables
-from semopo_tf.nets.optim import Optimizer, gradients_of, step_if_finite
+from semopo_tf.nets.optim import Optimizer, copy_weights, follow, gradients_of, step_if_finite
 
 CRITICS = ("critic_0", "critic_1")
 
@@ -74,8 +74,7 @@ class TwinCritics:
         self.critic_variables = named_variables({layer.name: layer for layer in self._critics})
         self.slow_variables = named_variables({layer.name: layer for layer in self._slow})
         initialise(self.actor_variables | self.critic_variables, seed)
-        for slow, fast in zip(self.slow_variables.values(), self.critic_variables.values(), strict=True):
-            slow.assign(fast)
+        copy_weights(self.slow_variables, self.critic_variables)
         self._optimizers = [
             Optimizer("critic", self.critic_variables, target=compute.target, **critic_opt),
             Optimizer("actor", self.actor_variables, target=compute.target, **actor_opt),
@@ -99,9 +98,7 @@ class TwinCritics:
         metrics, gradients = self.gradients(rows)
         losses = [metrics["critic_loss"], metrics["actor_loss"], *others]
         metrics |= step_if_finite(self._optimizers, gradients, losses)
-        share = self._tau * metrics["finite"]
-        for slow, fast in zip(self.slow_variables.values(), self.critic_variables.values(), strict=True):
-            slow.assign(slow + share * (fast - slow))
+        follow(self.slow_variables, self.critic_variables, self._tau * metrics["finite"])
         return metrics
 
     def gradients(self, rows: Rows) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:

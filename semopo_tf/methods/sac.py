@@ -25,7 +25,7 @@ from semopo_tf import random
 from semopo_tf.nets.accounting import Cost
 from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.layers import MLP, initialise, named_variables
-from semopo_tf.nets.optim import Optimizer, step_if_finite
+from semopo_tf.nets.optim import Optimizer, copy_weights, follow, step_if_finite
 from semopo_tf.random import Key
 from semopo_tf.types import Batch, Stage
 
@@ -103,8 +103,7 @@ class SAC:
         self._critic_variables = named_variables(self._critics)
         self._slow_variables = named_variables({f"slow_{name}": layer for name, layer in self._slow.items()})
         initialise(self._actor_variables | self._critic_variables, seed)
-        for slow, fast in zip(self._slow_variables.values(), self._critic_variables.values(), strict=True):
-            slow.assign(fast)
+        copy_weights(self._slow_variables, self._critic_variables)
         self._temperature = {"log_alpha": self._log_alpha}
         parts = {"actor": (self._actor_variables, actor_opt), "critic": (self._critic_variables, critic_opt)}
         parts["alpha"] = (self._temperature, actor_opt)
@@ -127,9 +126,7 @@ class SAC:
         metrics, gradients = self.gradients(batch, key)
         losses = [metrics["critic_loss"], metrics["actor_loss"], metrics["alpha_loss"]]
         metrics |= step_if_finite(self._optimizers, gradients, losses)
-        share = self._tau * metrics["finite"]
-        for slow, fast in zip(self._slow_variables.values(), self._critic_variables.values(), strict=True):
-            slow.assign(slow + share * (fast - slow))
+        follow(self._slow_variables, self._critic_variables, self._tau * metrics["finite"])
         return metrics
 
     def gradients(self, batch: Batch, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:

@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from semopo_tf import random
-from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.layers import MLP
 from semopo_tf.nets.optim import Optimizer, Undo
 from semopo_tf.random import Key
@@ -116,27 +115,7 @@ def values_of(heads: Sequence[MLP], hidden: tf.Tensor, action: tf.Tensor) -> lis
     return [head(inputs)["value"][:, 0] for head in heads]
 
 
-def follow(slow: Mapping[str, tf.Variable], fast: Mapping[str, tf.Variable], share: tf.Tensor) -> None:
-    """Move every slow variable a share of the way to its fast one."""
-    for one, other in zip(slow.values(), fast.values(), strict=True):
-        one.assign(one + share * (other - one))
-
-
-def copy_weights(target: Mapping[str, tf.Variable], source: Mapping[str, tf.Variable]) -> None:
-    """Assign variables of the same shapes in the same order."""
-    for one, other in zip(target.values(), source.values(), strict=True):
-        one.assign(other)
-
-
 def undo_of(variables: Mapping[str, tf.Variable], optimizers: Sequence[Optimizer]) -> Undo:
     """What goes back to the present values of variables and of their optimisers."""
     owned = [variable for optimizer in optimizers for variable in optimizer.owned()]
     return Undo([*variables.values(), *owned], whole=optimizers[0].whole)
-
-
-def require_no_loss_scale(compute: Compute, name: str) -> None:
-    """Raises ValueError for float16, which needs a loss scale."""
-    if compute.precision == "mixed_float16":
-        raise ValueError(
-            f"--precision: expected float32 or mixed_bfloat16 for {name}, received mixed_float16; it has no loss scale"
-        )

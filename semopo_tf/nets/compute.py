@@ -23,3 +23,11 @@ class Compute(NamedTuple):
     compile: Callable[..., Callable[..., Any]] = as_it_is
     # The same for the convolution-free part of an update.
     compile_part: Callable[..., Callable[..., Any]] = as_it_is
+
+
+def require_no_loss_scale(compute: Compute, name: str) -> None:
+    """Raises ValueError for float16, which needs a loss scale."""
+    if compute.precision == "mixed_float16":
+        raise ValueError(
+            f"--precision: expected float32 or mixed_bfloat16 for {name}, received mixed_float16; it has no loss scale"
+        )

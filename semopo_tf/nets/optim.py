@@ -150,6 +150,18 @@ class Slice:
         self._vector[self._start : self._stop].assign(tf.reshape(value, [-1]))
 
 
+def follow(slow: Mapping[str, tf.Variable], fast: Mapping[str, tf.Variable], share: tf.Tensor) -> None:
+    """Move every slow variable a share of the way to its fast one."""
+    for one, other in zip(slow.values(), fast.values(), strict=True):
+        one.assign(one + share * (other - one))
+
+
+def copy_weights(target: Mapping[str, tf.Variable], source: Mapping[str, tf.Variable]) -> None:
+    """Assign variables of the same shapes in the same order."""
+    for one, other in zip(target.values(), source.values(), strict=True):
+        one.assign(other)
+
+
 class LossScale:
     """Dynamic loss scaling for float16 (Micikevicius et al. 2018): keeps small gradients from vanishing.
 
