@@ -136,7 +136,7 @@ def commands_of(sweep: Mapping[str, Any], needed: set[Path], processes: int) -> 
     words = {word for flags in collections.values() for word in flags}
     plan = []
     for directory, flags in sweep["behaviours"].items():
-        if str(directory) in words:
+        if any(str(directory) in word for word in words):
             plan.append(["semopo_tf.behave", "train", *flags, "--logdir", str(directory)])
     for directory, flags in collections.items():
         side_by_side = [] if "--processes" in flags else ["--processes", str(processes)]
