@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from semopo_tf import collect
 from semopo_tf import config as configuration
 from semopo_tf.config import RENDERS
 from semopo_tf.engine import xla
 from semopo_tf.errors import CommandParser, ConfigError, SemopoError, SimulatorError
 from semopo_tf.report.tables import aligned
+from semopo_tf.run import collecting
 from semopo_tf.storage.files import write_whole
 from semopo_tf.storage.limits import usable_cores
 from semopo_tf.types import Policy
@@ -342,12 +342,12 @@ def measure_collection(processes: int, render: str) -> float:
     The start of processes and simulators is left out: it is the same for a thousand episodes.
     """
     context = multiprocessing.get_context("spawn")
-    recipe = collect.Recipe(ENV_TASK, "random", tuple((ENV_SETTINGS | {"render": render}).items()))
+    recipe = collecting.Recipe(ENV_TASK, "random", tuple((ENV_SETTINGS | {"render": render}).items()))
     with (
         tempfile.TemporaryDirectory(dir=".", prefix=".bench-") as out,
         context.Pool(processes, initializer=_begin_together, initargs=(context.Barrier(processes),)) as pool,
     ):
-        jobs = [collect.Job(recipe, number, collect.episode_seed(1, number), out) for number in range(processes)]
+        jobs = [collecting.Job(recipe, number, collecting.episode_seed(1, number), out) for number in range(processes)]
         frames, started, ended = zip(*pool.map(collect_one, jobs, chunksize=1))
     return sum(frames) / (max(ended) - min(started))
 
@@ -360,15 +360,15 @@ def _begin_together(barrier: Any) -> None:
     _start = barrier
 
 
-def collect_one(job: collect.Job) -> tuple[int, float, float]:
+def collect_one(job: collecting.Job) -> tuple[int, float, float]:
     """Collect an episode as soon as all processes are ready to: its frames, start and end, seconds since the epoch.
 
     Raises:
-      SemopoError: as `collect.collect_episode`.
+      SemopoError: as `collecting.collect_episode`.
       SimulatorError: when another process is not ready.
     """
     try:
-        collect.warm_up(job.recipe)
+        collecting.warm_up(job.recipe)
     except SemopoError:
         _start.abort()
         raise
@@ -377,7 +377,7 @@ def collect_one(job: collect.Job) -> tuple[int, float, float]:
     except threading.BrokenBarrierError as error:
         raise SimulatorError("another process could not start its simulator; run python -m semopo_tf.doctor") from error
     started = time.time()
-    written = collect.collect_episode(job)
+    written = collecting.collect_episode(job)
     return written.records, started, time.time()
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from semopo_tf.collect import episode_seed
 from semopo_tf.data.cards import read_card
 from semopo_tf.data.episodes import read_log
 from semopo_tf.envs import exbmdp, tasks
 from semopo_tf.errors import CommandParser, ConfigError, DataError, run_command
 from semopo_tf.run import snapshots
+from semopo_tf.run.collecting import episode_seed
 
 STREAM = 0x1F0
 

@@ -20,6 +20,7 @@ from semopo_tf.envs import contract, tasks, videos
 from semopo_tf.envs.contract import ContractError
 from semopo_tf.envs.rollout import RandomPolicy, retry_seed
 from semopo_tf.errors import ConfigError, LockedError, SemopoError, SimulatorError, StorageError, one_line
+from semopo_tf.run import collecting
 from semopo_tf.storage.files import Files, locked, sha256
 from semopo_tf.types import Observation
 
@@ -94,9 +95,9 @@ class Still:
 @pytest.fixture
 def still(monkeypatch):
     monkeypatch.setitem(tasks._registry, "still", Still)
-    collect._player.cache_clear()
+    collecting.player.cache_clear()
     yield
-    collect._player.cache_clear()
+    collecting.player.cache_clear()
 
 
 def arguments(out, **changes):
@@ -150,14 +151,14 @@ def test_card_tells_how_the_episodes_were_made(tmp_path, still):
     assert [entry["return"] for entry in card["files"]] == [6, 6, 6]
     assert [entry["file"] for entry in card["files"]] == sorted(path.name for path in tmp_path.glob("*.npz"))
     assert [entry["sha256"] for entry in card["files"]] == [sha256(path) for path in sorted(tmp_path.glob("*.npz"))]
-    assert [entry["seed"] for entry in card["files"]] == [collect.episode_seed(4, index) for index in range(3)]
+    assert [entry["seed"] for entry in card["files"]] == [collecting.episode_seed(4, index) for index in range(3)]
 
 
 def test_statistics_by_hand(tmp_path):
     for index in range(4):
         (tmp_path / f"{index}").write_bytes(b"")
     episodes = [
-        collect.Written(index, f"{index}", index, score, 2) for index, score in enumerate((1.0, 2.0, 3.0, 10.0))
+        collecting.Written(index, f"{index}", index, score, 2) for index, score in enumerate((1.0, 2.0, 3.0, 10.0))
     ]
     # Mean 4; squared deviations 9 + 4 + 1 + 36 = 50, over 4; quartiles by linear interpolation at 0.75, 1.5, 2.25.
     expected = {"mean": 4, "std": 12.5**0.5, "min": 1, "p25": 1.75, "median": 2.5, "p75": 4.75, "max": 10}
@@ -273,10 +274,10 @@ def test_card_of_a_moving_background(tmp_path, capsys):
         "mask_rule",
     )
     values = (8, 2, -1, str(tmp_path), "grey", "train", 0, "sky")
-    recipe = collect.Recipe("dmcdrv_cartpole_balance", "uniform", tuple(zip(names, values, strict=True)))
+    recipe = collecting.Recipe("dmcdrv_cartpole_balance", "uniform", tuple(zip(names, values, strict=True)))
     card = collect.make_card(recipe, seed=1)
-    collect._player(recipe).close()
-    collect._player.cache_clear()
+    collecting.player(recipe).close()
+    collecting.player.cache_clear()
     assert card["background"] == {
         "source": str(tmp_path),
         "color": "grey",
@@ -392,8 +393,8 @@ def test_R19_workers_that_always_die_end_the_command(tmp_path, script):
     process = script("out", stdout=subprocess.DEVNULL, processes=2, pause=1234)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 6, errors
-    assert errors.count("a collecting process died, starting again") == collect.RESTARTS
-    assert f"collecting processes died {collect.RESTARTS + 1} times" in errors
+    assert errors.count("a collecting process died, starting again") == collecting.RESTARTS
+    assert f"collecting processes died {collecting.RESTARTS + 1} times" in errors
 
 
 def spoil(monkeypatch, *seeds, error=RuntimeError):
@@ -415,15 +416,15 @@ def spoil(monkeypatch, *seeds, error=RuntimeError):
 def test_L02_E02_a_spoiled_episode_gets_the_next_seed_and_is_kept_at_the_next_start(
     tmp_path, still, monkeypatch, capsys
 ):
-    first = collect.episode_seed(1, 1)
+    first = collecting.episode_seed(1, 1)
     spoil(monkeypatch, first)
     collect.main(arguments(tmp_path / "a"))
     card = read_card(tmp_path / "a")
     assert card["discarded"] == 1
     assert [entry["seed"] for entry in card["files"]] == [
-        collect.episode_seed(1, 0),
+        collecting.episode_seed(1, 0),
         retry_seed(first, 1),
-        collect.episode_seed(1, 2),
+        collecting.episode_seed(1, 2),
     ]
     assert (
         "3 episodes, 21 records, return 6.00 +- 0.00, 1 attempts discarded and played again with another seed"
@@ -436,7 +437,7 @@ def test_L02_E02_a_spoiled_episode_gets_the_next_seed_and_is_kept_at_the_next_st
 
 
 def test_L02_E02_more_than_a_tenth_of_spoiled_episodes_ends_the_command(tmp_path, still, monkeypatch):
-    spoil(monkeypatch, *(collect.episode_seed(1, index) for index in (0, 2)))
+    spoil(monkeypatch, *(collecting.episode_seed(1, index) for index in (0, 2)))
     with pytest.raises(
         SimulatorError, match="2 of 3 episodes could not be played with their own seed, expected at most 1"
     ):
@@ -447,7 +448,7 @@ def test_L02_E02_more_than_a_tenth_of_spoiled_episodes_ends_the_command(tmp_path
 def test_L02_two_files_of_one_episode_are_refused(tmp_path, still):
     collect.main(arguments(tmp_path))
     path = sorted(tmp_path.glob("*.npz"))[0]
-    (tmp_path / f"000000-{retry_seed(collect.episode_seed(1, 0), 1):08x}-6.npz").write_bytes(path.read_bytes())
+    (tmp_path / f"000000-{retry_seed(collecting.episode_seed(1, 0), 1):08x}-6.npz").write_bytes(path.read_bytes())
     with pytest.raises(ConfigError, match="belongs to no episode of this collection"):
         collect.main(arguments(tmp_path))
 
@@ -555,7 +556,7 @@ def counted(**changes):
 
 
 def expected_actions(index=0):
-    seed, policy = np.array([collect.episode_seed(1, index)]), RandomPolicy(3)
+    seed, policy = np.array([collecting.episode_seed(1, index)]), RandomPolicy(3)
     return [[0, 0, 0], *(policy(None, None, seed, step)[0][0].tolist() for step in range(6))]
 
 
@@ -564,7 +565,7 @@ def registered(still, monkeypatch):
     monkeypatch.setattr(contract, "_said", set())
 
     def register(kind):
-        collect._player.cache_clear()
+        collecting.player.cache_clear()
         monkeypatch.setitem(tasks._registry, "still", kind)
         return kind
 
@@ -690,7 +691,7 @@ def test_I08_an_episode_that_never_ends_ends_the_command(tmp_path, registered, m
         ContractError, match=r"is_last within 30 decisions, .* at a time limit, or raise --max_decisions"
     ):
         collect.main(arguments(tmp_path / "a", max_decisions=30))
-    monkeypatch.setattr(collect, "MAX_EPISODE_BYTES", 20 * 64 * 64 * 3)
+    monkeypatch.setattr(collecting, "MAX_EPISODE_BYTES", 20 * 64 * 64 * 3)
     with pytest.raises(
         ContractError, match=r"within 17 decisions, .*, or shrink the images: a file holds 17 decisions"
     ):

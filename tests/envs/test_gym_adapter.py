@@ -18,6 +18,7 @@ from semopo_tf.data.episodes import read_episode
 from semopo_tf.envs import gym_adapter, rollout, tasks
 from semopo_tf.envs.driver import Driver
 from semopo_tf.errors import ConfigError, NumericalError, SemopoError, SimulatorError, one_line
+from semopo_tf.run import collecting
 from semopo_tf.storage.resize import resize
 
 ROOT = Path(semopo_tf.__file__).parents[1]
@@ -364,7 +365,7 @@ def returns(episodes):
 
 def test_the_drivers_returns_lie_in_the_medium_band(undrawn):
     environment = tasks.make(TASK, size=32)
-    seeds = [collect.episode_seed(1, index) for index in range(20)]
+    seeds = [collecting.episode_seed(1, index) for index in range(20)]
     episodes = list(rollout.play([environment], Driver(environment), seeds))
     scores = returns(episodes)
     assert scores.min() > 302 and scores.max() < 450 and 350 < scores.mean() < 395
@@ -393,9 +394,9 @@ def test_the_driver_needs_the_three_controls_of_one_environment():
 
 @pytest.fixture
 def fresh_player():
-    collect._player.cache_clear()
+    collecting.player.cache_clear()
     yield
-    collect._player.cache_clear()
+    collecting.player.cache_clear()
 
 
 def collected(out, *flags, task=TASK):

@@ -13,6 +13,7 @@ from semopo_tf import collect
 from semopo_tf.data.episodes import read_episode
 from semopo_tf.envs import tasks
 from semopo_tf.envs.rollout import RandomPolicy
+from semopo_tf.run import collecting
 
 PAGE = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
 CODE = PAGE.split("```python\n")[2].split("```")[0]
@@ -95,9 +96,9 @@ def gym_tasks(tmp_path, monkeypatch):
     written = ("gym_tasks", "gymnasium")
     for name in written:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    collect._player.cache_clear()
+    collecting.player.cache_clear()
     yield importlib.import_module(written[0])
-    collect._player.cache_clear()
+    collecting.player.cache_clear()
     for name in written:
         sys.modules.pop(name, None)
 

@@ -12,7 +12,7 @@ from semopo_tf.envs import behaviours as envs_behaviours
 from semopo_tf.envs import tasks
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.methods import STATE_LEARNERS, sac
-from semopo_tf.run import online, snapshots
+from semopo_tf.run import collecting, online, snapshots
 
 TASK = ["--task", "exbmdp_point", "--env.action_repeat", "1"]
 TINY = ["--batch.size", "8", "--actor.units", "8", "--critic.units", "8", "--jit", "off", "--device", "cpu"]
@@ -124,7 +124,7 @@ def test_snapshots_are_evaluated_once(undisturbed, capsys, monkeypatch):
 
 
 def collected(out, *words):
-    collect._player.cache_clear()
+    collecting.player.cache_clear()
     assert collect.main(["--task", "exbmdp_point", "--out", str(out), *words]) == 0
     return [read_episode(path) for path in episode_files(out)], read_card(out)
 
@@ -234,7 +234,7 @@ def test_random_of_an_older_card_goes_on_with_uniform_actions():
     ],
 )
 def test_what_cannot_be_collected_is_one_line(tmp_path, undisturbed, monkeypatch, words, line):
-    monkeypatch.setattr(collect, "CANDIDATES", 3)
+    monkeypatch.setattr(collecting, "CANDIDATES", 3)
     words = [word.replace("RUN", str(undisturbed)) for word in words]
     with pytest.raises(ConfigError, match=line):
         collected(tmp_path / "out", "--episodes", "1", *words)
