@@ -4,8 +4,10 @@ remedy.
 
 import argparse
 import contextvars
+import difflib
 import errno
 import io
+import itertools
 import os
 import resource
 import sys
@@ -112,6 +114,16 @@ class CommandParser(argparse.ArgumentParser):
             if value is not None and value < low:
                 raise ConfigError(f"--{flag}: expected at least {low}, received {value}")
         return arguments
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse, but an unknown flag is told before one that is missing: it is the same one, misspelt."""
+        words = sys.argv[1:] if args is None else list(args)
+        flags = itertools.takewhile(lambda word: word != "--", words)
+        for name in (word.partition("=")[0] for word in flags if word.startswith("--")):
+            if not self._subparsers and name not in self._option_string_actions:
+                near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+                self.error(f"{cut(name)}: unknown flag{f', did you mean {near[0]}?' if near else ''}")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}; see --help")

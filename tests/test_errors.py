@@ -115,7 +115,7 @@ def test_the_argument_parser_complains_with_our_error_and_takes_no_abbreviation(
     assert parser.parse_args(["--episodes", "3"]).episodes == 3
     for argv, message in (
         (["--episodes", "x"], "argument --episodes: invalid int value: 'x'"),
-        (["--epis", "3"], "unrecognized arguments: --epis 3"),
+        (["--epis", "3"], r"--epis: unknown flag, did you mean --episodes\?"),
     ):
         with pytest.raises(ConfigError, match=f"^collect: {message}; see --help$"):
             parser.parse_args(argv)

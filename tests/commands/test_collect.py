@@ -236,7 +236,8 @@ def test_out_that_cannot_be_written(tmp_path, still):
     ("argv", "message"),
     [
         ([], "required: --task, --out"),
-        (["--task", "still", "--out", "x", "--episode", "3"], "unrecognized arguments: --episode 3"),
+        (["--task", "still", "--out", "x", "--episode", "3"], "--episode: unknown flag, did you mean --episodes?"),
+        (["--tsk", "still", "--out", "x"], "--tsk: unknown flag, did you mean --task?"),
         (["--task", "still", "--out", "x", "--episodes", "many"], "argument --episodes: invalid int value: 'many'"),
         (["--task", "still", "--out", "x", "--episodes", "0"], "--episodes: expected at least 1, received 0"),
         (["--task", "still", "--out", "x", "--seed", "-1"], "--seed: expected at least 0, received -1"),
