@@ -86,7 +86,9 @@ CHOICES = {
     "model.kind": ("separated", "joint"),
     "model.exo_action": ("absent", "zero", "taken"),
     "rssm.latent": ("gaussian", "categorical"),
+    "rssm.ensemble_bodies": ("shared", "own"),
     "penalty.measure": ("sum_squares", "mean_norm", "log_prob_variance", "log_prob_std"),
+    "penalty.reward": ("sampled", "minimum"),
     **{f"env.{key}": ("card", *choices) for key, choices in SHOWN.items()},
     **{f"without_card.{key}": choices for key, choices in SHOWN.items()},
     "env.render": ("card", *RENDERS),
@@ -144,6 +146,7 @@ OPERATIONAL = frozenset(
 # Keys that came later than others. A run that was started without them has their defaults, which change nothing.
 LATER = frozenset(
     {"gpu_tune", "xla_cache", "model.continue_head", "min_length", "env.render", "env.distractor"}
+    | {"rssm.ensemble_bodies", "penalty.reward"}
     | {f"online.{key}" for key in ("episodes", "prefill", "updates", "snapshot_every", "noise")}
     | {f"sac.{key}" for key in ("discount", "tau", "entropy")}
     | {f"transitions.{key}" for key in ("stack", "n_step", "shift", "resize")}

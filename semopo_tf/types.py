@@ -95,6 +95,9 @@ class Latent(NamedTuple):
     deter: Tensor  # [..., D] deterministic recurrent state
     stoch: Tensor  # [..., S] Gaussian sample or [..., S, C] one-hot sample
     stats: Mapping[str, Tensor]  # of the distribution of stoch: {mean, std} each [..., S] or {logit} [..., S, C]
+    # [..., F + A] the features before this state and the action that led to it, where the ensemble's members have
+    # bodies of their own, which read these; else nothing.
+    before: Tensor = ()
 
 
 class Imagined(NamedTuple):

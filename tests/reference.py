@@ -105,6 +105,7 @@ class RSSM:
     prior_out: list[Dense]
     stoch: int
     classes: int  # 0: Gaussian
+    prior_body: list[Dense] | None = None  # one per member, on concat[flat stoch, deter, action] of the transition
 
 
 def gaussian_stats(raw):
@@ -133,13 +134,20 @@ def posterior(deter, embed, p: RSSM):
     return statistics(dense(elu(dense(np.concatenate([deter, embed], -1), p.post_hidden)), p.post_out), p)
 
 
-def prior(deter, member: int, p: RSSM):
-    return statistics(dense(elu(dense(deter, p.prior_hidden[member])), p.prior_out[member]), p)
+def prior(read, member: int, p: RSSM):
+    """read: the deterministic state, or `before` where each member has a body of its own."""
+    x = elu(dense(read, p.prior_body[member])) if p.prior_body else read
+    return statistics(dense(elu(dense(x, p.prior_hidden[member])), p.prior_out[member]), p)
 
 
-def all_priors(deter, p: RSSM):
+def before(deter, stoch, action, p: RSSM):
+    """What a body of its own reads of a transition."""
+    return np.concatenate([flat(stoch, p), deter, action], -1)
+
+
+def all_priors(read, p: RSSM):
     """Statistics with a leading member axis [K, ...]."""
-    each = [prior(deter, k, p) for k in range(len(p.prior_out))]
+    each = [prior(read, k, p) for k in range(len(p.prior_out))]
     return {name: np.stack([stats[name] for stats in each]) for name in each[0]}
 
 
@@ -158,13 +166,14 @@ def observe(embed, action, is_first, sample, members, p: RSSM):
         keep = 1.0 - is_first[:, t].astype(np.float64)
         deter = deter * keep[:, None]
         stoch = stoch * keep.reshape((batch,) + (1,) * (stoch.ndim - 1))
+        read = before(deter, stoch, action[:, t] * keep[:, None], p)
         deter = advance(stoch, action[:, t] * keep[:, None], deter, p)
         post = posterior(deter, embed[:, t], p)
         stoch = np.asarray(sample(post, t), np.float64)
         deters.append(deter)
         stochs.append(stoch)
         posts.append(post)
-        priors.append(prior(deter, int(members[t]), p))
+        priors.append(prior(read if p.prior_body else deter, int(members[t]), p))
 
     def join(rows):
         return {name: np.stack([row[name] for row in rows], 1) for name in rows[0]}
@@ -455,28 +464,38 @@ def critic_loss(returns, value, weight):
     return -total / (count * horizon)
 
 
-def imagine(deter, stoch, act, members, noise, p: RSSM, reward, disagreement, penalty_weight):
+def least_reward(deter, read, stoch, noise, p: RSSM, reward):
+    """The least reward of the states that the members predict, all with the same noise. [N]"""
+    each = [latent_sample(prior(read, k, p), noise) for k in range(len(p.prior_out))]
+    return np.min([reward(features(deter, one, p)) for one in each], 0)
+
+
+def imagine(deter, stoch, act, members, noise, p: RSSM, reward, disagreement, penalty_weight, read=None, least=False):
     """Roll a policy: s_0 is the start, a_{t+1} = act(feat_t, t), s_{t+1} ~ prior of member[t].
 
     deter [N, D], stoch [N, S(, C)], members [H], noise [H, N, S]; `reward(feat)`, `disagreement(stats of all members,
-    stoch)`.
+    stoch)`. `read` [N, F + A] is `before` of the start states, where each member has a body of its own. With `least`
+    the reward of the states after the start is `least_reward`.
     Returns feat [N, H+1, F], action [N, H+1, A] (action[:, t] led to feat[:, t], the first is zero), penalised reward
     and penalty [N, H+1], both functions of the arrival state.
     """
-    feats, penalties, actions = [], [], []
+    feats, penalties, actions, rewards = [], [], [], []
     for t in range(len(members) + 1):
+        read = read if p.prior_body else deter
         feat = features(deter, stoch, p)
         feats.append(feat)
-        penalties.append(penalty_weight * disagreement(all_priors(deter, p), stoch))
+        rewards.append(least_reward(deter, read, stoch, noise[t - 1], p, reward) if least and t else reward(feat))
+        penalties.append(penalty_weight * disagreement(all_priors(read, p), stoch))
         if t == len(members):
             break
         action = act(feat, t)
         actions.append(action)
+        read = before(deter, stoch, action, p)
         deter = advance(stoch, action, deter, p)
-        stoch = latent_sample(prior(deter, int(members[t]), p), noise[t])
+        stoch = latent_sample(prior(read if p.prior_body else deter, int(members[t]), p), noise[t])
     feat, penalty = np.stack(feats, 1), np.stack(penalties, 1)
     action = np.stack([np.zeros_like(actions[0]), *actions], 1)
-    return feat, action, reward(feat) - penalty, penalty
+    return feat, action, np.stack(rewards, 1) - penalty, penalty
 
 
 class TruncatedNormal:

@@ -162,9 +162,11 @@ class Weights:
     def rssm(self, name: str, stoch: int = 3, classes: int = 0) -> reference.RSSM:
         """classes: 0 for a Gaussian."""
         gru = reference.GRU(*(self.values[f"{name}/gru/{part}"] for part in ("kernel", "bias", "scale", "offset")))
-        hidden, out = (
+        body, hidden, out = (
             list(zip(self.values[f"{name}/prior/{part}_kernel"], self.values[f"{name}/prior/{part}_bias"]))
-            for part in ("hidden", "out")
+            if f"{name}/prior/{part}_kernel" in self.values
+            else None
+            for part in ("body", "hidden", "out")
         )
         return reference.RSSM(
             self.dense(f"{name}/input"),
@@ -175,6 +177,7 @@ class Weights:
             out,
             stoch,
             classes,
+            body,
         )
 
     def stream(self, name: str, rssm: RSSM, draw: Key, shape: Sequence[int], classes: int = 0) -> reference.Stream:

@@ -50,7 +50,9 @@ def world_model_update(
     return total
 
 
-def policy_update(world_model: WorldModel, actor_critic: ActorCritic, *, starts: int, horizon: int) -> Cost:
+def policy_update(
+    world_model: WorldModel, actor_critic: ActorCritic, *, starts: int, horizon: int, reward: str = "sampled"
+) -> Cost:
     """FLOPs of one actor-critic update in imagination, and bytes of its activations and gradients.
 
     The batch is filtered from evidence; then H steps are imagined from every record, with the penalty of all members.
@@ -58,15 +60,24 @@ def policy_update(world_model: WorldModel, actor_critic: ActorCritic, *, starts:
     Args:
       starts: B*T of a batch.
       horizon: H.
+      reward: of `losses.Penalty`.
     """
     layers, variables = actor_critic.layers, actor_critic.actor_variables | actor_critic.critic_variables
     rssm, steps, states = world_model.main.rssm, starts * horizon, starts * (horizon + 1)
     heads = [head for head in (world_model.reward_head, world_model.continue_head) if head]
     frozen = [rssm.step_cost(steps), rssm.prior_all_cost(states), *(head.cost(states) for head in heads)]
     frozen.append(layers["slow_critic"].cost(steps))
+    if reward == "minimum":
+        frozen.append(member_rewards(world_model, steps))
     trained = [layers[name].cost(steps).trained(input_gradient=False) for name in ("actor", "critic")]
     start = rssm.observe_cost(starts).forward() + Cost(bytes=gradient_bytes(variables))
     return sum([*(cost.frozen() for cost in frozen), *trained], start)
+
+
+def member_rewards(world_model: WorldModel, steps: int) -> Cost:
+    """Of `WorldModel.member_rewards` on so many imagined states."""
+    rssm = world_model.main.rssm
+    return rssm.prior_all_cost(steps) + world_model.reward_head.cost(rssm.members * steps)
 
 
 def gradient_bytes(variables: Mapping[str, Any]) -> int:

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from semopo_tf.methods.losses import Penalty, penalised_reward
+from semopo_tf.methods.losses import Penalty, least_reward, penalised_reward
 from semopo_tf.random import Key
 from semopo_tf.types import Imagined, Latent
 
@@ -23,6 +23,8 @@ class ImaginationModel(Protocol):
     def continues(self, feat: tf.Tensor) -> tf.Tensor | None: ...
 
     def disagreement(self, latent: Latent, measure: str) -> tf.Tensor: ...
+
+    def member_rewards(self, latent: Latent, noise: Any) -> tf.Tensor: ...
 
 
 class ImaginationPolicy(Protocol):
@@ -76,7 +78,11 @@ def imagine(
     latent, action = tf.nest.map_structure(_with_start, (start, no_action), tuple(steps))
     feat = model.features(latent)  # [N, H+1, F]
     disagreement = model.disagreement(latent, penalty.measure)
-    reward = penalised_reward(model.reward(feat), disagreement, penalty.weight)
+    predicted = model.reward(feat)
+    if penalty.reward == "minimum":
+        imagined = tf.nest.map_structure(lambda x: x[:, 1:], latent)
+        predicted = least_reward(predicted, model.member_rewards(imagined, noise[0]))
+    reward = penalised_reward(predicted, disagreement, penalty.weight)
     discounts = tf.fill(reward.shape, discount)
     continues = model.continues(feat)
     if continues is not None:

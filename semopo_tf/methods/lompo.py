@@ -280,6 +280,8 @@ class Lompo(Learner):
         parts = [rssm.observe_cost(starts), rssm.step_cost(steps), self.world_model.reward_head.cost(states)]
         rollouts = sum((part.forward() for part in parts), self.agent.action_cost(steps))
         rollouts += rssm.prior_all_cost(states)  # its outputs for all members are in memory together
+        if self._penalty.reward == "minimum":
+            rollouts += costs.member_rewards(self.world_model, steps)
         if stage == "imagine":
             return self.world_model.main.encoder.cost(starts).forward() + rollouts
         share = Cost((rollouts.flops + encode.flops) // self._refresh_every, rollouts.bytes)

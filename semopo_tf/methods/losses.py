@@ -80,6 +80,28 @@ class Penalty(NamedTuple):
 
     measure: str  # a name of `MEASURES`
     weight: float  # lambda of Equation 2
+    # r of Equation 2: `sampled`, that of the imagined state, or `minimum`, see `least_reward`.
+    reward: str = "sampled"
+
+
+def least_reward(reward: tf.Tensor, members: tf.Tensor) -> tf.Tensor:
+    """The reward that `penalty.reward: minimum` puts into Equation 2: the least that any member predicts.
+
+        state    s_0   s_1             ...  s_H               s_t of the member drawn for step t
+        members   .    s^1_1 .. s^K_1  ...  s^1_H .. s^K_H    each member's state in its place, with the same noise
+        reward   r(s_0)  min_k r(s^k_1)  ...  min_k r(s^k_H)
+
+    The drawn member is among them, so no reward grows. The start state was filtered from an image, not predicted by a
+    member, and keeps its own.
+
+    Args:
+      reward: [N, H+1] of the imagined states.
+      members: [K, N, H] of the states that each member predicts.
+
+    Returns:
+      [N, H+1], differentiable in the member that is least (in all of them alike where they are equal).
+    """
+    return tf.concat([reward[:, :1], tf.reduce_min(members, 0)], 1)
 
 
 def penalised_reward(reward: tf.Tensor, disagreement: tf.Tensor, weight: float) -> tf.Tensor:
@@ -90,7 +112,7 @@ def penalised_reward(reward: tf.Tensor, disagreement: tf.Tensor, weight: float) 
     Reward and disagreement belong to the state at which the action arrives, so the penalty charges the transition.
 
     Args:
-      reward: [...] predicted by the reward head.
+      reward: [...] predicted by the reward head; `least_reward` of it with `penalty.reward: minimum`.
       disagreement: [...] of the endogenous ensemble about the same state, one of `MEASURES`; the printed one is
         `sum_of_squares`.
       weight: lambda.

@@ -41,7 +41,7 @@ class SeMOPO(Learner):
       split_optimizers: one optimiser per branch instead of one for all.
       adversary_updates: steps of the adversary before each model update.
       horizon, discount: of imagination.
-      penalty: measure and weight of the disagreement in the imagined reward.
+      penalty: measure and weight of the disagreement in the imagined reward, and which predicted reward that is.
       steps: updates of the stages `model` and `policy`.
       image_size, action_size: of the frames that the policy sees and of its actions.
     """
@@ -179,7 +179,8 @@ class SeMOPO(Learner):
         """FLOPs of one update on `batch` windows of `length` records, and bytes of its activations and gradients."""
         records = batch * length
         if stage == "policy":
-            return costs.policy_update(self.world_model, self.actor_critic, starts=records, horizon=self._horizon)
+            sizes = {"starts": records, "horizon": self._horizon}
+            return costs.policy_update(self.world_model, self.actor_critic, **sizes, reward=self._penalty.reward)
         return costs.world_model_update(
             self.world_model, frames=records, remat=self._compute.remat, adversary_updates=self._adversary_updates
         )

@@ -137,10 +137,10 @@ class Branch:
         """The KL loss (a scalar) and its metrics, under the ensemble member drawn for each time step, [T].
 
         post    q_0  q_1  ...  q_{T-1}      given deter_t and image_t
-        prior   p_0  p_1  ...  p_{T-1}      given deter_t alone, by member k_t
+        prior   p_0  p_1  ...  p_{T-1}      given deter_t alone (`RSSM.prior_input`), by member k_t
         """
         dist = self.rssm.dist
-        prior = self.rssm.prior(post.deter, member)
+        prior = self.rssm.prior(self.rssm.prior_input(post), member)
         stopped_post, stopped_prior = tf.nest.map_structure(tf.stop_gradient, (post.stats, prior))
         value = dist.kl(post.stats, prior)
         if settings.strict_elbo:
@@ -161,22 +161,22 @@ class Branch:
         return self.rssm.open_loop(start, action, member, self.rssm.draw(key, f"{self.name}_open", (batch, steps)))
 
     def disagreement(self, latent: Latent, measure: str) -> tf.Tensor:
-        """Disagreement of all members about the state predicted from `latent.deter`: [...]."""
+        """Disagreement of all members about the state that they predict in place of `latent`: [...]."""
         subject, function = MEASURES[measure]
-        stats = self.rssm.prior_all(latent.deter)
+        stats = self.rssm.prior_all(self.rssm.prior_input(latent))
         dist = self.rssm.dist
         return function(dist.centre(stats) if subject == "centre" else dist.log_prob(stats, latent.stoch))
 
-    def uncertainties(self, deter: tf.Tensor, key: Key) -> dict[str, tf.Tensor]:
-        """Every measure of `MEASURES` for the states predicted from deter [N, D], [N] each.
+    def uncertainties(self, inputs: tf.Tensor, key: Key) -> dict[str, tf.Tensor]:
+        """Every measure of `MEASURES` for the states predicted from `RSSM.prior_input` [N, P], [N] each.
 
         The log-probabilities are those of a sample from the prior of one member, drawn for each row separately. The
         members are evaluated one after the other, so that identical members give exactly zero; in one stacked product
         they may differ in the last bit.
         """
-        rows, rssm = deter.shape[0], self.rssm
+        rows, rssm = inputs.shape[0], self.rssm
         each = [
-            tf.nest.map_structure(lambda x: x[:, 0], rssm.prior(deter[:, None], tf.constant([member])))
+            tf.nest.map_structure(lambda x: x[:, 0], rssm.prior(inputs[:, None], tf.constant([member])))
             for member in range(rssm.members)
         ]
         member = rssm.draw_members(key, f"{self.name}_predicted_member", rows)
@@ -382,8 +382,8 @@ class WorldModel:
             post = branch.observe(
                 branch.evidence(batch.image), self._action_for(branch, batch.action), batch.is_first, key
             )
-            deter = tf.reshape(tf.gather(post.deter, records, axis=1), [shape[0] * shape[1], branch.rssm.deter_size])
-            measures = branch.uncertainties(deter, key)
+            inputs = tf.gather(branch.rssm.prior_input(post), records, axis=1)
+            measures = branch.uncertainties(tf.reshape(inputs, [shape[0] * shape[1], inputs.shape[-1]]), key)
             result[branch.name] = {name: tf.reshape(value, shape) for name, value in measures.items()}
         return result
 
@@ -417,6 +417,13 @@ class WorldModel:
 
     def step(self, latent: Latent, action: tf.Tensor, noise: tuple[tf.Tensor, tf.Tensor]) -> Latent:
         return self.main.rssm.step(latent, action, *noise)
+
+    def member_rewards(self, latent: Latent, noise: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        """Predicted rewards [K, N, H] on arriving at the states that each member predicts in place of the imagined ones
+        [N, H, ...], with the noise of `draw_steps` for these steps.
+        """
+        each = self.main.rssm.step_all(latent, tf.transpose(noise[1], [1, 0, 2]))
+        return self.reward(self.features(each))
 
     def features(self, latent: Latent) -> tf.Tensor:
         return self.main.features(latent)

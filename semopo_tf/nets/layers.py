@@ -503,22 +503,38 @@ class StandardGRUCell(keras.layers.Layer):
 
 
 class EnsembleHead(keras.layers.Layer):
-    """K two-layer heads on one input, with stacked weights [K, in, out]: the prior ensemble (paper, App. D.1)."""
+    """K heads on one input, with stacked weights [K, in, out]: the prior ensemble (paper, App. D.1).
+
+    Args:
+      hidden: units of each head's hidden layer.
+      body: units of a layer before it, with which each head has a body of its own; 0: there is none, as in the paper.
+    """
 
     def __init__(
-        self, *, members: int, inputs: int, hidden: int, outputs: int, act: str, name: str, precision: str = "float32"
+        self,
+        *,
+        members: int,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        act: str,
+        name: str,
+        body: int = 0,
+        precision: str = "float32",
     ):
         super().__init__(name=name)
         self.members, self._compute = members, compute_type(precision)
-        self._widths = (inputs, hidden, outputs)
+        self._widths = {"body": body, "hidden": hidden, "out": outputs} if body else {"hidden": hidden, "out": outputs}
+        self._inputs = inputs
         self._act = keras.activations.get(act)
 
     def build(self, input_shape: Shape | None = None) -> None:
-        inputs, hidden, outputs = self._widths
-        self.kernel_1 = self.add_weight((self.members, inputs, hidden), "zeros", name="hidden_kernel")
-        self.bias_1 = self.add_weight((self.members, hidden), "zeros", name="hidden_bias")
-        self.kernel_2 = self.add_weight((self.members, hidden, outputs), "zeros", name="out_kernel")
-        self.bias_2 = self.add_weight((self.members, outputs), "zeros", name="out_bias")
+        self._stack, inputs = list[tuple[Any, Any]](), self._inputs
+        for name, units in self._widths.items():
+            kernel = self.add_weight((self.members, inputs, units), "zeros", name=f"{name}_kernel")
+            bias = self.add_weight((self.members, units), "zeros", name=f"{name}_bias")
+            self._stack.append((kernel, bias))
+            inputs = units
 
     def drawn(self, x: tf.Tensor, member: tf.Tensor) -> tf.Tensor:
         """The output of one member for each step: x [G, N, in], member [G] int -> [G, N, out].
@@ -527,11 +543,11 @@ class EnsembleHead(keras.layers.Layer):
         a product with a one-hot matrix, whose gradient is dense and is summed in a fixed order.
         """
         pick = tf.one_hot(member, self.members)
-        return self._two_layers(x, *(_pick(pick, stacked) for stacked in self._stacked()))
+        return self._forward(x, [(_pick(pick, kernel), _pick(pick, bias)) for kernel, bias in self._stacked()])
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """All members: x [N, in] -> [K, N, out]."""
-        return self._two_layers(x, *self._stacked())
+        return self._forward(x, self._stacked())
 
     def cost(self, rows: int) -> Cost:
         """Of `call`, all members."""
@@ -539,17 +555,19 @@ class EnsembleHead(keras.layers.Layer):
 
     def drawn_cost(self, rows: int) -> Cost:
         """Of `drawn`, one member a row."""
-        inputs, hidden, outputs = self._widths
-        return product(rows, inputs, hidden).then(product(rows, hidden, outputs))
+        first, *rest = (product(rows, *kernel.shape[1:]) for kernel, _ in self._stack)
+        return first.then(*rest)
 
-    def _stacked(self) -> list[tf.Tensor]:
-        return [weight.value for weight in (self.kernel_1, self.bias_1, self.kernel_2, self.bias_2)]
+    def _stacked(self) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        return [(kernel.value, bias.value) for kernel, bias in self._stack]
 
-    def _two_layers(
-        self, x: tf.Tensor, kernel_1: tf.Tensor, bias_1: tf.Tensor, kernel_2: tf.Tensor, bias_2: tf.Tensor
-    ) -> tf.Tensor:
-        hidden = self._act(_matmul(x, kernel_1, self._compute) + bias_1[:, None])
-        return _matmul(hidden, kernel_2, self._compute) + bias_2[:, None]
+    def _forward(self, x: tf.Tensor, layers: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
+        """x [N, in] or [G, N, in] through the layers' kernels [G, in, out] and biases [G, out]: [G, N, out]."""
+        *before, last = layers
+        for kernel, bias in before:
+            x = self._act(_matmul(x, kernel, self._compute) + bias[:, None])
+        kernel, bias = last
+        return _matmul(x, kernel, self._compute) + bias[:, None]
 
 
 def _pick(one_hot: tf.Tensor, stacked: tf.Tensor) -> tf.Tensor:

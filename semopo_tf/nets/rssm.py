@@ -6,6 +6,14 @@
 
 a_t is the action stored at record t, the one that led to image t. Where is_first, the previous state is zero, and so is
 the action, unless `first_action`.
+
+So the K heads share everything but their own hidden layer, and a mistake of the GRU is one that all of them make. With
+`ensemble_bodies: own` each member has a body of its own in its place, and shares nothing with the others but what it
+starts from:
+
+    stoch_{t-1}, deter_{t-1}, a_t ---> one of K bodies ---> its head ---> prior stats of stoch_t
+
+The GRU then serves the posterior and the features alone.
 """
 
 from collections.abc import Sequence
@@ -56,6 +64,8 @@ class RSSM(keras.layers.Layer):
       min_std: least standard deviation of a Gaussian state.
       hidden, ensemble_hidden: units of the dense layers and of the prior heads.
       ensemble: K.
+      ensemble_bodies: `shared` (the heads read the deterministic state) or `own` (each member has a dense layer of
+        `hidden` units on the previous state and the action, see above).
       action_size: 0 for a model without action input.
       embed_size: width of the image embedding.
       precision: of the matrix products; states, statistics and their noise are float32.
@@ -76,6 +86,7 @@ class RSSM(keras.layers.Layer):
         hidden: int,
         ensemble: int,
         ensemble_hidden: int,
+        ensemble_bodies: str = "shared",
         act: str,
         action_size: int,
         embed_size: int,
@@ -101,7 +112,9 @@ class RSSM(keras.layers.Layer):
             hidden, first=deter, second=embed_size, name="post_hidden", precision=precision
         )
         self._post_out = Dense(raw, dtype=precision, name="post_out")
-        widths = {"inputs": deter, "hidden": ensemble_hidden, "outputs": raw}
+        self._own_bodies = ensemble_bodies == "own"
+        body = {"inputs": self.feat_size + action_size, "body": hidden} if self._own_bodies else {"inputs": deter}
+        widths = {**body, "hidden": ensemble_hidden, "outputs": raw}
         self._prior = EnsembleHead(members=ensemble, act=act, name="prior", precision=precision, **widths)
         self._hidden, self._compute, self._first_action = hidden, compute_type(precision), first_action
 
@@ -117,6 +130,7 @@ class RSSM(keras.layers.Layer):
             tf.zeros([size, self.deter_size]),
             tf.zeros([size, *self.dist.sample_shape]),
             tf.nest.map_structure(tf.zeros_like, stats),
+            tf.zeros([size, self.feat_size + self.action_size]) if self._own_bodies else (),
         )
 
     def features(self, latent: Latent) -> tf.Tensor:
@@ -166,7 +180,7 @@ class RSSM(keras.layers.Layer):
             self._carried(start),
             self._scanned(evidence, action, is_first, noise),
         )
-        return self._observed(*states)
+        return self._with_before(self._observed(*states), start, action, is_first)
 
     def recurrent(self) -> Recurrent:
         """The weights of `_filter`."""
@@ -197,25 +211,52 @@ class RSSM(keras.layers.Layer):
         deter, flat, raw = (_swap_batch_and_time(x) for x in (deter, flat, raw))
         return Latent(deter, tf.reshape(flat, [*flat.shape[:2], *self.dist.sample_shape]), self.dist.stats(raw))
 
+    def _with_before(self, post: Latent, start: Latent, action: tf.Tensor, is_first: tf.Tensor) -> Latent:
+        """Filtered states [B, T, ...] with what the bodies of the members read, if they have their own."""
+        if not self._own_bodies:
+            return post
+        keep = 1.0 - tf.cast(is_first, tf.float32)[..., None]  # [B, T, 1]
+        previous = tf.concat([self.features(start)[:, None], self.features(post)[:, :-1]], 1) * keep
+        taken = action[..., : self.action_size]
+        return post._replace(before=tf.concat([previous, taken if self._first_action else taken * keep], -1))
+
+    def prior_input(self, latent: Latent) -> tf.Tensor:
+        """What the members read to predict the states of `latent`: its deter [..., D], or with bodies of their own what
+        was before it [..., F + A].
+        """
+        return latent.before if self._own_bodies else latent.deter
+
     def _recur(self, weights: Recurrent, deter: tf.Tensor, flat: tf.Tensor, action_half: tf.Tensor) -> tf.Tensor:
         hidden = self._act(matmul_last(flat, weights.input, self._compute) + action_half)
         return self._gru.next(weights.gru, hidden, deter)
 
-    def prior(self, deter: tf.Tensor, member: tf.Tensor) -> Stats:
-        """Prior stats under the member drawn for each step: deter [B, T, D], member [T] -> fields [B, T, ...]."""
-        raw = self._prior.drawn(_swap_batch_and_time(deter), member)
+    def prior(self, inputs: tf.Tensor, member: tf.Tensor) -> Stats:
+        """Prior stats under the member drawn for each step: `prior_input` [B, T, P], member [T] -> [B, T, ...] each."""
+        raw = self._prior.drawn(_swap_batch_and_time(inputs), member)
         return self.dist.stats(_swap_batch_and_time(raw))
 
-    def prior_all(self, deter: tf.Tensor) -> Stats:
-        """Prior stats under all members: deter [..., D] -> fields [K, ..., ...]."""
-        raw = self._prior(tf.reshape(deter, [-1, self.deter_size]))
-        return self.dist.stats(tf.reshape(raw, [self.members, *deter.shape[:-1], self.dist.raw_size]))
+    def prior_all(self, inputs: tf.Tensor) -> Stats:
+        """Prior stats under all members: `prior_input` [..., P] -> fields [K, ..., ...]."""
+        raw = self._prior(tf.reshape(inputs, [-1, inputs.shape[-1]]))
+        return self.dist.stats(tf.reshape(raw, [self.members, *inputs.shape[:-1], self.dist.raw_size]))
 
     def step(self, latent: Latent, action: tf.Tensor, member: tf.Tensor, noise: tf.Tensor) -> Latent:
         """One imagined step, differentiable: latent [N, ...], action [N, A], member scalar, noise [N, S] -> latent."""
         deter = self._recur(self.recurrent(), latent.deter, self._flat(latent.stoch), self._input.project(action))
-        stats = self.dist.stats(self._prior.drawn(deter[None], member[None])[0])
-        return Latent(deter, self.dist.sample(stats, noise), stats)
+        before: Any = ()
+        if self._own_bodies:
+            before = tf.concat([self.features(latent), action[:, : self.action_size]], -1)
+        inputs = before if self._own_bodies else deter
+        stats = self.dist.stats(self._prior.drawn(inputs[None], member[None])[0])
+        return Latent(deter, self.dist.sample(stats, noise), stats, before)
+
+    def step_all(self, latent: Latent, noise: tf.Tensor) -> Latent:
+        """The states that each member predicts in place of imagined ones, all with the noise of the step: latent
+        [N, H, ...], noise [N, H, S] -> [K, N, H, ...]. That of the member drawn for a step is the imagined state.
+        """
+        stats = self.prior_all(self.prior_input(latent))
+        deter = tf.repeat(latent.deter[None], self.members, 0)
+        return Latent(deter, self.dist.sample(stats, tf.repeat(noise[None], self.members, 0)), stats)
 
     def open_loop(self, start: Latent, action: tf.Tensor, member: tf.Tensor, noise: tf.Tensor) -> Latent:
         """Prior rollout under given actions.
@@ -266,10 +307,13 @@ def observe_together(
 
     scanned = [model._scanned(*each) for model, each in zip(models, inputs, strict=True)]
     weights = tf.nest.map_structure(stacked, *[model.recurrent() for model in models])
-    start = tf.nest.map_structure(stacked, *[model._carried(model.initial(inputs[0][0].shape[0])) for model in models])
+    starts = [model.initial(inputs[0][0].shape[0]) for model in models]
+    start = tf.nest.map_structure(stacked, *[model._carried(each) for model, each in zip(models, starts, strict=True)])
     by_time = tf.nest.map_structure(partial(stacked, axis=1), *scanned)  # [T, G, B, ...]
     states = scan(partial(models[0]._filter, weights), start, by_time, rows=1)
-    return [model._observed(*(x[:, index] for x in states)) for index, model in enumerate(models)]
+    posts = [model._observed(*(x[:, index] for x in states)) for index, model in enumerate(models)]
+    each = zip(models, posts, starts, inputs, strict=True)
+    return [model._with_before(post, start, action, is_first) for model, post, start, (_, action, is_first, _) in each]
 
 
 def _swap_batch_and_time(x: tf.Tensor) -> tf.Tensor:

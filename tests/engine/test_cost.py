@@ -26,7 +26,7 @@ def model_update(learner, config, **changed):
 
 def policy_update(learner, config):
     sizes = {"starts": config.batch.size * config.batch.length, "horizon": config.imagination.horizon}
-    return costs.policy_update(learner.world_model, learner.actor_critic, **sizes)
+    return costs.policy_update(learner.world_model, learner.actor_critic, **sizes, reward=config.penalty.reward)
 
 
 # FLOPs of a model update and of a policy update, bytes of the activations of a model update; counted by hand from the
@@ -66,6 +66,26 @@ def test_updates_cost_what_was_counted_by_hand(names, model, policy, activations
     assert update.flops == model
     assert update.bytes == activations + 4 * sum(int(np.prod(variable.shape)) for variable in trained.values())
     assert policy_update(learner, config).flops == policy
+
+
+def test_the_switches_against_exploitation_cost_what_they_add():
+    """Counted by hand at the small size: 128 records, H = 5, K = 5 members, features of 144, 6 actions."""
+    flags = {"own": ("--rssm.ensemble_bodies", "own"), "least": ("--penalty.reward", "minimum"), "usual": ()}
+    made = {name: load("semopo", "walker_walk", "small", *words) for name, words in flags.items()}
+    learners = {name: build.make_learner(config, **FULL) for name, config in made.items()}
+    policy = {name: policy_update(learners[name], made[name]).flops for name in flags}
+    model = {name: model_update(learners[name], made[name]).flops for name in flags}
+    states, head = 5 * 128, 144 * 128 + 128 * 128 + 128
+    member = 128 * 128 + 128 * 32
+    assert policy["least"] - policy["usual"] == 2 * 2 * states * 5 * (member + head)
+    assert model["least"] == model["usual"]
+    endo, exo = (144 + 6) * 128, 144 * 128  # the body, before a hidden layer of as many inputs as without it
+    assert policy["own"] - policy["usual"] == 2 * 2 * endo * (states + 5 * (states + 128))
+    assert model["own"] - model["usual"] == 3 * 2 * 128 * (endo + exo)
+    assert all(
+        learner.cost("policy", made[name].batch.size, made[name].batch.length).flops == policy[name]
+        for name, learner in learners.items()
+    )
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ TABLE = {
     "se_rs_drp": SEPARATED | {"reward": {"reward"} | ENDO, "exo_reward": EXO},
     "offline_dv2": {"joint_kl": JOINT, "image": JOINT | {"decoder"}, "reward": JOINT | {"reward"}},
     "offline_dv2, no reward gradient": {"joint_kl": JOINT, "image": JOINT | {"decoder"}, "reward": {"reward"}},
+    "paper, own bodies": SEPARATED,
+    "released, own bodies": SEPARATED,
 }
 FLAGS = {
     "released": (tiny.RELEASED, {}),
@@ -37,6 +39,8 @@ FLAGS = {
     "se_rs_drp": (tiny.SE_RS_DRP, {}),
     "offline_dv2": (tiny.OFFLINE_DV2, {}),
     "offline_dv2, no reward gradient": (tiny.OFFLINE_DV2, {"model.reward_gradient": False}),
+    "paper, own bodies": (tiny.PAPER, {"rssm.ensemble_bodies": "own"}),
+    "released, own bodies": (tiny.RELEASED, {"rssm.ensemble_bodies": "own"}),
 }
 
 
@@ -113,9 +117,9 @@ def test_every_variable_learns_from_the_total(row):
 class Behaviour:
     """One imagined batch under a tape that watches every variable of the agent."""
 
-    def __init__(self, overlays):
+    def __init__(self, overlays, **flags):
         rng = np.random.default_rng(4)
-        self.learner = tiny.learner(*overlays)
+        self.learner = tiny.learner(*overlays, **flags)
         self.model, self.actor_critic = self.learner.world_model, self.learner.actor_critic
         state = ("updates", "first", "second")  # of the optimisers
         self.variables = {
@@ -136,7 +140,7 @@ class Behaviour:
                 tiny.key(),
                 horizon=4,
                 discount=0.99,
-                penalty=Penalty("sum_squares", 2.0),
+                penalty=Penalty("sum_squares", 2.0, flags.get("penalty.reward", "sampled")),
             )
             self.target = self.actor_critic.target(self.imagined)
             self.actor_loss = self.actor_critic.actor_loss(self.imagined, self.target)[0]
@@ -149,9 +153,17 @@ class Behaviour:
         return dict(zip(names, self.tape.gradient(value, [self.variables[name] for name in names]), strict=True))
 
 
-@pytest.fixture(scope="module", params=[tiny.RELEASED, tiny.PAPER], ids=["released", "paper"])
+BEHAVIOURS = {
+    "released": (tiny.RELEASED, {}),
+    "paper": (tiny.PAPER, {}),
+    "paper, own bodies, least reward": (tiny.PAPER, {"rssm.ensemble_bodies": "own", "penalty.reward": "minimum"}),
+}
+
+
+@pytest.fixture(scope="module", params=BEHAVIOURS)
 def behaviour(request):
-    return Behaviour(request.param)
+    overlays, flags = BEHAVIOURS[request.param]
+    return Behaviour(overlays, **flags)
 
 
 def test_the_actor_loss_reaches_all_of_the_actor_and_nothing_of_the_critic(behaviour):

@@ -31,6 +31,10 @@ class Counter:
     def disagreement(self, latent, measure):
         return 3 * latent.deter[..., 0]
 
+    def member_rewards(self, latent, noise):
+        """Of three members: the state itself, one that is more by the number of its step, and one that is less."""
+        return 10 * (latent.deter[..., 0] + tf.constant([0.0, 1, -1])[:, None, None] * (1 + tf.range(3.0)))
+
     def continues(self, feat):
         return None
 
@@ -64,7 +68,7 @@ def start(*states):
 def rollout_of_three(model, **more):
     """Three steps of a model from the states 1 and -1, the action being twice the state, penalty weight 2."""
     settings = {"horizon": 3, "discount": 0.5, "penalty": Penalty("sum_squares", 2.0)}
-    return imagine(model, Multiple(2.0), start(1, -1), tiny.key(), **settings, **more)
+    return imagine(model, Multiple(2.0), start(1, -1), tiny.key(), **settings | more)
 
 
 @modes
@@ -81,6 +85,16 @@ def test_a_rollout_known_by_hand(mode):
     np.testing.assert_array_equal(received.discount, np.full((2, 4), 0.5))
     np.testing.assert_array_equal(received.weight, np.tile([1, 0.5, 0.25, 0.125], (2, 1)))
     np.testing.assert_array_equal(received.entropy, 5 * states[:, :3])  # of the policy at the state in which it acts
+
+
+@modes
+def test_the_least_reward_of_any_member_by_hand(mode):
+    """Of states 1, 3, 9, 27 the members' rewards are less by 10, 20, 30 at best; the start state keeps its own."""
+    usual = tiny.run(mode, lambda: rollout_of_three(Counter()))
+    least = tiny.run(mode, lambda: rollout_of_three(Counter(), penalty=Penalty("sum_squares", 2.0, "minimum")))
+    np.testing.assert_array_equal(usual.reward - least.reward, np.tile([0, 10, 20, 30], (2, 1)))
+    for name in ("feat", "action", "penalty", "discount", "weight", "entropy"):
+        np.testing.assert_array_equal(getattr(usual, name), getattr(least, name))
 
 
 @modes
@@ -134,7 +148,8 @@ class Case:
         rng = np.random.default_rng(6)
         self.learner = tiny.learner(*overlays, **flags)
         self.model, self.actor = self.learner.world_model, self.learner.actor_critic
-        self.penalty = Penalty(tiny.config(*overlays, **flags).penalty.measure, 2.0)
+        settings = tiny.config(*overlays, **flags).penalty
+        self.penalty = Penalty(settings.measure, 2.0, settings.reward)
         self.classes = 4 if self.model.main.rssm.dist.noise_kind == "uniform" else 0
         tiny.randomise(self.model.trained, rng, gain=1.5)
         tiny.randomise(self.actor.actor_variables, rng)
@@ -169,6 +184,8 @@ class Case:
             lambda feat: reference.mlp(feat, *self.weights.mlp("reward", "reward"))[..., 0],
             disagreement,
             2.0,
+            read=np.asarray(self.start.before, np.float64),
+            least=self.penalty.reward == "minimum",
         )
 
 
@@ -176,6 +193,21 @@ CASES = {
     "released": (tiny.RELEASED, {}, lambda stats, stoch: reference.disagreement_mean_of_norms(stats)),
     "paper": (tiny.PAPER, {}, lambda stats, stoch: reference.disagreement_sum_of_squares(stats)),
     "offline_dv2, log-probabilities": (tiny.OFFLINE_DV2, {"penalty.measure": "log_prob_std"}, reference.log_prob_std),
+    "released, least reward": (
+        tiny.RELEASED,
+        {"penalty.reward": "minimum"},
+        lambda stats, stoch: reference.disagreement_mean_of_norms(stats),
+    ),
+    "paper, own bodies": (
+        tiny.PAPER,
+        {"rssm.ensemble_bodies": "own"},
+        lambda stats, stoch: reference.disagreement_sum_of_squares(stats),
+    ),
+    "offline_dv2, both": (
+        tiny.OFFLINE_DV2,
+        {"rssm.ensemble_bodies": "own", "penalty.reward": "minimum", "penalty.measure": "log_prob_std"},
+        reference.log_prob_std,
+    ),
 }
 
 
@@ -187,7 +219,7 @@ def case(request):
     return made
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@modes
 def test_rollouts_of_the_real_model_match_the_loop(mode, case):
     received = tiny.run(mode, lambda start: case.imagine(start, tiny.key(3, "policy")), case.start)
     feat, action, reward, penalty = case.by_hand(tiny.key(3, "policy"), case.disagreement)
@@ -197,6 +229,17 @@ def test_rollouts_of_the_real_model_match_the_loop(mode, case):
     tiny.close(received.penalty, penalty, 2e-5)
     tiny.close(received.reward, reward, 2e-5)
     tiny.close(received.entropy, case.policy(feat[:, :-1]).entropy())
+
+
+def test_the_least_reward_is_at_most_that_of_the_imagined_state(case):
+    """The drawn member's own prediction is among those of which the least is taken."""
+    reward = case.imagine(case.start, tiny.key()).reward
+    case_penalty, case.penalty = case.penalty, case.penalty._replace(reward="sampled")
+    usual = case.imagine(case.start, tiny.key()).reward
+    case.penalty = case_penalty
+    lower = (usual - reward).numpy()
+    assert lower.min() >= -1e-5 and not lower[:, 0].any()
+    assert (lower[:, 1:] > 1e-3).any() == (case.penalty.reward == "minimum")
 
 
 def test_the_first_column_is_the_start_state(case):

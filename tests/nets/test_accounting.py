@@ -56,6 +56,13 @@ def test_flops_are_those_of_the_graph(layer, shapes):
     assert counted(layer, *shapes) == layer.cost(ROWS).flops > 0
 
 
+def test_members_with_bodies_of_their_own_cost_their_graph_and_each_a_share():
+    head = built(EnsembleHead(members=4, inputs=5, body=7, hidden=6, outputs=2, act="elu", name="e"))
+    assert counted(head, (ROWS, 5)) == head.cost(ROWS).flops == 4 * 2 * ROWS * (5 * 7 + 7 * 6 + 6 * 2)
+    assert 4 * head.drawn_cost(ROWS).flops == head.cost(ROWS).flops
+    assert head.cost(ROWS).bytes == 4 * 2 * 4 * ROWS * (7 + 6 + 2)
+
+
 def test_the_half_of_a_dense_layer_that_is_projected():
     layer = built(TwoInputDense(6, first=3, second=2, name="f"))
     assert counted(layer.project, (ROWS, 2)) == layer.projection_cost(ROWS).flops

@@ -67,6 +67,12 @@ def case(request):
     return Case(request.param)
 
 
+@pytest.fixture(scope="module", params=["gaussian", "categorical"])
+def own(request):
+    """A model whose members have bodies of their own."""
+    return Case(request.param, ensemble_bodies="own")
+
+
 def at(latent: Latent, t: int) -> Latent:
     return tf.nest.map_structure(lambda x: x[:, t], latent)
 
@@ -274,6 +280,77 @@ def test_open_loop_is_repeated_steps(mode, case):
         _, action, _, noise = case.inputs()
         latent = case.rssm.step(latent, action[:, 2 + i], tf.constant(case.member[2 + i]), noise[:, 2 + i])
         same(tf.nest.map_structure(lambda x, i=i: x[:, i], received), latent)
+
+
+# ------------------------------------------------------------------------------------------------------- bodies of thei
+
+
+@modes
+def test_members_with_bodies_of_their_own_match_the_loop(mode, own):
+    def both(embed, action, is_first, noise, member):
+        post = own.filter(embed, action, is_first, noise)
+        return post, own.rssm.prior(own.rssm.prior_input(post), member)
+
+    post, prior = tiny.run(mode, both, *own.inputs(), own.member)
+    deter, stoch, expected_post, expected_prior = own.by_hand()
+    tiny.close(post.deter, deter)
+    tiny.close(post.stoch, stoch)
+    for name in expected_post:
+        tiny.close(post.stats[name], expected_post[name])
+        tiny.close(prior[name], expected_prior[name])
+
+
+@modes
+def test_an_imagined_step_with_own_bodies_predicts_what_observe_then_corrects(mode, own):
+    """From the posterior of t - 1 under action[t]: the same state of the recursion, and the prior of t."""
+    post = own.observe()
+    prior = own.rssm.prior(own.rssm.prior_input(post), tf.constant(own.member))
+    for t in (1, 2):
+        _, action, _, noise = own.inputs()
+        member = tf.constant(own.member[t])
+        ahead = tiny.run(mode, own.rssm.step, at(post, t - 1), action[:, t], member, noise[:, t])
+        tiny.close(ahead.deter, post.deter[:, t])
+        tiny.close(ahead.before, post.before[:, t])
+        for name, value in ahead.stats.items():
+            tiny.close(value, prior[name][:, t])
+
+
+def test_members_with_bodies_of_their_own_share_nothing_but_the_state_before(own):
+    """No weight of the recursion moves a prediction; each member has its share of every layer of the ensemble."""
+    inputs = own.rssm.prior_input(own.observe())
+    with tf.GradientTape(persistent=True) as tape:
+        stats = own.rssm.prior_all(inputs)
+        each = [tf.add_n([tf.reduce_sum(tf.sin(x[k])) for x in stats.values()]) for k in range(K)]
+    for name, variable in own.variables.items():
+        for k in range(K):
+            gradient = tape.gradient(each[k], variable)
+            if not name.startswith("rssm/prior/"):
+                assert gradient is None, name
+            else:
+                assert [bool(np.any(part)) for part in gradient.numpy()] == [member == k for member in range(K)], name
+
+
+def test_two_models_with_own_bodies_in_one_scan_are_each_by_itself():
+    models = [Case("gaussian", ensemble_bodies="own"), Case("gaussian", actions=0, ensemble_bodies="own")]
+    inputs = []
+    for model in models:
+        embed, *others = model.inputs()
+        inputs.append((model.rssm.evidence(embed), *others))
+    together = observe_together([model.rssm for model in models], inputs)
+    same(together, [model.observe() for model in models], 1e-6)
+    assert together[0].before.shape[-1] == models[0].rssm.feat_size + A
+    assert together[1].before.shape[-1] == models[1].rssm.feat_size
+
+
+@modes
+def test_the_states_of_all_members_are_samples_of_their_priors_with_one_noise(mode, case):
+    latent = case.observe()
+    received = tiny.run(mode, case.rssm.step_all, latent, case.noise)
+    assert received.deter.shape == (K, B, T, D)
+    for k in range(K):
+        stats = reference.prior(latent.deter.numpy().astype(np.float64), k, case.p)
+        tiny.close(received.stoch[k], reference.latent_sample(stats, case.noise))
+        tiny.close(received.deter[k], latent.deter, 0)
 
 
 # --------------------------------------------------------------------------------------------------------------- the re
