@@ -3,8 +3,11 @@
     uncertainty       disagreement of the ensembles about random states of the dataset (Figures 2, 3, 7 and 8)
     reconstruction    each stream's reconstruction of filtered frames (Figure 5)
     entropy           of the actions in the batches of the model phase, conservative against uniform sampling (Figure 6)
+    trust             rank correlation of the ensemble's disagreement with the model's true error, in states that the
+                      policy visits and in states of the dataset; plays in the simulator, so only if asked for: --only
 
-Each writes a record into the run directory, `analysis/<name>.json`, with its picture, `<name>.png`, beside it.
+Each writes a record into the run directory, `analysis/<name>.json`, with its picture, `<name>.png`, beside it if it has
+one.
 """
 
 import json
@@ -18,7 +21,8 @@ from semopo_tf.config import Config
 from semopo_tf.data.cards import read_run_data
 from semopo_tf.data.dataset import Dataset, cache_place, open_dataset
 from semopo_tf.errors import ConfigError, NumericalError, run_command, user_path
-from semopo_tf.run.trained import Run, load_run, run_parser
+from semopo_tf.run.trained import TASK_HELP, Run, load_run, require_named, run_parser
+from semopo_tf.run.trust import trust
 from semopo_tf.storage.files import FILES, write_whole
 from semopo_tf.storage.video import video_grid
 from semopo_tf.types import Batch, Tensor
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from semopo_tf.data.sampler import Sampler
 
 NAMES = ("uncertainty", "reconstruction", "entropy")
+PLAYED = ("trust",)  # need a simulator, and on its tasks minutes: only those that are asked for
 BLOCK = 20  # windows in one call
 GROUPS, GROUP_FRAMES, GROUP_STRIDE = 2, 3, 2  # episodes, frames of each, records between them
 FRAMES = 8  # of a reconstruction
@@ -42,21 +47,27 @@ def main(argv: list[str]) -> int:
       SemopoError: any of `errors`; DataError if the dataset is not the one that the run was trained on.
     """
     parser = run_parser("python -m semopo_tf.analysis", __doc__, "the run")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of the analyses (default: all)")
+    usual = f"some of the analyses (default: {' '.join(NAMES)})"
+    parser.add_argument("--only", nargs="+", choices=(*NAMES, *PLAYED), default=NAMES, help=usual)
     parser.add_argument("--states", type=int, default=1000, help="number of dataset states for the uncertainty")
     parser.add_argument("--epochs", type=int, default=30, help="number of model-phase epochs for the entropy")
+    parser.add_argument("--episodes", type=int, default=10, help="number that the policy plays for the trust")
+    parser.add_argument("--task", help=f"for the trust, {TASK_HELP}")
     moved = "where the run's dataset lies now (default: where the run had it)"
     parser.add_argument("--offline_dir", type=Path, help=moved)
-    arguments = parser.parse(argv, states=1, epochs=1)
+    arguments = parser.parse(argv, states=1, epochs=1, episodes=1)
     logdir = arguments.logdir
     run = load_run(logdir, arguments.checkpoint)
+    if set(arguments.only) & set(PLAYED):
+        require_named(run.config.task, arguments.task)
     dataset = open_data(run.config, logdir, arguments.offline_dir)
     analyses = {
         "uncertainty": lambda: uncertainty(run, dataset, arguments.states),
         "reconstruction": lambda: reconstruction(run, dataset),
         "entropy": lambda: (entropy(run.config, dataset, arguments.epochs), None),
+        "trust": lambda: (trust(run, dataset, arguments.episodes), None),
     }
-    for name in NAMES:
+    for name in analyses:
         if name in arguments.only:
             record, picture = analyses[name]()
             write(logdir / "analysis", name, record, picture)
@@ -104,12 +115,29 @@ def described(name: str, record: dict[str, Any]) -> str:
         return f"mean_norm of {record['states']} states: " + ", ".join(
             f"{stream} {at['mean']:.4g} +- {at['std']:.4g}" for stream, at in streams
         )
+    if name == "trust":
+        return described_trust(record)
     if name == "reconstruction":
         return "mse " + ", ".join(f"{row} {value:.4g}" for row, value in record["mse"].items())
     return ", ".join(
         f"{rule} {curve['entropy'][0]:.3f} to {curve['entropy'][-1]:.3f} nats"
         for rule, curve in record["rules"].items()
     )
+
+
+def described_trust(record: dict[str, Any]) -> str:
+    """What the run's own penalty says about the reward's error at the horizon, in one line."""
+    measure, horizon, words = record["penalty"]["measure"], str(record["horizon"]), []
+    for source, each in record["sources"].items():
+        rho = each["correlations"][measure]["reward"]["sum"].get(horizon, {})
+        interval = f" ({rho['low']:.2f} to {rho['high']:.2f})" if "low" in rho else ""
+        found = f"{rho['estimate']:.2f}{interval}" if rho else "undefined"
+        means = {name: each["means"][name][horizon]["estimate"] for name in ("predicted", "reward")}
+        words.append(
+            f"{source} {found}, reward {means['predicted']:.3f} predicted and {means['reward']:.3f} true, "
+            f"{each['states']} states"
+        )
+    return f"rank correlation of {measure} with the reward's error over {horizon} steps: {'; '.join(words)}"
 
 
 class Windows(NamedTuple):

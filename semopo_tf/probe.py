@@ -9,7 +9,7 @@ steps ahead. The result goes to `analysis/probe.json` in the run directory.
 import contextlib
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,43 +18,12 @@ from semopo_tf.envs import tasks
 from semopo_tf.envs.rollout import play
 from semopo_tf.errors import ConfigError, run_command
 from semopo_tf.report import tables
+from semopo_tf.run.linear_probe import fit_probe, r_squared
 from semopo_tf.run.trained import TASK_HELP, Run, as_batch, load_run, require_named, run_parser
 from semopo_tf.types import Episode
 
 FIT, TEST, BLOCK = 60, 40, 10  # episodes to fit the probes, to score them, encoded in one call
 CONTEXT, AHEAD = 10, (5, 15)  # filtered frames before the open loop, steps into it
-RIDGE = 1e-3  # for standardised features, times the number of rows
-
-
-class Probe(NamedTuple):
-    """A linear map from features to one true quantity."""
-
-    mean: np.ndarray  # [F] of the features it was fitted on
-    scale: np.ndarray  # [F]
-    weight: np.ndarray  # [F + 1, D], the last row is the offset
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """features [..., F] -> [..., D]."""
-        return _with_one((features - self.mean) / self.scale) @ self.weight
-
-
-def fit_probe(features: np.ndarray, target: np.ndarray) -> Probe:
-    """Ridge regression in float64: features [N, F], target [N, D]. The offset is not regularised."""
-    mean, scale = features.mean(0), features.std(0) + 1e-8
-    x = _with_one((features - mean) / scale)
-    shrink = RIDGE * len(x) * np.eye(x.shape[1])
-    shrink[-1, -1] = 0
-    return Probe(mean, scale, np.linalg.solve(x.T @ x + shrink, x.T @ target))
-
-
-def _with_one(x: np.ndarray) -> np.ndarray:
-    return np.concatenate([x, np.ones((*x.shape[:-1], 1))], -1)
-
-
-def r_squared(predicted: np.ndarray, target: np.ndarray) -> float:
-    """R^2 of predictions [N, D], mean over the columns: at most 1; 0 is no better than predicting the mean."""
-    error, spread = ((predicted - target) ** 2).sum(0), ((target - target.mean(0)) ** 2).sum(0)
-    return float(np.mean(1 - error / np.maximum(spread, 1e-12)))
 
 
 def main(argv: list[str]) -> int:

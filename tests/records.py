@@ -174,6 +174,19 @@ def write_analyses(
     _write(folder, "entropy", {"epochs": 30, "updates_per_epoch": 50, "bins": 32, "dimensions": 2, "rules": rules})
 
 
+def write_trust(logdir: Path, *, measure: str = "mean_norm", excess: float = 0.1) -> None:
+    """Writes the analysis trust: correlations with the reward's error alone; those of one measure are not defined."""
+    (logdir / "analysis").mkdir(exist_ok=True)
+    sources = {}
+    for number, source in enumerate(("policy", "dataset")):
+        after = {"5": {"estimate": 0.4 - 0.2 * number, "low": 0.1, "high": 0.5}}
+        of = {name: {"reward": {"first": after, "sum": after}} for name in ("sum_squares", "mean_norm")}
+        of |= {"log_prob_std": {"reward": {"first": {}, "sum": {}}}}
+        means = {"excess": {"5": {"estimate": excess * (1 - number)}}}
+        sources[source] = {"episodes": 1, "states": 10, "means": means, "correlations": of}
+    _write(logdir / "analysis", "trust", {"penalty": {"measure": measure}, "sources": sources})
+
+
 def write_probe(logdir: Path, streams: Sequence[str] = ("endo", "exo")) -> None:
     (logdir / "analysis").mkdir(exist_ok=True)
     known = {"position": 0.9, "phase": -0.1}

@@ -60,7 +60,7 @@ SIMULATED = {"envs.suite": {"dm_control"}, "envs.gym_adapter": {"gym", "gymnasiu
 WITH_TENSORFLOW = {"methods", "nets", "engine"}
 MODULES_WITH_TENSORFLOW = {"random", "data.sampler", "run.trainer", "run.dump", "run.build"}
 MODULES_WITH_TENSORFLOW |= {"data.replay", "data.transitions", "run.online", "run.players"}
-INSIDE_FUNCTIONS = {"run.trained", "run.trial"}
+INSIDE_FUNCTIONS = {"run.trained", "run.trial", "run.trust"}
 COMMANDS_WITH_TENSORFLOW = {"probe", "analysis", "export", "doctor", "bench", "replay_dump"}
 
 

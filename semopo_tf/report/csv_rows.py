@@ -8,7 +8,7 @@ import numpy as np
 
 from semopo_tf.report.bootstrap import Interval
 from semopo_tf.report.scores import ScoreTable
-from semopo_tf.report.svg import Bar, Dots, Line
+from semopo_tf.report.svg import Bar, Dots, Estimates, Line
 
 Rows = list[list[object]]
 BOUNDS = ("low", "high")
@@ -54,6 +54,13 @@ def of_dots(rows: Sequence[Dots]) -> Rows:
         ["series", "mean", "lowest", "highest"],
         *([row.label, row.mean, *end] for row, end in zip(rows, ends, strict=True)),
     ]
+
+
+def of_estimates(rows: Sequence[Estimates]) -> Rows:
+    """A row for each estimate with the ends of its interval."""
+    found: Rows = [["series", "states", "value", *BOUNDS]]
+    found += [[row.label, states, *one] for row in rows for states, each in row.each.items() for one in each]
+    return found
 
 
 def of_interval(each: Interval, *matrices: np.ndarray) -> list[object]:

@@ -24,6 +24,7 @@ MAX_ANALYSIS_BYTES = 1 << 24
 LEVELS = ("random", "medrep", "medium")
 STREAMS = ("endo", "exo", "joint")
 MEASURES = ("mean_norm", "log_prob_variance")
+TRUST_MEASURES = ("sum_squares", "mean_norm", "log_prob_variance", "log_prob_std")
 # Setting of an environment -> entry of a card's background.
 BACKGROUND = {
     **{f"background_{key}": key for key in ("color", "split")},
@@ -48,6 +49,10 @@ def _streams(pattern: Any) -> dict[str, Any]:
 
 
 UNCERTAINTY = _streams({"mean": float, "std": float})
+TRUST_STEPS = "5"  # of the rollouts in analysis/trust.json that the page shows: the paper's horizon
+AFTER = {f"{TRUST_STEPS}?": {"estimate": float, "low?": float, "high?": float}}
+AGAINST = {error: {"sum": AFTER} for error in ("reward?", "position?")}
+TRUST = {"means": {"excess": AFTER}, "correlations": {f"{name}?": AGAINST for name in TRUST_MEASURES}}
 ANALYSES: dict[str, dict[str, Any]] = {
     "probe": {"r2": _streams(dict), "open_loop": _streams(dict), "reward_r2": float},
     "uncertainty": {
@@ -56,6 +61,7 @@ ANALYSES: dict[str, dict[str, Any]] = {
         "frames": {"groups": [[list]], "values": _streams([[float]])},
     },
     "reconstruction": {"rows": [str], "frames": int, "size": int, "places": [list], "mse": dict},
+    "trust": {"penalty": {"measure": str}, "sources": {"policy": TRUST, "dataset": TRUST}},
     "entropy": {
         **dict.fromkeys(("epochs", "updates_per_epoch", "bins", "dimensions"), int),
         "rules": {"conservative": ENTROPY, "uniform": ENTROPY},

@@ -26,6 +26,7 @@ SETTINGS: dict[Any, Any] = {
     **{"legend.frameon": False, "legend.fontsize": SMALL, "lines.linewidth": 1.6},
 }
 AXIS_LETTERS, SIDE_LETTERS = 47, 18  # of all names below an axis; of a line beside one
+TITLE_LETTERS = 44  # of a line of a title
 LEGEND_LETTERS, LEGEND_ROW = 55, 0.19  # of a line of the legend; inches
 GREY = "#8a94a0"
 
@@ -55,6 +56,14 @@ class Dots(NamedTuple):
     values: Sequence[float]
     mean: float
     range: tuple[float, float] | None = None
+
+
+class Estimates(NamedTuple):
+    """A row of estimates with the ends of their intervals, one of each run for every series."""
+
+    label: str
+    each: Mapping[str, Sequence[tuple[float, float, float]]]  # series -> (estimate, low, high)
+    bold: bool = False  # its label
 
 
 class Style:
@@ -177,6 +186,33 @@ def dots(title: str, rows: Sequence[Dots], style: Style, *, x: str, marks: Seque
     axes.set(xlabel=x, ylim=(-0.6, len(rows) - 0.4))
     axes.set_yticks(range(len(rows))[::-1], names, fontsize=SMALL)
     axes.grid(visible=False, axis="y")
+    return figure
+
+
+@_drawn
+def intervals(title: str, rows: Sequence[Estimates], *, x: str) -> "Figure":
+    """A row for each label, from top to bottom, with the marks and lines of its series one below the other, and a
+    dashed line at 0; the first series in colour, a second one in grey.
+    """
+    names = [textwrap.fill(row.label, SIDE_LETTERS + 6) for row in rows]
+    series = list(dict.fromkeys(name for row in rows for name in row.each))
+    figure, axes = _panel(textwrap.fill(title, TITLE_LETTERS), height=1.2 + 0.42 * len(rows))
+    for number, name in enumerate(series):
+        color = (COLORS[1], GREY)[number] if number < 2 else COLORS[number]
+        marks = [
+            (y, *one) for y, row in zip(range(len(rows))[::-1], rows, strict=True) for one in row.each.get(name, ())
+        ]
+        y, value, low, high = np.array(marks).reshape(-1, 4).T
+        y = y + 0.17 * ((len(series) - 1) / 2 - number) * 2
+        axes.hlines(y, low, high, color=color, linewidth=2.4, alpha=0.45)
+        axes.plot(value, y, "os"[number % 2], color=color, markersize=4.5, markeredgewidth=0, label=name)
+    axes.axvline(0, color="black", linestyle="--", linewidth=0.9)
+    axes.set(xlabel=x, ylim=(-0.6, len(rows) - 0.4))
+    axes.set_yticks(range(len(rows))[::-1], names, fontsize=SMALL)
+    for row, text in zip(rows, axes.get_yticklabels(), strict=True):
+        text.set_fontweight("bold" if row.bold else "normal")
+    axes.grid(visible=False, axis="y")
+    _legend(figure, axes)
     return figure
 
 

@@ -11,11 +11,12 @@ import synthetic
 import tensorflow as tf
 import tiny
 
-from semopo_tf import analysis, training
+from semopo_tf import analysis, collect, training
 from semopo_tf import config as configuration
 from semopo_tf.engine import compiling
 from semopo_tf.errors import ConfigError, DataError, NumericalError
 from semopo_tf.methods.losses import MEASURES
+from semopo_tf.report.run_record import read_run
 from semopo_tf.run import build
 from semopo_tf.run.trained import load_run
 from semopo_tf.run.trainer import Trainer
@@ -151,6 +152,23 @@ def test_what_is_wrong_is_said_in_a_line(runs, data, tmp_path):
     config = configuration.load(synthetic.train_flags(data, tmp_path, "--steps.model", "0"))
     with pytest.raises(ConfigError, match=r"entropy: expected a model phase, received steps.model = 0"):
         analysis.entropy(config, analysis.open_dataset(data))
+
+
+def test_trust_plays_in_the_simulator_and_only_if_asked_for(tmp_path, capsys):
+    data, logdir = tmp_path / "data", tmp_path / "run"
+    assert collect.main(["--task", "exbmdp_point", "--policy", "mixed", "--episodes", "4", "--out", str(data)]) == 0
+    flags = ["--configs", "offline_dv2", "exbmdp_point", "debug", "--offline_dir", str(data), "--logdir", str(logdir)]
+    assert training.main([*flags, *QUIET[2:], "--steps.model", "2", "--steps.policy", "2"]) == 0
+    assert "trust" not in analysis.NAMES
+    capsys.readouterr()
+    assert analysis.main(["--logdir", str(logdir), "--only", "trust", "--episodes", "2"]) == 0
+    printed, record = capsys.readouterr().out, stored(logdir, "trust")
+    assert printed.splitlines()[-1].startswith("trust: rank correlation of sum_squares with the reward's error over 5 ")
+    assert (record["phase"], record["step"], record["sources"]["dataset"]["states"]) == ("policy", 2, 20)
+    assert read_run(logdir).analyses["trust"] == record  # as the report reads it
+    assert not (logdir / "analysis" / "trust.png").exists()
+    with pytest.raises(ConfigError, match="--episodes: expected at least 1, received 0"):
+        analysis.main(["--logdir", str(logdir), "--only", "trust", "--episodes", "0"])
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import synthetic
 
 from semopo_tf import collect, probe, training
 from semopo_tf.errors import ConfigError
+from semopo_tf.run.linear_probe import RIDGE, fit_probe, r_squared
 
 RNG = np.random.default_rng(0)
 
@@ -15,16 +16,16 @@ RNG = np.random.default_rng(0)
 def test_a_probe_finds_what_is_linear_and_nothing_where_there_is_nothing():
     features, mixing = RNG.normal(3, [1, 10, 0.1, 1, 1], (4000, 5)), RNG.normal(size=(5, 2))
     target = features @ mixing + 7
-    fitted = probe.fit_probe(features[:3000], target[:3000])
-    assert probe.r_squared(fitted(features[3000:]), target[3000:]) > 0.999
+    fitted = fit_probe(features[:3000], target[:3000])
+    assert r_squared(fitted(features[3000:]), target[3000:]) > 0.999
     noise = RNG.normal(size=(4000, 2))
-    fitted = probe.fit_probe(features[:3000], noise[:3000])
-    assert abs(probe.r_squared(fitted(features[3000:]), noise[3000:])) < 0.02
+    fitted = fit_probe(features[:3000], noise[:3000])
+    assert abs(r_squared(fitted(features[3000:]), noise[3000:])) < 0.02
 
 
 def test_the_offset_is_not_shrunk_and_a_constant_feature_does_no_harm():
     features = np.concatenate([RNG.normal(size=(500, 1)), np.full((500, 1), 4.0)], 1)
-    fitted = probe.fit_probe(features, np.full((500, 1), 1000.0))
+    fitted = fit_probe(features, np.full((500, 1), 1000.0))
     np.testing.assert_allclose(fitted(features), 1000, rtol=1e-6)
 
 
@@ -32,16 +33,16 @@ def test_ridge_is_the_least_squares_of_the_rows_and_the_penalty():
     """The same minimum from an augmented least-squares problem."""
     features, target = RNG.normal(size=(50, 3)), RNG.normal(size=(50, 1))
     standard = (features - features.mean(0)) / features.std(0)
-    rows = np.concatenate([np.c_[standard, np.ones(50)], np.sqrt(probe.RIDGE * 50) * np.eye(4)[:3]])
+    rows = np.concatenate([np.c_[standard, np.ones(50)], np.sqrt(RIDGE * 50) * np.eye(4)[:3]])
     expected = np.linalg.lstsq(rows, np.concatenate([target, np.zeros((3, 1))]), rcond=None)[0]
-    np.testing.assert_allclose(probe.fit_probe(features, target).weight, expected, atol=1e-6)
+    np.testing.assert_allclose(fit_probe(features, target).weight, expected, atol=1e-6)
 
 
 def test_r_squared_by_hand():
     target = np.array([[0.0], [1.0], [2.0]])
-    assert probe.r_squared(target, target) == 1
-    assert probe.r_squared(np.ones((3, 1)), target) == 0
-    assert probe.r_squared(np.array([[1.0], [1.0], [1.5]]), target) == pytest.approx(1 - 1.25 / 2)
+    assert r_squared(target, target) == 1
+    assert r_squared(np.ones((3, 1)), target) == 0
+    assert r_squared(np.array([[1.0], [1.0], [1.5]]), target) == pytest.approx(1 - 1.25 / 2)
 
 
 def test_swapped_streams_are_those_whose_exogenous_features_know_the_agent_better():

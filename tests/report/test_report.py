@@ -209,7 +209,7 @@ def test_every_figure_is_there_with_a_caption_that_counts(study):
     assert [name for name in re.findall(r"<h3 id=(\w+)>", page) if name.startswith("figure")] == [
         *("figure_5", "figure_3", "figure_9", "figure_6", "figure_2", "figure_7", "figure_8", "figure_4", "figure_10")
     ]
-    assert re.findall(r"<dt id=(\w+)>", page) == ["strips", "table_4", "probes"]
+    assert re.findall(r"<dt id=(\w+)>", page) == ["strips", "penalty", "table_4", "probes"]
     assert (
         f"Finished seeds: semopo 2 {TIMES} 1000 states; se_rs 2 {TIMES} 1000 states; offline_dv2 2 {TIMES} 1000 states."
         in page
@@ -217,6 +217,31 @@ def test_every_figure_is_there_with_a_caption_that_counts(study):
     assert "mean of norms: semopo on walker_walk random 0.1 ± 0.05" in page  # what a reader without pictures gets
     assert "endo 0.100<br>exo 0.100" in page and "<span>offline_dv2, joint</span>" in page
     assert page.count("unfinished") >= 1 and "semopo (imported)" in page
+
+
+def test_the_penalty_is_shown_against_the_models_error_for_every_run(tmp_path):
+    logdirs = []
+    for method, seed, excess in (("semopo", 1, 0.1), ("semopo", 2, 0.3), ("lompo", 1, -0.2), ("bc", 1, None)):
+        logdirs.append(records.write_run(tmp_path / method / str(seed), method, POINT, seed))
+        if excess is not None:
+            records.write_trust(
+                logdirs[-1], measure="log_prob_std" if method == "lompo" else "mean_norm", excess=excess
+            )
+    page = make(tmp_path / "page", *logdirs)
+    assert "Does the penalty see the model&#x27;s error?" in page
+    folder = tmp_path / "page" / "figures"
+    names = sorted(path.stem.removeprefix("trust_exbmdp_point_random_") for path in folder.glob("trust*.csv"))
+    assert names == ["excess", "reward"]  # the position's error is not known
+    heading, *rows = read_csv(folder / "trust_exbmdp_point_random_excess.csv")
+    assert heading == ["series", "states", "value", "low", "high"]
+    found = [(series, states.split()[-1], float(value)) for series, states, value, *_ in rows]
+    policy, dataset = (("semopo", "policy", 0.1), ("semopo", "policy", 0.3)), (("semopo", "dataset", 0.0),) * 2
+    assert found == [*policy, *dataset, ("lompo", "policy", -0.2), ("lompo", "dataset", 0.0)]
+    _, *rows = read_csv(folder / "trust_exbmdp_point_random_reward.csv")
+    assert [row[0] for row in rows[::4]] == ["semopo: sum_squares", "semopo: mean_norm", "lompo: sum_squares"]
+    assert rows[0][2:] == ["0.4", "0.1", "0.5"]
+    alone = make(tmp_path / "alone", logdirs[-1])
+    assert f"<code>python -m semopo_tf.analysis --logdir {logdirs[-1]} --only trust</code>" in html.unescape(alone)
 
 
 def test_the_page_is_whole_by_itself(study):
@@ -257,6 +282,7 @@ def test_what_the_runs_cannot_support_is_named_with_its_command_and_not_drawn(tm
         "table_2",
         "table_4",
         "table_5",
+        "penalty",
         "probes",
         "strips",
         "figure_4",
@@ -357,6 +383,7 @@ def test_the_other_rule_and_unit_are_said(tmp_path):
             '{"states": 3, "frames": {}, "measures": {"mean_norm": {"endo": {"mean": 1}}}}',
             "missing measures.log_prob_variance",
         ),
+        ("analysis/trust.json", '{"penalty": {"measure": "mean_norm"}}', "trust.json: missing sources"),
     ],
 )
 def test_a_file_that_is_not_what_a_run_writes_is_named_in_one_line(tmp_path, file, content, message):
