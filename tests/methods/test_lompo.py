@@ -528,3 +528,23 @@ def test_uncertainty_has_the_measures_of_the_report(rng):
     assert {"mean_norm", "log_prob_std", "log_prob_variance", "sum_squares"} <= set(measures)
     assert all((value.numpy() > 0).all() for value in measures.values())
     tiny.close(measures["log_prob_std"] ** 2, measures["log_prob_variance"])
+
+
+def test_the_switches_against_exploitation_work_here_too_and_cost_what_they_add(rng):
+    """The imagined reward is the least of any member, at most the usual one; real transitions are what they were."""
+    usual, least = learner(rng), learner(penalty__reward="minimum")
+    tiny.assign(least.variables(), {name: value.numpy() for name, value in usual.variables().items()})
+    windows, key = tiny.batch(rng, B, T), tiny.key(2, "imagine")
+    (one, _, _), (other, _, _) = (made.latent_rows(windows, key) for made in (usual, least))
+    lower = (one.reward - other.reward).numpy()
+    assert lower.min() >= -1e-4 and lower.max() > 1e-2
+    np.testing.assert_array_equal(one.next_feat, other.next_feat)
+    own = learner(rng, rssm__ensemble_bodies="own", penalty__reward="minimum")
+    for batch, stage in ((windows, "model"), (windows, "imagine")):
+        update = own.update_model if stage == "model" else own.update_latent
+        assert update(batch, tiny.key(1, stage))["finite"].numpy() == 1
+    flops = [made.cost("imagine", B, T).flops for made in (usual, least, own)]
+    rssm, head = usual.world_model.main.rssm, usual.world_model.reward_head
+    states = B * T * HORIZON
+    assert flops[1] - flops[0] == rssm.prior_all_cost(states).flops + head.cost(MEMBERS * states).flops
+    assert flops[2] != flops[1]
