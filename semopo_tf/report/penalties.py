@@ -19,7 +19,8 @@ actions that were really taken. At 1 the penalty orders states by the model's er
 the measure in bold is the run's own penalty. Predicted minus true reward: after five steps, of those rollouts; above
 0 in states of the policy alone, the policy exploits the model. Every run has its own mark. Lines: 95 % bootstrap
 intervals over the episodes of that run, which say nothing about other seeds. Positions are read from the states by a
-linear probe, whose own error is part of the error. A penalty can also help by its mean, which no rank shows."""
+linear probe, whose own error is part of the error. Disagreement and error both change as a policy's episode goes
+on, so a part of a correlation may be that of time. A penalty can also help by its mean, which no rank shows."""
 
 
 def trust_part(groups: Sequence[Group]) -> Part:
