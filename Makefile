@@ -1,5 +1,6 @@
 # make demo       the built-in testbed: collect, train both methods, evaluate, probe, and write a page about it
 # make science    every number of RESULTS.md, hours; continues what it finds; SCIENCE=core for the first two hours of it
+# make pages      the paper's tables and figures in miniature, hours: every page of sweeps/small, then runs/small/report
 # make lqv        the paper's benchmark from scratch, hours: LQV_SET='videos=FOLDER random=40', LQV_ONLY='walker_walk'
 # make test       the test suite; test-full adds the longer checks
 # make lint type  what continuous integration checks besides; format rewrites the files
@@ -15,6 +16,7 @@ VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 DEMO := runs/demo
 SCIENCE ?= core rest
+PAGES := table1 table2 table4 figures
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RENDER := $(BIN)/python -c "from semopo_tf.envs.rendering import choose_backend; print('images are rendered with', choose_backend())"
@@ -26,7 +28,7 @@ define system
 { echo "missing system packages; run this and then make again: sudo apt-get install $(1)"; exit 1; }
 endef
 
-.PHONY: demo science lqv test test-full format lint type docs doctor clean
+.PHONY: demo science pages lqv test test-full format lint type docs doctor clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/renders
@@ -44,6 +46,12 @@ demo: $(VENV)/installed
 science: $(VENV)/installed
 	for part in $(SCIENCE); do $(BIN)/python -m semopo_tf.sweep --file sweeps/science.yaml --only $$part || exit $$?; done
 	$(BIN)/python -m semopo_tf.summary --file sweeps/science.yaml --page RESULTS.md
+
+# The miniature of sweeps/paper, with the tables that can be filled on two CPU cores. Continues what it finds.
+pages: $(VENV)/renders
+	for page in $(PAGES); do $(BIN)/python -m semopo_tf.sweep --file sweeps/small/$$page.yaml || exit $$?; done
+	$(BIN)/python -m semopo_tf.report runs/table1_small/*/*/seed=* runs/table4_small/*/*/seed=* \
+	  --out runs/small/report --title "The paper's pages in miniature"
 
 # Every cell of LQV-D4RL, with the behaviours that play it. Continues what it finds. EPISODES=40 for small ones.
 lqv: $(VENV)/renders

@@ -8,7 +8,9 @@ Every value has the type of its default. A name that is not in `defaults` is an 
 """
 
 import contextlib
+import copy
 import difflib
+import functools
 import io
 import math
 import re
@@ -333,7 +335,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({str(getattr(error, 'strerror', error))[:100]}); expected a text file of YAML"
         ) from error
     try:
-        tree = _plain(text)
+        tree = copy.deepcopy(_plain(text))
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         received = " ".join(str(error.problem or error.context).split())[:120]
@@ -345,6 +347,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+@functools.lru_cache(maxsize=8)  # a sweep of hundreds of runs reads the same page for each
 def _plain(text: str) -> Any:
     """Parse a YAML text, after measuring it: a few aliases can expand to more than fits into memory.
 

@@ -4,6 +4,7 @@ All is written into the run's directory, or with `--out` into another one, as fo
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from semopo_tf.errors import run_command
 from semopo_tf.report import paper
 from semopo_tf.run.directory import require_growing, require_writable
 from semopo_tf.run.trained import TASK_HELP, Run, as_batch, load_run, require_named, run_parser, scored
+from semopo_tf.storage.files import write_whole
 from semopo_tf.storage.records import Records
 from semopo_tf.storage.video import video_grid, write_video
 from semopo_tf.types import Episode
@@ -39,6 +41,8 @@ def main(argv: list[str]) -> int:
     if not arguments.checkpoint and not (logdir / "DONE").exists():
         print(f"warning: {logdir}: the run is not complete; playing {run.checkpoint}")
     look(out, video=arguments.video)
+    if arguments.summary:
+        require_writable(arguments.summary.parent, "the directory of --summary", "name another file")
     overrides = {
         key: value for key in (*build.CARD_KEYS, *build.USUAL) if (value := getattr(arguments, key)) is not None
     }
@@ -52,6 +56,8 @@ def main(argv: list[str]) -> int:
     print(f"{run.checkpoint}: {summary(rows)}")
     for path in write_videos(out / VIDEOS, run, filmed) if filmed else ():
         print(f"video: {path}")
+    if arguments.summary:
+        write_whole(arguments.summary, json.dumps(summary_record(rows), indent=1).encode())
     return 0
 
 
@@ -79,6 +85,15 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     return raw + build.replayed(sum(row["discarded"] for row in rows)) + normalised
 
 
+def summary_record(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of `--summary`: checkpoint, episodes, mean and population standard deviation of their returns, and the
+    environment.
+    """
+    returns = [row["return"] for row in rows]
+    figures = {"episodes": len(rows), "mean": float(np.mean(returns)), "std": float(np.std(returns))}
+    return {"checkpoint": rows[0]["checkpoint"], **figures, "environment": rows[0]["environment"]}
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     """The flags of evaluate.py."""
     parser = run_parser("evaluate.py", __doc__, "the run to evaluate")
@@ -92,6 +107,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=Path,
         help="where to write scores.jsonl and the videos (default: the run, whose tables and figures count them)",
     )
+    about_summary = "write the mean return to this JSON file once all episodes are played; scripts can wait for it"
+    parser.add_argument("--summary", type=Path, metavar="FILE", help=about_summary)
     parser.add_argument("--video", action="store_true", help="write videos of episodes and their reconstructions")
     parser.add_argument(
         "--background", help="folder of videos, builtin:driving, or none (default: as in the dataset card)"

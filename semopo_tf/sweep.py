@@ -15,9 +15,15 @@
         data: random                      a name from above, or a directory
         flags: [--configs, semopo, exbmdp_point, testbed]     `{seed}` in a flag is replaced by the grid's value
         grid: {seed: [1, 2, 3], penalty.weight: [0.0, 0.3]}   one run for each combination
+        evaluate: {rgb: [--background_color, rgb]}   evaluate.py afterwards, for every name with these flags
         probe: true                       python -m semopo_tf.probe afterwards
         analyses: true                    python -m semopo_tf.analysis afterwards
+      - name: '{method}'                  with `each`, this entry stands for several
+        data: random
+        flags: [--configs, '{method}', exbmdp_point, testbed]
+        each: {method: [bc, lompo]}       one entry for each combination; `{method}` in its texts is replaced
 
+Pages may have the same `out`: a run that one of them has finished is not repeated by another that names it.
 Repeat the command to continue unfinished runs and to retry failed ones. A run writes its output to `log.txt` in its
 directory, and the minutes of all its starts to `minutes.json`.
 """
@@ -25,6 +31,7 @@ directory, and the minutes of all its starts to `minutes.json`.
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -94,7 +101,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--processes", type=int, help="runs at the same time (default: as the file says)")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="runs and data whose name begins so")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="values of the page's variables")
-    parser.add_argument("--list", action="store_true", help="print all commands and the table, and start nothing")
+    parser.add_argument("--list", action="store_true", help="print the commands that are left and the table")
     arguments = parser.parse(argv, processes=1)
     sweep = read_sweep(arguments.file, dict(word.partition("=")[::2] for word in arguments.set))
     rows = [row for row in sweep["rows"] if not arguments.only or row.name.startswith(tuple(arguments.only))]
@@ -104,8 +111,9 @@ def main(argv: list[str]) -> int:
     needed |= named(sweep["collections"].keys() - {row.data for row in sweep["rows"]}, sweep["out"], arguments.only)
     plan = commands_of(sweep, needed, processes)
     if arguments.list:
-        for words in plan:
-            print(" ".join(["python -m", *words]))
+        own = [(f"semopo_tf.{command.words[0]}", *command.words[1:]) for row in rows for command in row.left]
+        for words in (*plan, *own):
+            print(f"python -m {shlex.join(words)}")
         print(table(rows, {}))
         return 0
     out = Path(sweep["out"])
@@ -183,16 +191,11 @@ def read_sweep(path: Path, given: Mapping[str, str] | None = None) -> dict[str, 
         raise ConfigError(f"--set {unknown[0]}: expected one of {expected}")
     behaviours = {name: out / "behaviours" / name for name in page.get("behaviours", {})}
 
-    def filled(flags: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
-        words = [str(word) for word in flags]
-        for key, value in values.items():
-            words = [word.replace(f"{{{key}}}", str(value)) for word in words]
-        return words
-
     values = variables | dict(given or {})
     trained = {behaviours[name]: filled(flags, values) for name, flags in page.get("behaviours", {}).items()}
     collections = {out / "data" / name: filled(flags, values | behaviours) for name, flags in data.items()}
-    rows = [row for entry in page.get("runs", []) for row in expand(entry, out, data, page.get("flags", []), str(path))]
+    entries = [single for entry in page.get("runs", []) for single in copies(entry)]
+    rows = [row for entry in entries for row in expand(entry, out, data, page.get("flags", []), str(path))]
     names = [row.name for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -225,7 +228,8 @@ VALUES = Kind(lambda x: WORDS.fits(x) and x != [], "a list of at least one word 
 MAPPING = Kind(lambda x: isinstance(x, dict) and all(map(NAME.fits, x)), "a mapping of names, none absolute or with ..")
 PAGE = {"out": TEXT, "processes": COUNT, "data": MAPPING, "flags": WORDS, "runs": LIST}
 PAGE |= {"variables": MAPPING, "behaviours": MAPPING}
-RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "grid": MAPPING, "probe": TRUTH, "analyses": TRUTH}
+RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "each": MAPPING, "grid": MAPPING}
+RUN |= {"evaluate": MAPPING, "probe": TRUTH, "analyses": TRUTH}
 
 
 def require_kinds(page: Mapping[str, Any], where: str) -> None:
@@ -241,7 +245,8 @@ def require_kinds(page: Mapping[str, Any], where: str) -> None:
         _require({f"run {number}": entry}, {f"run {number}": MAPPING}, f"{where}: runs")
         run = f"{where}: run {entry.get('name', number)}"
         _require(entry, RUN, run)
-        _require(entry.get("grid", {}), dict.fromkeys(entry.get("grid", {}), VALUES), f"{run}: grid")
+        for section, kind in (("each", VALUES), ("grid", VALUES), ("evaluate", WORDS)):
+            _require(entry.get(section, {}), dict.fromkeys(entry.get(section, {}), kind), f"{run}: {section}")
 
 
 def _require(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> None:
@@ -252,6 +257,34 @@ def _require(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -
     for key, value in values.items():
         if not kinds[key].fits(value):
             raise ConfigError(f"{where}: {key}: expected {kinds[key].words}, received {shown(value)}")
+
+
+def filled(flags: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
+    """The words of a command line, with every `{key}` replaced by its value."""
+    return [replaced(str(word), values) for word in flags]
+
+
+def replaced(text: str, values: Mapping[str, Any]) -> str:
+    """A text with every `{key}` replaced by its value."""
+    for key, value in values.items():
+        text = text.replace(f"{{{key}}}", str(value))
+    return text
+
+
+def copies(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries that one with `each` stands for, the first key's values outermost; without it, the entry itself."""
+    each = entry.get("each", {})
+
+    def single(value: Any, chosen: Mapping[str, Any]) -> Any:
+        if isinstance(value, dict):
+            return {key: single(part, chosen) for key, part in value.items()}
+        if isinstance(value, list):
+            return [single(part, chosen) for part in value]
+        return replaced(value, chosen) if isinstance(value, str) else value
+
+    combinations = [dict(zip(each, values, strict=True)) for values in itertools.product(*each.values())]
+    rest = {key: value for key, value in entry.items() if key != "each"}
+    return [single(rest, chosen) for chosen in combinations]
 
 
 def expand(
@@ -270,13 +303,15 @@ def expand(
     for position, values in enumerate(itertools.product(*grid.values())):
         chosen = dict(zip(grid, values, strict=True))
         logdir = out / entry["name"] / (",".join(f"{key}={value}" for key, value in chosen.items()) or "run")
-        own = [str(word) for word in entry["flags"]]
-        for key, value in chosen.items():
-            own = [word.replace(f"{{{key}}}", str(value)) for word in own]
+        own = filled(entry["flags"], chosen)
         flags = [*map(str, common), *own, *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))]
         train = ("training", *flags, "--offline_dir", str(source), "--logdir", str(logdir))
         config = configuration.load(list(train[1:]))
         commands = [Command(train, ("DONE",))]
+        for name, words in entry.get("evaluate", {}).items():
+            leaf = f"evaluations/{name}.json"
+            shown = ("--summary", str(logdir / leaf), "--task", config.task)
+            commands.append(Command(("evaluation", "--logdir", str(logdir), *map(str, words), *shown), (leaf,)))
         if entry.get("probe"):
             words = ("probe", "--logdir", str(logdir), "--task", config.task)
             commands.append(Command(words, ("analysis/probe.json",)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semopo_tf import summary, sweep
+from semopo_tf import evaluation, summary, sweep
 from semopo_tf.errors import ConfigError, SweepError
 from semopo_tf.storage.records import read_records
 
@@ -113,6 +113,12 @@ WORDS = r"expected a list of words and numbers, received"
         ((GRID, "grid: {{seed: [[1]]}}"), r": run semopo: grid: seed: .* received \[\[1\]\]"),
         (("probe: true", "probe: maybe"), r": run semopo: probe: expected true or false, received 'maybe'"),
         (("probe: true", "probe: 1"), r": run semopo: probe: expected true or false, received 1"),
+        (
+            ("probe: true", "each: {{method: semopo}}"),
+            r": run semopo: each: method: expected a list of at least one word",
+        ),
+        (("probe: true", "evaluate: true"), r": run semopo: evaluate: expected a mapping of names, .* received True"),
+        (("probe: true", "evaluate: {{rgb: rgb}}"), rf": run semopo: evaluate: rgb: {WORDS} 'rgb'"),
         (("processes: 2", "3: x\nfour: x"), r"unknown key 3; expected some of"),
     ],
 )
@@ -156,6 +162,58 @@ def test_a_row_goes_on_with_the_first_command_that_has_not_left_its_files(tmp_pa
     assert row.commands[2].words[1:] == ("--logdir", str(row.logdir))
 
 
+EACH = """
+out: {out}
+runs:
+  - name: '{{task}}/{{method}}'
+    data: other/{{task}}
+    flags: [--configs, '{{method}}', '{{task}}', debug]
+    each: {{task: [exbmdp_point, exbmdp_hard], method: [semopo, bc]}}
+    grid: {{seed: [1, 2]}}
+    evaluate: {{first: [--episodes, 1], '{{method}}_two': [--episodes, 2]}}
+"""
+
+
+def test_an_entry_with_each_is_one_entry_for_each_combination(tmp_path):
+    rows = sweep.read_sweep(write(tmp_path, EACH))["rows"]
+    names = [
+        f"exbmdp_{task}/{method}/seed={s}" for task in ("point", "hard") for method in ("semopo", "bc") for s in (1, 2)
+    ]
+    assert [row.name for row in rows] == names
+    assert [row.position for row in rows] == [0, 1] * 4  # the first seed of all, then the second
+    train = rows[7].commands[0].words
+    assert train[train.index("--configs") + 1 :][:3] == ("bc", "exbmdp_hard", "debug")
+    assert train[train.index("--offline_dir") + 1] == "other/exbmdp_hard"
+
+
+def test_every_evaluation_is_a_command_that_is_done_once_its_summary_is_there(tmp_path):
+    row = sweep.read_sweep(write(tmp_path, EACH))["rows"][0]
+    assert [command.leaves for command in row.commands] == [
+        ("DONE",),
+        ("evaluations/first.json",),
+        ("evaluations/{method}_two.json",),  # a name of an evaluation stays as it is
+    ]
+    words = row.commands[1].words
+    assert words[:5] == ("evaluation", "--logdir", str(row.logdir), "--episodes", "1")
+    assert words[words.index("--summary") + 1] == str(row.logdir / "evaluations/first.json")
+    assert evaluation.parse(list(words[1:])).episodes == 1
+    (row.logdir / "evaluations").mkdir(parents=True)
+    for name in ("DONE", "evaluations/first.json"):
+        (row.logdir / name).touch()
+    assert [command.words[4] for command in row.left] == ["2"]
+
+
+def test_list_prints_the_commands_that_are_left(tmp_path, capsys):
+    file = write(tmp_path, EACH)
+    (tmp_path / "out/exbmdp_point/semopo/seed=1").mkdir(parents=True)
+    (tmp_path / "out/exbmdp_point/semopo/seed=1/DONE").touch()
+    assert sweep.main(["--file", str(file), "--only", "exbmdp_point/semopo", "--list"]) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python -m ")]
+    kinds = [line.split()[2].removeprefix("semopo_tf.") for line in commands]
+    assert kinds == ["evaluation", "evaluation", "training", "evaluation", "evaluation"]
+    assert f"--logdir {tmp_path}/out/exbmdp_point/semopo/seed=2" in commands[2]
+
+
 @pytest.mark.full
 def test_a_sweep_runs_the_analyses(tmp_path):
     path = write(tmp_path, PAGE.replace("probe: true", "analyses: true").replace("[1, 2]", "[1]"))
@@ -165,7 +223,8 @@ def test_a_sweep_runs_the_analyses(tmp_path):
 
 def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
     spare = "  spare: [--task, exbmdp_point, --policy, expert, --episodes, 1]\nruns:"
-    path, out = write(tmp_path, PAGE.replace("runs:", spare)), tmp_path / "out"
+    text = PAGE.replace("runs:", spare) + "    evaluate: {{more: [--episodes, 3]}}\n"
+    path, out = write(tmp_path, text), tmp_path / "out"
     broken = out / "semopo" / "seed=2"
     broken.mkdir(parents=True)
     (broken / "config.yaml").write_text(
@@ -174,6 +233,11 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
     with pytest.raises(SweepError, match=r"1 of 2 runs failed, .* semopo/seed=2"):
         sweep.main(["--file", str(path)])
     assert (out / "semopo/seed=1/DONE").exists() and (out / "semopo/seed=1/analysis/probe.json").exists()
+    played = json.loads((out / "semopo/seed=1/evaluations/more.json").read_text())
+    scores = read_records(out / "semopo/seed=1/scores.jsonl")
+    assert [row["source"] for row in scores] == ["train"] * 2 + ["evaluate"] * 3
+    assert played["episodes"] == 3 and played["mean"] == pytest.approx(np.mean([row["return"] for row in scores[2:]]))
+    assert played["environment"] == scores[-1]["environment"]
     assert "configuration" in (broken / "log.txt").read_text()
     assert len(list((out / "data/spare").glob("*.npz"))) == 1  # though no run learns from it
     (broken / "config.yaml").unlink()
@@ -191,7 +255,8 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
     assert summary.main(["--file", str(path), "--page", str(page)]) == 0
     written = page.read_text()
     returns = [
-        np.mean([row["return"] for row in read_records(out / f"semopo/seed={seed}/scores.jsonl")]) for seed in (1, 2)
+        np.mean([row["return"] for row in read_records(out / f"semopo/seed={seed}/scores.jsonl")[2:]])
+        for seed in (1, 2)
     ]
     half = 12.7062 * np.std(returns, ddof=1) / np.sqrt(2)  # Student's t of one degree of freedom, 97.5 %
     line = f"| semopo | 2 | {np.mean(returns):.1f} ± {half:.1f} | {returns[0]:.1f}, {returns[1]:.1f} |"
