@@ -459,8 +459,8 @@ def label(row: Mapping[str, Any]) -> str:
     return f"{row['config']} {sizes}".strip()
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """A file written by `--json`.
+def read_result(path: Path, flag: str = "--compare") -> dict[str, Any]:
+    """A file written by `--json`, which a flag names.
 
     Raises:
       ConfigError: when it is not such a file.
@@ -472,7 +472,7 @@ def read_result(path: Path) -> dict[str, Any]:
                 raise KeyError("a row lacks keys")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"--compare {path}: expected a file written by bench.py --json ({error}); write one first"
+            f"{flag} {path}: expected a file written by bench.py --json ({error}); write one first"
         ) from error
     return result
 
