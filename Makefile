@@ -1,6 +1,6 @@
 # make demo       the built-in testbed: collect, train both methods, evaluate, probe, and write a page about it
 # make science    every number of RESULTS.md, hours; continues what it finds; SCIENCE=core for the first two hours of it
-# make pages      the paper's tables and figures in miniature, hours: every page of sweeps/small, then runs/small/report
+# make pages      the paper's tables and figures in miniature, hours: all of sweeps/small, then runs/small/report
 # make lqv        the paper's benchmark from scratch, hours: LQV_SET='videos=FOLDER random=40', LQV_ONLY='walker_walk'
 # make test       the test suite; test-full adds the longer checks
 # make lint type  what continuous integration checks besides; format rewrites the files
@@ -17,6 +17,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 DEMO := runs/demo
 SCIENCE ?= core rest
 PAGES := table1 table2 table4 figures
+ABLATIONS := semopo se_rs_drp se_rs offline_dv2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RENDER := $(BIN)/python -c "from semopo_tf.envs.rendering import choose_backend; print('images are rendered with', choose_backend())"
@@ -52,6 +53,8 @@ pages: $(VENV)/renders
 	for page in $(PAGES); do $(BIN)/python -m semopo_tf.sweep --file sweeps/small/$$page.yaml || exit $$?; done
 	$(BIN)/python -m semopo_tf.report runs/table1_small/*/*/seed=* runs/table4_small/*/*/seed=* \
 	  --out runs/small/report --title "The paper's pages in miniature"
+	$(BIN)/python -m semopo_tf.report $(foreach method,$(ABLATIONS),runs/table1_small/*/$(method)/seed=*) \
+	  --out runs/small/ablations --title "The ablations in miniature"
 
 # Every cell of LQV-D4RL, with the behaviours that play it. Continues what it finds. EPISODES=40 for small ones.
 lqv: $(VENV)/renders

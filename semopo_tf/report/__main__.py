@@ -110,8 +110,9 @@ def read_data_row(directory: Path) -> paper_tables.DataRow:
     _, returns = read_reference(directory)
     card = read_card(directory) or {}
     level = card.get("level", directory.name)
-    label = f"{card.get('task', directory.parent.name)} {level}"
-    return paper_tables.DataRow(label, f"{task_name(card.get('task', ''))} {level}", returns)
+    task = card.get("task", "")
+    of_table = "" if task.startswith("dmc_") else f"{task_name(task)} {level}"
+    return paper_tables.DataRow(f"{task or directory.parent.name} {level}", of_table, returns)
 
 
 def write(out: Path, text: str, sections: Sequence[Section]) -> None:

@@ -51,7 +51,7 @@ class DataRow(NamedTuple):
     """The episodes of one dataset for Table 3."""
 
     label: str
-    paper: str  # its name in the paper's tables if it were one of theirs
+    paper: str  # its name in the paper's Table 3 if it were one of theirs; empty without distractors
     returns: Mapping[str, float]  # `STATISTICS` and `episodes`
 
 
@@ -185,7 +185,11 @@ def data_part(table: ScoreTable, more: Sequence[DataRow] = ()) -> Part:
     """Table 3, with the difference of each statistic from the paper's in units of the paper's standard deviation."""
     title, printed, rows = "Statistics of the datasets: return of an episode", paper.table(3), []
     known = [
-        DataRow(dataset.label, dataset.paper, card["returns"] | {"episodes": card["episodes"]})
+        DataRow(
+            dataset.label,
+            dataset.paper if in_paper(3, dataset) else "",
+            card["returns"] | {"episodes": card["episodes"]},
+        )
         for dataset, card in table.cards.items()
         if card
     ]

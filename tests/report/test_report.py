@@ -340,6 +340,7 @@ def test_table_4_is_about_tasks_without_distractors(tmp_path):
     page = make(tmp_path / "page", logdir)
     ours, theirs = (row for row in rows_of(tmp_path / "page", "table4") if row["method"] == "semopo")
     assert (ours["mean"], theirs["mean"]) == ("150.0", "305")
+    assert {row[1] for row in read_csv(tmp_path / "page" / "tables" / "table3.csv")[1:]} == {"these runs"}
     assert "<dt id=table_5>Table 5. Raw return on LQV-D4RL</dt>" in page
 
 
@@ -670,14 +671,16 @@ def test_I23_every_drawing_has_its_numbers_beside_it(study):
 def test_table_3_of_datasets_alone_says_how_far_each_statistic_is_from_the_papers(tmp_path):
     returns = {"mean": 110.6, "std": 40.0, "min": 5.9, "p25": 51.9, "median": 70.8, "p75": 128.3, "max": 199.1}
     facts = {"status": "complete", "policy": "random", "episodes": 40, "returns": returns}
-    for name, task in (("random", "dmcdrv_walker_walk"), ("own", "mine:Own")):
+    tasks = {"random": "dmcdrv_walker_walk", "own": "mine:Own", "plain": "dmc_walker_walk"}
+    for name, task in tasks.items():
         (tmp_path / name).mkdir()
-        write_card(tmp_path / name, facts | {"task": task} | ({"level": "random"} if name == "random" else {}))
-    words = [*map(str, (tmp_path / "random", tmp_path / "own"))]
+        write_card(tmp_path / name, facts | {"task": task} | ({} if name == "own" else {"level": "random"}))
+    words = [str(tmp_path / name) for name in tasks]
     assert report.main(["--data", *words, "--out", str(tmp_path / "page")]) == 0
     heading, *rows = read_csv(tmp_path / "page" / "tables" / "table3.csv")
     assert heading[:4] == ["dataset", "from", "episodes", "mean"]
-    assert [row[1] for row in rows] == ["these runs", "paper", "difference / std", "these runs"]
+    assert [row[1] for row in rows] == ["these runs", "paper", "difference / std", "these runs", "these runs"]
+    assert rows[4][0] == "dmc_walker_walk random"  # without distractors: not one of the paper's Table 3
     assert rows[0][0] == "dmcdrv_walker_walk random" and rows[3][0] == "mine:Own own"
     difference = dict(zip(heading, rows[2], strict=True))
     assert (difference["mean"], difference["std"], difference["max"]) == ("+0.50", "-0.17", "+0.00")
