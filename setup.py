@@ -11,6 +11,8 @@ VERSION = re.findall(r'^__version__ = "(.+)"$', SOURCE, re.MULTILINE)[0]
 
 TENSORFLOW = ">=2.21,<2.22"
 
+RAY = ["ray>=2.60,<3"]  # ray[default] adds the dashboard
+SLURM = ["submitit>=1.5.4,<1.6"]  # the batch script is printed by an inner function of it
 # Wheels alone; gym 0.26.2 and gymnasium take both.
 CAR_RACING = ["box2d>=2.3.10,<2.4", "pygame-ce>=2.5,<3"]
 
@@ -45,8 +47,12 @@ setup(
         # TensorFlow accepts cuDNN from 9.3 on, and fails with it up to 9.23 on bias and activation after a convolution.
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}", "nvidia-cudnn-cu12>=9.24,<10"],
         "carracing": CAR_RACING,
+        "ray": RAY,
+        "slurm": SLURM,
         "dev": [
             *CAR_RACING,
+            *RAY,
+            *SLURM,
             "hypothesis>=6",
             "mypy>=2,<3",
             "packaging>=26",

@@ -1,4 +1,4 @@
-"""`python -m semopo_tf.sweep --file sweep.yaml`: start many runs from one page, in local processes, with a live table.
+"""`python -m semopo_tf.sweep --file sweep.yaml`: many runs from one page, here or on a cluster, with a live table.
 
     out: runs/point                       every run goes to <out>/<name>/<values of the grid>
     processes: 2                          runs, or episodes of a collection, at the same time; they share the cores
@@ -24,40 +24,36 @@
         each: {method: [bc, lompo]}       one entry for each combination; `{method}` in its texts is replaced
 
 Pages may have the same `out`: a run that one of them has finished is not repeated by another that names it.
-Repeat the command to continue unfinished runs and to retry failed ones. A run writes its output to `log.txt` in its
-directory, and the minutes of all its starts to `minutes.json`.
+Repeat the command to continue unfinished runs and to retry failed ones. `sweep status --file sweep.yaml` says how they
+stand, `sweep cancel` ends them. A run writes its output to `log.txt` in its directory, the minutes of all its starts to
+`minutes.json`, and how each start ended to `job.json`.
 """
 
+import argparse
 import itertools
-import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from semopo_tf import analysis, collect
 from semopo_tf import config as configuration
-from semopo_tf.errors import CommandParser, ConfigError, SweepError, run_command, shown, user_path
+from semopo_tf.errors import CommandParser, ConfigError, SweepError, is_command, run_command, shown, user_path
 from semopo_tf.report.tables import aligned
+from semopo_tf.run.executors import Executor, run_jobs, slurm_jobs
+from semopo_tf.run.executors.local import Local
+from semopo_tf.run.executors.ray_tasks import RayTasks
+from semopo_tf.run.jobs import Command, Job, cancel_mark, left, read_minutes, running, starts, state
 from semopo_tf.run.views import last_progress
 from semopo_tf.storage.files import locked, write_whole
 from semopo_tf.storage.records import read_records
 
-REFRESH_SECONDS, REPORT_SECONDS = 1.0, 20.0
-TERMINATED = 128 + signal.SIGTERM
-THREAD_SETTINGS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
-
-
-class Command(NamedTuple):
-    """A module of the package with its arguments, and the files that it writes into the run directory."""
-
-    words: tuple[str, ...]
-    leaves: tuple[str, ...]
+REFRESH_SECONDS = 1.0
 
 
 class Row(NamedTuple):
@@ -67,45 +63,68 @@ class Row(NamedTuple):
     logdir: Path
     data: Path
     position: int  # in its entry's grid
-    commands: tuple[Command, ...]  # one after the other
+    commands: tuple[Command, ...]  # modules of the package with arguments, one after the other
 
     @property
     def left(self) -> list[Command]:
-        """The commands still to run, from the first whose files are not all there."""
-
-        def finished(command: Command) -> bool:
-            return all((self.logdir / name).exists() for name in command.leaves)
-
-        return list(itertools.dropwhile(finished, self.commands))
+        """The commands still to run."""
+        return left(self.logdir, self.commands)
 
     @property
     def done(self) -> bool:
         return not self.left
 
     @property
-    def minutes(self) -> float:
-        """Measured wall-clock minutes of all starts so far."""
-        path = self.logdir / "minutes.json"
-        return json.loads(path.read_text()) if path.exists() else 0.0
+    def state(self) -> str:
+        """Of the run, in a word or two."""
+        if self.done:
+            return "done"
+        return state(self.logdir) or ("begun" if (self.logdir / "metrics.jsonl").exists() else "waiting")
+
+    def state_with(self, given: Set[str]) -> str:
+        """The state where an executor has the runs of these names: those that do not live wait in its queue."""
+        word = self.state
+        return "queued" if self.name in given and word not in ("done", "running", "stopping") else word
+
+    def job(self, executor: str, threads: int) -> Job:
+        """This run for an executor: its modules of the package become commands of Python."""
+        commands = [Command(("-m", f"semopo_tf.{words[0]}", *words[1:]), leaves) for words, leaves in self.commands]
+        return Job(self.name, self.logdir, Path.cwd(), executor, threads, tuple(commands))
+
+
+ACTIONS = {
+    "run": "run what is left (the default)",
+    "status": "print every run's state, from its directory",
+    "cancel": "have running runs save and end, on whichever machine, and begin no other",
+}
+EXECUTORS = ("local", "ray", "slurm")
+OF_EXECUTORS = {  # flag -> those that it is for
+    "gpus_per_run": ("ray", "slurm"),
+    "address": ("ray",),
+    "resource": ("ray",),
+    "slurm": ("slurm",),
+    "print_script": ("slurm",),
+}
 
 
 def main(argv: list[str]) -> int:
-    """Run the unfinished part of a sweep.
+    """Run the unfinished part of a sweep, say how it stands, or end it.
 
     Raises:
       ConfigError: for a wrong file or flag, before anything starts.
-      SweepError: when some runs failed, after all others have finished.
+      SweepError: when some runs failed or were cancelled, after all others have finished.
     """
-    parser = CommandParser(prog="python -m semopo_tf.sweep", description=__doc__.splitlines()[0])
-    parser.add_argument("--file", required=True, type=Path, help="the sweep, a YAML page")
-    parser.add_argument("--processes", type=int, help="runs at the same time (default: as the file says)")
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="runs and data whose name begins so")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="values of the page's variables")
-    parser.add_argument("--list", action="store_true", help="print the commands that are left and the table")
-    arguments = parser.parse(argv, processes=1)
+    arguments = parse(argv)
     sweep = read_sweep(arguments.file, dict(word.partition("=")[::2] for word in arguments.set))
+    out = Path(sweep["out"])
     rows = [row for row in sweep["rows"] if not arguments.only or row.name.startswith(tuple(arguments.only))]
     processes = arguments.processes or sweep["processes"]
+    if arguments.action == "status":
+        print(status(rows, out))
+        return 0
+    if arguments.action == "cancel":
+        cancel(rows, out)
+        return 0
     needed = {row.data for row in rows if not row.done}
     # Also collect data that no run learns from: people compare the runs with it.
     needed |= named(sweep["collections"].keys() - {row.data for row in sweep["rows"]}, sweep["out"], arguments.only)
@@ -114,22 +133,139 @@ def main(argv: list[str]) -> int:
         own = [(f"semopo_tf.{command.words[0]}", *command.words[1:]) for row in rows for command in row.left]
         for words in (*plan, *own):
             print(f"python -m {shlex.join(words)}")
-        print(table(rows, {}))
+        print(table(rows))
         return 0
-    out = Path(sweep["out"])
+    cpus = cpus_of_a_run(arguments, processes)
+    if arguments.print_script:
+        jobs = sum(not row.done for row in rows)
+        parameters = slurm_jobs.read_parameters(arguments.slurm)
+        print(slurm_jobs.batch_script(out, parameters, jobs=jobs, cpus=cpus, gpus=int(arguments.gpus_per_run)))
+        return 0
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".sweep.lock", wait=False, what=f"the sweep {out}"):
+        executor = make_executor(arguments, out, processes, cpus)
+        if is_command():
+            end_on_signals()  # Ray has set its own handlers
         for number, words in enumerate(plan, 1):
             print(f"{number} of {len(plan)}: {' '.join(words)}", flush=True)
             prepare(words)
-        failed = run_rows(rows, processes)
+        unfinished = run_rows(rows, executor, arguments, cpus)
     if rows:
-        print(table(rows, dict.fromkeys(failed, "failed")))
-    if failed:
+        print(table(rows))
+    if unfinished:
+        listed = ", ".join(f"{name} ({what})" for name, what in list(unfinished.items())[:3])
+        more = f" and {len(unfinished) - 3} more" if len(unfinished) > 3 else ""
         raise SweepError(
-            f"{len(failed)} of {len(rows)} runs failed, e.g. {failed[0]}: see its log.txt; the same command tries again"
+            f"{len(unfinished)} of {len(rows)} runs are not done: {listed}{more}; see the log.txt of each; the same "
+            "command goes on"
         )
     return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+      ConfigError: also for a flag that is for another executor.
+    """
+    actions = "; ".join(f"{name}: {words}" for name, words in ACTIONS.items())
+    parser = CommandParser(prog="python -m semopo_tf.sweep", description=__doc__.splitlines()[0])
+    parser.add_argument("action", nargs="?", choices=ACTIONS, default="run", help=actions)
+    parser.add_argument("--file", required=True, type=Path, help="the sweep, a YAML page")
+    parser.add_argument("--processes", type=int, help="runs at the same time (default: as the file says)")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="runs and data whose name begins so")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="values of the page's variables")
+    parser.add_argument("--list", action="store_true", help="print the commands that are left and the table")
+    parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where the runs run (docs/sweeps.md)")
+    parser.add_argument("--retries", type=int, default=2, help="of a run that was killed, for each call (default: 2)")
+    cpus = "cores and threads of a run (default: 1 for ray and slurm, else the cores divided by the processes)"
+    parser.add_argument("--cpus_per_run", type=int, metavar="N", help=cpus)
+    parser.add_argument("--gpus_per_run", type=float, default=0.0, metavar="N", help="with ray also a part, e.g. 0.25")
+    parser.add_argument("--address", help="the Ray cluster, as of ray.init, e.g. auto")
+    parser.add_argument("--resource", default="", help="a custom resource of the Ray nodes that see the directory")
+    parameters = "partition, time (minutes), gres, ... of sbatch; cluster=local for submitit's local executor"
+    parser.add_argument("--slurm", nargs="*", default=[], metavar="KEY=VALUE", help=parameters)
+    parser.add_argument("--print_script", action="store_true", help="print the batch script and submit nothing")
+    arguments = parser.parse(argv, processes=1, retries=0, cpus_per_run=1, gpus_per_run=0)
+    for flag, executors in OF_EXECUTORS.items():
+        if getattr(arguments, flag) and arguments.executor not in executors:
+            expected = f"expected --executor {' or '.join(executors)}"
+            raise ConfigError(f"--{flag}: {expected} with it, received {arguments.executor}")
+    if arguments.executor == "slurm":
+        slurm_jobs.read_parameters(arguments.slurm)
+        if arguments.gpus_per_run % 1:
+            raise ConfigError(f"--gpus_per_run: expected whole GPUs with slurm, received {arguments.gpus_per_run:g}")
+    return arguments
+
+
+def cpus_of_a_run(arguments: argparse.Namespace, processes: int) -> int:
+    """The cores of a run: those that the flag says, else this machine's divided, else one."""
+    here = arguments.executor == "local" or "cluster=local" in arguments.slurm
+    return arguments.cpus_per_run or (max(1, (os.cpu_count() or 1) // processes) if here else 1)
+
+
+def make_executor(arguments: argparse.Namespace, out: Path, processes: int, cpus: int) -> Executor:
+    """Raises ConfigError where a package or the cluster is missing."""
+    if arguments.executor == "ray":
+        return RayTasks(arguments.address, arguments.gpus_per_run, arguments.resource)
+    if arguments.executor == "slurm":
+        parameters = slurm_jobs.read_parameters(arguments.slurm)
+        gpus = int(arguments.gpus_per_run)
+        return slurm_jobs.SlurmJobs(out, parameters, processes=processes, cpus=cpus, gpus=gpus)
+    return Local(processes)
+
+
+def end_on_signals() -> None:
+    """SIGTERM, and SIGHUP unless it is ignored, end this process so that its runs can be ended first."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda heard, _: sys.exit(128 + heard))
+
+
+def run_rows(rows: Sequence[Row], executor: Executor, arguments: argparse.Namespace, cpus: int) -> dict[str, str]:
+    """Run the unfinished rows, the first of every grid before the second of every grid, and print the table.
+
+    Returns:
+      Name -> what became of it, of the rows that are not done.
+    """
+    unfinished = sorted((row for row in rows if not row.done), key=lambda row: row.position)
+    for row in unfinished:
+        if not running(row.logdir):  # one that runs was cancelled a moment ago, and is about to end
+            cancel_mark(row.logdir).unlink(missing_ok=True)
+
+    def show(given: Set[str], failed: Mapping[str, str]) -> None:
+        text = table([row for row in rows if row.name in given or row.name in failed], given)
+        done = f"{sum(row.done for row in rows)} of {len(rows)} runs done"
+        print(("\033[H\033[J" if sys.stdout.isatty() else "") + f"{text}\n{done}", flush=True)
+
+    jobs = [row.job(arguments.executor, cpus) for row in unfinished]
+    return run_jobs(jobs, executor, arguments.retries, show)
+
+
+def status(rows: Sequence[Row], out: Path) -> str:
+    """The table of all runs and how many are in which state."""
+    submitted = slurm_jobs.read_jobs(out / slurm_jobs.FOLDER)
+    queued = {row.name for row in rows if submitted.get(row.name, {}).get("starts") == len(starts(row.logdir))}
+    words = [row.state_with(queued) for row in rows]
+    counted = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
+    return f"{table(rows, queued)}\n{len(rows)} runs: {counted}"
+
+
+def cancel(rows: Sequence[Row], out: Path) -> None:
+    """Mark what is not done as cancelled, take it out of SLURM's queue, and wait until no run lives any more."""
+    unfinished = [row for row in rows if not row.done]
+    for row in unfinished:
+        mark = cancel_mark(row.logdir)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(mark, b"")
+    slurm_jobs.cancel_queued(out, {row.name for row in unfinished})
+    alive: list[str] = []
+    while now := [row.name for row in unfinished if running(row.logdir)]:
+        if now != alive:
+            print(f"waiting for {len(now)} runs that save and end, {now[0]} first", flush=True)
+        alive = now
+        time.sleep(REFRESH_SECONDS)
+    print(status(rows, out))
 
 
 def named(directories: Iterable[Path], out: str, only: Sequence[str]) -> set[Path]:
@@ -322,95 +458,27 @@ def expand(
     return rows
 
 
-class Job:
-    """Runs the commands of one row as processes, one after the other."""
+def table(rows: Sequence[Row], given: Set[str] = frozenset()) -> str:
+    """A line for each run: state, progress with the time left in its phase, last evaluation, minutes of all starts; of
+    the last start its node, number and exit code.
 
-    def __init__(self, row: Row, threads: int):
-        row.logdir.mkdir(parents=True, exist_ok=True)
-        self.row, self._left = row, row.left
-        self._before, self._started = row.minutes, time.monotonic()
-        self._environment = os.environ | dict.fromkeys(THREAD_SETTINGS, str(threads))
-        self._next()
-
-    def _next(self) -> None:
-        module, *arguments = self._left.pop(0).words
-        command = [sys.executable, "-m", f"semopo_tf.{module}", *arguments]
-        with open(self.row.logdir / "log.txt", "ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment
-            )
-
-    def poll(self) -> int | None:
-        """The exit code once all commands are done or one has failed, else None; writes the minutes."""
-        code = self._process.poll()
-        if code == 0 and self._left:
-            self._next()
-            return None
-        if code is not None:
-            self.stop()
-        return code
-
-    def terminate(self) -> None:
-        """Ask the process to save and end. The run can be continued from there."""
-        if self._process.poll() is None:
-            self._process.terminate()
-
-    def stop(self) -> None:
-        """Wait for the process to end; writes the minutes."""
-        self._process.wait()
-        minutes = self._before + (time.monotonic() - self._started) / 60
-        write_whole(self.row.logdir / "minutes.json", json.dumps(round(minutes, 2)).encode())
-
-
-def run_rows(rows: Sequence[Row], processes: int) -> list[str]:
-    """Run the unfinished rows, `processes` at a time: the first of every grid, then the second of every grid.
-
-    Returns:
-      The names of the rows that failed.
+    Args:
+      given: the names of those that an executor has.
     """
-    waiting, failed = sorted((row for row in rows if not row.done), key=lambda row: row.position), list[str]()
-    running: list[Job] = []
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    printed = 0.0
-    try:
-        while waiting or running:
-            while waiting and len(running) < processes:
-                running.append(Job(waiting.pop(0), threads))
-            time.sleep(REFRESH_SECONDS)
-            for job in list(running):
-                code = job.poll()
-                if code is not None:
-                    running.remove(job)
-                    failed += [job.row.name] if code else []
-                    printed = 0.0
-            if time.monotonic() - printed > REPORT_SECONDS:
-                printed = time.monotonic()
-                states = dict.fromkeys(failed, "failed") | {job.row.name: "running" for job in running}
-                text = table([row for row in rows if row.name in states], states)
-                done = f"{sum(row.done for row in rows)} of {len(rows)} runs done"
-                print(("\033[H\033[J" if sys.stdout.isatty() else "") + f"{text}\n{done}", flush=True)
-    finally:
-        for job in running:
-            job.terminate()
-        for job in running:
-            job.stop()
-    return failed
-
-
-def table(rows: Sequence[Row], states: Mapping[str, str]) -> str:
-    """A line for each run: state, progress with the time left in its phase, last evaluation, minutes."""
-    lines = [["run", "state", "at", "return", "minutes"]]
+    lines = [["run", "state", "at", "return", "minutes", "node", "start", "exit"]]
     for row in rows:
-        records = read_records(row.logdir / "metrics.jsonl")
+        records, before = read_records(row.logdir / "metrics.jsonl"), starts(row.logdir)
         returns = [record["eval_return"] for record in records if "eval_return" in record]
         at = f"{records[-1]['phase']} {records[-1]['step']}" if records else "-"
-        state = states.get(row.name, "done" if row.done else "begun" if records else "waiting")
-        at = (last_progress(row.logdir / "log.txt") or "starting") if state == "running" else at
+        word, minutes = row.state_with(given), read_minutes(row.logdir)
+        at = (last_progress(row.logdir / "log.txt") or "starting") if word == "running" else at
         last = f"{returns[-1]:.1f}" if returns else "-"
-        lines.append([row.name, state, at, last, f"{row.minutes:.1f}" if row.minutes else "-"])
+        code = before[-1]["code"] if before else None
+        node = [before[-1]["host"], f"{len(before)}", "-" if code is None else f"{code}"] if before else ["-"] * 3
+        lines.append([row.name, word, at, last, f"{minutes:.1f}" if minutes else "-", *node])
     return aligned(lines, numbers="<")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that the sweep can end its runs first
+    end_on_signals()
     run_command(main)

@@ -55,6 +55,8 @@ ONLY = {
 TENSORFLOW = {"tensorflow", "tensorflow_probability", "keras", "tf_keras"}
 SIMULATORS = {"dm_control", "mujoco", "gym", "gymnasium", "Box2D", "pygame"}
 SIMULATED = {"envs.suite": {"dm_control"}, "envs.gym_adapter": {"gym", "gymnasium"}}  # module -> what it alone imports
+CLUSTERS = {"ray", "submitit"}
+CLUSTERED = {"run.executors.ray_tasks": {"ray"}, "run.executors.slurm_jobs": {"submitit"}}  # alike
 # Folders, modules and commands that may import TensorFlow; commands do so inside functions, so that a wrong flag is
 # refused at once.
 WITH_TENSORFLOW = {"methods", "nets", "engine"}
@@ -186,6 +188,12 @@ def test_simulators_are_imported_inside_functions_and_each_in_one_module(module)
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
+def test_libraries_of_clusters_are_imported_inside_functions_and_each_in_one_module(module):
+    assert imports(SOURCES[module], top_level_only=True) & CLUSTERS == set()
+    assert imports(SOURCES[module]) & CLUSTERS == CLUSTERED.get(module, set())
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
 def test_h5py_is_imported_inside_functions_and_in_one_module(module):
     assert imports(SOURCES[module], top_level_only=True) & {"h5py"} == set()
     assert imports(SOURCES[module]) & {"h5py"} == ({"h5py"} if module == "data.hdf5" else set())
@@ -202,11 +210,12 @@ def loaded_by(code: str, names: set[str]) -> set[str]:
 
 def test_data_records_and_environments_load_neither_tensorflow_nor_a_simulator():
     modules = [
-        *("config", "checkpoint", "collect", "doctor", "training", "evaluation", "summary", "data.__main__"),
+        *("config", "checkpoint", "collect", "doctor", "training", "evaluation", "summary", "sweep", "data.__main__"),
+        "run.worker",
         *("report.__main__", "run.checkpoints", "run.directory", "data.dataset", "envs.tasks", "envs.rollout"),
     ]
     code = "\n".join(f"import semopo_tf.{module}" for module in modules)
-    assert loaded_by(code, TENSORFLOW | SIMULATORS) == set()
+    assert loaded_by(code, TENSORFLOW | SIMULATORS | CLUSTERS) == set()
 
 
 def test_a_wrong_flag_is_refused_before_tensorflow_is_loaded():

@@ -27,8 +27,10 @@ ROOT = Path(__file__).parent.parent
 NOT_IMPORTED = {"mujoco", "tf-keras"}
 # Imported, though not declared: the user's choice, and what gym itself requires.
 NOT_DECLARED = {"gymnasium", "gym-notices"}
-# Used as programs, by the tests' own runner, or by gym.
-TOOLS = {"mypy", "pytest-xdist", "ruff", "setuptools", "box2d", "pygame-ce"}
+# Imported where a user has asked for it: extra -> what the package imports of it.
+OPTIONAL = {"ray": {"ray"}, "slurm": {"submitit"}}
+# Used as programs, by the tests' own runner, by gym, or by the package.
+TOOLS = {"mypy", "pytest-xdist", "ruff", "setuptools", "box2d", "pygame-ce", "ray", "submitit"}
 TARGETS = ("demo", "test", "test-full", "format", "lint", "type", "docs", "doctor", "clean")
 
 
@@ -144,8 +146,14 @@ def test_the_version_stands_in_one_place(metadata):
 
 def test_run_time_requirements_are_what_the_package_imports(metadata):
     declared, used = names(requirements(metadata)), imported(package_files())
-    assert used - declared <= NOT_DECLARED, f"imported but not in setup.py: {sorted(used - declared)}"
+    optional = set[str]().union(*OPTIONAL.values())
+    assert used - declared - optional <= NOT_DECLARED, f"imported but not in setup.py: {sorted(used - declared)}"
     assert declared - used <= NOT_IMPORTED, f"in setup.py but never imported: {sorted(declared - used - NOT_IMPORTED)}"
+
+
+def test_an_extra_of_an_executor_is_what_the_package_imports_for_it(metadata):
+    assert {extra: names(requirements(metadata, extra)) for extra in OPTIONAL} == OPTIONAL
+    assert set[str]().union(*OPTIONAL.values()) <= imported(package_files())
 
 
 def test_development_requirements_are_what_the_tests_import(metadata):
@@ -164,7 +172,9 @@ def test_every_requirement_is_bounded_above(metadata):
 
 def test_constraints_satisfy_the_bounds(metadata):
     pinned = constraints()
-    extras = [requirement for extra in ("dev", "gpu", "carracing") for requirement in requirements(metadata, extra)]
+    extras = [
+        requirement for extra in ("dev", "gpu", "carracing", *OPTIONAL) for requirement in requirements(metadata, extra)
+    ]
     for requirement in requirements(metadata) + extras:
         version = pinned[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} does not accept the tested {version}"

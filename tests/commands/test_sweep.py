@@ -16,6 +16,7 @@ from semopo_tf import evaluation, summary, sweep
 from semopo_tf.errors import ConfigError, SweepError
 from semopo_tf.storage.records import read_records
 
+ROOT = Path(sweep.__file__).parents[1]
 PAGE = """
 out: {out}
 processes: 2
@@ -230,7 +231,7 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
     (broken / "config.yaml").write_text(
         "no: configuration\n"
     )  # a stranger's file: this run must fail and the other must not
-    with pytest.raises(SweepError, match=r"1 of 2 runs failed, .* semopo/seed=2"):
+    with pytest.raises(SweepError, match=r"1 of 2 runs are not done: semopo/seed=2 \(refused, exit code 2\)"):
         sweep.main(["--file", str(path)])
     assert (out / "semopo/seed=1/DONE").exists() and (out / "semopo/seed=1/analysis/probe.json").exists()
     played = json.loads((out / "semopo/seed=1/evaluations/more.json").read_text())
@@ -277,12 +278,11 @@ def test_a_sweep_runs_what_is_left_and_says_what_failed(tmp_path, capsys):
 
 
 @pytest.mark.full
-def test_R07_a_terminated_sweep_ends_its_runs_saved_and_counts_them_as_begun(tmp_path, capsys):
+def test_R07_a_terminated_sweep_ends_its_runs_saved_and_counts_them_as_stopped(tmp_path, capsys):
     text = PAGE.replace("debug,", "debug, --steps.model, 100000, --save_every, 100000,")
     path, out = write(tmp_path, text), tmp_path / "out"
-    root = Path(sweep.__file__).parents[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "semopo_tf.sweep", "--file", str(path)], cwd=root, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "semopo_tf.sweep", "--file", str(path)], cwd=ROOT, stdout=subprocess.DEVNULL
     )
     runs = [out / "semopo" / f"seed={seed}" for seed in (1, 2)]
     deadline = time.monotonic() + 300
@@ -295,7 +295,86 @@ def test_R07_a_terminated_sweep_ends_its_runs_saved_and_counts_them_as_begun(tmp
         assert list(run.glob("ckpt-model-*"))
         assert not (run / "DONE").exists()
     assert sweep.main(["--file", str(path), "--list"]) == 0
-    assert capsys.readouterr().out.count(" begun ") == 2
+    assert capsys.readouterr().out.count(" stopped ") == 2
+
+
+@pytest.mark.full
+def test_cancel_ends_running_runs_saved_begins_no_other_and_the_same_command_goes_on(tmp_path, capsys):
+    text = PAGE.replace("debug,", "debug, --steps.model, 100000,").replace("    probe: true\n", "")
+    path, out = write(tmp_path, text), tmp_path / "out"
+    command = [sys.executable, "-m", "semopo_tf.sweep", "--file", str(path), "--processes", "1"]
+
+    def started() -> subprocess.Popen:
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def wait_for_rows(number: int) -> None:
+        deadline = time.monotonic() + 300
+        while len(read_records(out / "semopo/seed=1/metrics.jsonl")) < number and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+    process = started()
+    wait_for_rows(2)
+    assert sweep.main(["cancel", "--file", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "waiting for 1 runs that save and end, semopo/seed=1 first" in printed
+    assert printed.endswith("2 runs: 2 cancelled\n")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == SweepError.exit_code
+    assert "2 of 2 runs are not done: semopo/seed=1 (cancelled), semopo/seed=2 (cancelled)" in said
+    log = out / "semopo/seed=1/log.txt"
+    assert "semopo_tf: stopped by SIGTERM at model update" in log.read_text()
+    assert not (out / "semopo/seed=2").exists()
+
+    rows = len(read_records(out / "semopo/seed=1/metrics.jsonl"))
+    process = started()
+    wait_for_rows(rows + 2)  # it resumes
+    assert sweep.main(["status", "--file", str(path)]) == 0
+    assert capsys.readouterr().out.endswith("2 runs: 1 running, 1 waiting\n")
+    assert sweep.main(["cancel", "--file", str(path), "--only", "semopo/seed=1"]) == 0
+    capsys.readouterr()
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    sweep.main(["status", "--file", str(path)])
+    assert "1 cancelled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--executor", "grid"], "--executor: invalid choice"),
+        (["--retries", "-1"], "--retries: expected at least 0, received -1"),
+        (["--gpus_per_run", "1"], "--gpus_per_run: expected --executor ray or slurm with it, received local"),
+        (["--address", "auto"], "--address: expected --executor ray with it, received local"),
+        (["--executor", "ray", "--slurm", "time=5"], "--slurm: expected --executor slurm with it, received ray"),
+        (["--executor", "slurm"], "--slurm: expected time=MINUTES"),
+        (["--executor", "slurm", "--slurm", "time=1:00"], "--slurm time: expected a whole number of minutes"),
+        (["--executor", "slurm", "--slurm", "cluster=pbs"], "--slurm cluster: expected one of slurm, local"),
+        (
+            ["--executor", "slurm", "--slurm", "time=5", "--gpus_per_run", "0.5"],
+            "--gpus_per_run: expected whole GPUs with slurm, received 0.5",
+        ),
+        (["stop"], "action: invalid choice: 'stop'"),
+    ],
+)
+def test_a_flag_of_an_executor_is_refused_before_anything_starts(tmp_path, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep.main([*flags, "--file", str(write(tmp_path))])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("executor", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_package_is_one_line_with_its_extra(tmp_path, monkeypatch, executor, package):
+    monkeypatch.setitem(sys.modules, package, None)  # importing it raises ImportError
+    parameters = ["--slurm", "time=5"] if executor == "slurm" else []
+    with pytest.raises(ConfigError, match=rf"expected the package {package}.*; pip install semopo_tf\[{executor}\]"):
+        sweep.main(["--file", str(write(tmp_path)), "--executor", executor, *parameters])
+
+
+def test_slurm_without_slurm_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"expected the programs of SLURM \(sbatch, srun\), received none"):
+        sweep.main(["--file", str(write(tmp_path)), "--executor", "slurm", "--slurm", "time=5"])
 
 
 def test_intervals_are_students_and_welchs():
