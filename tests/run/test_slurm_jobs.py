@@ -10,6 +10,7 @@ import pytest
 from workers import ROOT, WAITS, job_of, leaves, log, page, results, trainings, until
 
 from semopo_tf import sweep
+from semopo_tf.errors import ConfigError
 from semopo_tf.run import executors
 from semopo_tf.run.executors import run_jobs, slurm_jobs
 from semopo_tf.run.executors.slurm_jobs import SlurmJobs
@@ -72,6 +73,80 @@ def test_jobs_outlive_the_command_and_it_attaches_to_them(tmp_path, quick, capsy
     assert run_jobs([job], submitted(tmp_path / "out"), 0, lambda *_: None) == {}
     assert re.match(r"run: attached to job \d+\n", capsys.readouterr().out)
     assert [each["code"] for each in starts(job.logdir)] == [0]
+
+
+PROGRAMS = {  # what submitit calls of SLURM, for one array at a time
+    "sbatch": """
+echo "$1" >> {calls}/sbatch
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
+for task in $(seq 0 "$last"); do
+  SLURM_JOB_ID=$((70010 + task)) SLURM_ARRAY_JOB_ID=7001 SLURM_ARRAY_TASK_ID=$task setsid bash "$1" > /dev/null 2>&1 &
+done
+echo "Submitted batch job 7001"
+""",
+    "srun": """
+while [ "${{1#--}}" != "$1" ]; do
+  case "$1" in --output|--error) shift 2;; *) shift;; esac
+done
+exec "$@"
+""",
+    "sacct": "echo 'JobID|State|NodeList'; for task in 0 1 2; do echo \"7001_$task|RUNNING|node\"; done",
+    "scancel": 'echo "$@" >> {calls}/scancel',
+}
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Stand-ins for SLURM's programs. Returns where they note their calls."""
+    folder, calls = tmp_path / "programs", tmp_path / "calls"
+    folder.mkdir()
+    calls.mkdir()
+    for name, script in PROGRAMS.items():
+        (folder / name).write_text("#!/bin/bash\n" + script.format(calls=calls))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return calls
+
+
+def test_an_array_job_is_submitted_once_and_attached_to(tmp_path, quick, programs, capsys):
+    out = tmp_path / "out"
+    jobs = [
+        job_of(out / "fine", leaves(out / "fine")),
+        job_of(out / "refused", "raise SystemExit(2)"),
+        job_of(out / "long", WAITS.replace("600", "8")),
+    ]
+
+    def executor() -> SlurmJobs:
+        return SlurmJobs(out, {"time": 60, "partition": "gpu"}, processes=1, cpus=1, gpus=0)
+
+    def leave(given, failed):
+        until(lambda: "begun" in log(out / "long"))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, executor(), 0, leave)
+    listed = slurm_jobs.read_jobs(out / "slurm")
+    assert {name: entry["id"] for name, entry in listed.items()} == {
+        "fine": "7001_0",
+        "refused": "7001_1",
+        "long": "7001_2",
+    }
+    slurm_jobs.cancel_queued(out, {"other"})
+    assert not (programs / "scancel").exists()
+    assert run_jobs(jobs[2:], executor(), 0, lambda *_: None) == {}
+    assert "long: attached to job 7001_2" in capsys.readouterr().out
+    assert len((programs / "sbatch").read_text().splitlines()) == 1
+    assert [each["code"] for each in starts(out / "long")] == [0] and starts(out / "refused")[0]["code"] == 2
+    slurm_jobs.cancel_queued(out, {"fine", "refused"})
+    assert (programs / "scancel").read_text() == "--quiet --state=PENDING 7001_0 7001_1\n"
+    assert slurm_jobs.read_jobs(out / "slurm") == {}
+
+
+def test_a_refusal_of_sbatch_is_one_line(tmp_path, programs):
+    (tmp_path / "programs/sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition: gpo' >&2; exit 1\n")
+    executor = SlurmJobs(tmp_path, {"time": 60, "partition": "gpo"}, processes=1, cpus=1, gpus=0)
+    with pytest.raises(ConfigError, match=r"received its refusal: sbatch: error: invalid partition: gpo"):
+        executor.start([job_of(tmp_path / "run", WAITS)])
 
 
 @pytest.mark.full
