@@ -349,6 +349,7 @@ def test_cancel_ends_running_runs_saved_begins_no_other_and_the_same_command_goe
         (["--executor", "ray", "--slurm", "time=5"], "--slurm: expected --executor slurm with it, received ray"),
         (["--executor", "slurm"], "--slurm: expected time=MINUTES"),
         (["--executor", "slurm", "--slurm", "time=1:00"], "--slurm time: expected a whole number of minutes"),
+        (["--executor", "slurm", "--slurm", "time=1", "cpus_per_task=2"], "cpus_per_task: expected --cpus_per_run"),
         (["--executor", "slurm", "--slurm", "cluster=pbs"], "--slurm cluster: expected one of slurm, local"),
         (
             ["--executor", "slurm", "--slurm", "time=5", "--gpus_per_run", "0.5"],

@@ -212,5 +212,6 @@ def test_the_batch_script(tmp_path, capsys):
     }
     assert lines.index("module load a") < lines.index("# command")
     (started,) = (line for line in lines if line.startswith("srun"))
+    assert " --cpus-per-task=4 " in started
     assert started.endswith(f"{sys.executable} -u -m submitit.core._submit {folder}")
     assert not folder.exists()  # nothing was written

@@ -192,6 +192,8 @@ def read_parameters(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--slurm cluster: expected one of {', '.join(CLUSTERS)}, received {shown(text)}")
         value = int(text) if text.isdecimal() else {"true": True, "false": False}.get(text, text)
         parameters[key] = [text] if key in LINES else shlex.split(text) if key == "srun_args" else value
+    if "cpus_per_task" in parameters:
+        raise ConfigError("--slurm cpus_per_task: expected --cpus_per_run, by which the run's threads go too")
     if parameters.get("cluster", "slurm") == "slurm" and "time" not in parameters:
         raise ConfigError("--slurm: expected time=MINUTES, the time limit of a job, received none; e.g. time=1440")
     return parameters
@@ -200,8 +202,10 @@ def read_parameters(words: Sequence[str]) -> dict[str, Any]:
 def sbatch_parameters(out: Path, parameters: Mapping[str, Any], cpus: int, gpus: int) -> dict[str, Any]:
     """What `submitit.SlurmExecutor` takes. An option that it does not know reaches sbatch as it is."""
     known = import_submitit().SlurmExecutor._valid_parameters()
-    merged = {"job_name": out.name, "cpus_per_task": cpus} | ({"gpus_per_node": gpus} if gpus else {})
+    merged: dict[str, Any] = {"job_name": out.name, "cpus_per_task": cpus} | ({"gpus_per_node": gpus} if gpus else {})
     merged |= {key: value for key, value in parameters.items() if key != "cluster"}
+    # From SLURM 22.05 on, srun does not take this from sbatch, and would give the run one core.
+    merged["srun_args"] = [f"--cpus-per-task={cpus}", *merged.get("srun_args", [])]
     others = {key: merged.pop(key) for key in list(merged) if key not in known}
     # After the failure of a node SLURM starts the job again; also needed by submitit to requeue it.
     return merged | {"additional_parameters": {"requeue": True} | others}
