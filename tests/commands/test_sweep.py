@@ -339,6 +339,21 @@ def test_cancel_ends_running_runs_saved_begins_no_other_and_the_same_command_goe
     assert "1 cancelled" in capsys.readouterr().out
 
 
+@pytest.mark.full
+def test_a_run_that_cannot_be_written_is_not_retried_and_the_same_command_goes_on(tmp_path, capsys):
+    """The shell's limit on the size of files refuses the first checkpoint, as a full disk does."""
+    path, out = write(tmp_path, PAGE.replace("[1, 2]", "[1]").replace("    probe: true\n", "")), tmp_path / "out"
+    assert sweep.main(["--file", str(path), "--only", "no run"]) == 0  # the data
+    command = f"ulimit -f 200; exec {sys.executable} -m semopo_tf.sweep --file {path} --only semopo"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == SweepError.exit_code
+    assert "1 of 1 runs are not done: semopo/seed=1 (no storage, exit code 7)" in done.stderr
+    assert "retry" not in done.stdout and "storage error (exit 7)" in (out / "semopo/seed=1/log.txt").read_text()
+    capsys.readouterr()
+    assert sweep.main(["--file", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[-2:] == ["2", "0"]  # the second start
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

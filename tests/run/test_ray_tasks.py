@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -31,7 +32,14 @@ def quick(monkeypatch):
     monkeypatch.setattr(executors, "outcome", lambda code: outcome(code)._replace(wait=0.0))
 
 
-def test_jobs_of_a_local_cluster_are_retried_by_the_rule_and_saved_at_the_end(tmp_path, quick, capfd):
+@pytest.fixture
+def token(monkeypatch):
+    """A token of this test's own: Ray's clusters ask for one, and else it makes one in the user's home."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def test_jobs_of_a_local_cluster_are_retried_by_the_rule_and_saved_at_the_end(tmp_path, quick, token, capfd):
     mark = tmp_path / "mark"
     again = f"import os, signal\nif not os.path.exists({str(mark)!r}):\n    open({str(mark)!r}, 'w'); "
     jobs = [
@@ -123,7 +131,7 @@ def descendants(process: int) -> list[int]:
 
 
 @pytest.mark.full
-def test_a_killed_worker_and_a_dead_node_change_no_byte_of_twelve_runs(tmp_path):
+def test_a_killed_worker_and_a_dead_node_change_no_byte_of_twelve_runs(tmp_path, token):
     """Two nodes of one core. After the first runs a worker is killed with SIGKILL, then the second node's raylet."""
     seeds = ", ".join(map(str, range(1, SEEDS + 1)))
     files = [page(tmp_path, name, seeds) for name in ("quiet", "rough")]

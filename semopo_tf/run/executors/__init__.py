@@ -43,7 +43,7 @@ def run_jobs(
       show: called every now and then with the names of the jobs that the executor has, and the result so far.
 
     Returns:
-      Name -> what became of it in words, of the jobs that are not done.
+      Name -> what became of it in words, of the jobs that are not done, in their order.
     """
     waiting: list[tuple[float, Job]] = [(0.0, job) for job in jobs]  # not before a time
     given: dict[str, Job] = {}
@@ -81,7 +81,7 @@ def run_jobs(
                 show(given.keys(), unfinished)
     finally:
         executor.close()
-    return unfinished
+    return {job.name: unfinished[job.name] for job in jobs if job.name in unfinished}
 
 
 def told(job: Job, code: int) -> str:
