@@ -71,7 +71,8 @@ class SlurmJobs:
     def start(self, jobs: Sequence[Job]) -> None:
         listed = read_jobs(self._folder)
         for job in jobs:
-            if entry := listed.get(job.name):
+            entry = listed.get(job.name)
+            if entry and entry["cluster"] == self._cluster:
                 found = Submitted(job, self._job_class(self._folder, entry["id"]), entry["starts"])
                 if not found.ended:
                     self._jobs[job.name] = found
