@@ -177,7 +177,7 @@ def test_a_killed_run_of_an_abandoned_command_ends_with_the_bytes_of_an_undistur
 
 
 def test_the_batch_script(tmp_path, capsys):
-    """Read beside sbatch's manual: one array, resources of one run, a signal before the limit, appended logs."""
+    """Of SLURM: one array, resources of one run, a signal before the limit, appended logs."""
     flags = ["--gpus_per_run", "1", "--cpus_per_run", "4", "--slurm"]
     flags += [
         "time=1440",
