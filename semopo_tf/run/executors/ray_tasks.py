@@ -1,16 +1,16 @@
 """Runs as tasks of a Ray cluster, whose nodes see the same directory."""
 
-import contextlib
 import os
+import signal
 import socket
-import subprocess
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from semopo_tf.errors import ConfigError
 from semopo_tf.run.jobs import LOST, Job, exit_code, launch
 
-POLL_SECONDS, ANSWER_SECONDS = 0.5, 10.0
+POLL_SECONDS, ANSWER_SECONDS, CANCEL_SECONDS = 0.5, 10.0, 15.0
 RESOURCE_SHARE = 1e-3  # of a node's custom resource that a run takes: it is a label, not a limit
 
 
@@ -73,10 +73,11 @@ class RayTasks:
             return LOST
 
     def close(self) -> None:
-        for task in self._tasks:
-            self._ray.cancel(task)
-        with contextlib.suppress(self._ray.exceptions.RayError):
-            self._ray.wait(list(self._tasks), num_returns=len(self._tasks))
+        left = list(self._tasks)
+        while left:
+            for task in left:  # again and again: Ray may miss one
+                self._ray.cancel(task)
+            _, left = self._ray.wait(left, num_returns=len(left), timeout=CANCEL_SECONDS)
         self._ray.shutdown()
 
 
@@ -90,13 +91,12 @@ def require_answer(address: str | None) -> None:
 def run(job: Job) -> int:
     """On a node: start a worker and wait. Returns its exit code."""
     print(f"{job.name}: {job.directory / job.logdir}/log.txt", flush=True)
-    worker, told = launch(job), False
-    while worker.poll() is None:
-        try:  # `ray.cancel` interrupts no system call, so none may be long
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(POLL_SECONDS)
-        except KeyboardInterrupt:
-            if not told:
-                worker.terminate()
-            told = True
+    worker = launch(job)
+    # `ray.cancel` interrupts the main thread, which runs the tasks. An exception could come at any line; this cannot.
+    before = signal.signal(signal.SIGINT, lambda *_: worker.terminate())
+    try:
+        while worker.poll() is None:  # no long system call, as those are not interrupted
+            time.sleep(POLL_SECONDS)
+    finally:
+        signal.signal(signal.SIGINT, before)
     return exit_code(worker.returncode)
