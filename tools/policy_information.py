@@ -10,8 +10,8 @@ common distribution. Actions are counted in --bins x --bins cells of [-1, 1]^2, 
     gap of the marginals H(a) - mean of H_i(a)                  zero under assumption A.4
 
 With A.4 the gap is the difference of the two informations (proof in the paper's App. A.2). It is at most ln n for n
-policies, and is zero when all episodes are played by one policy. Entropies are those of the counts, so that a policy
-with noise has the bias of a plug-in estimate, about (occupied cells - 1) / (2 --noise).
+policies, and zero when all episodes are played by one. H_i(a | s), of --noise counts alone, is corrected as by Miller
+and Madow: plus (occupied cells - 1) / (2 --noise). Only policies that are known apart from their noise can be asked.
 """
 
 import json
@@ -27,6 +27,8 @@ from semopo_tf.run import snapshots
 from semopo_tf.run.collecting import episode_seed
 
 STREAM = 0x1F0
+ASKED_AGAIN = ("networks", snapshots.SNAPSHOT, snapshots.REPLAY)
+MOST_STEPS = 1 << 31  # a trained behaviour's noise is a function of (seed, step), so any step is another draw
 
 
 def main(argv: list[str]) -> int:
@@ -39,23 +41,23 @@ def main(argv: list[str]) -> int:
     parser = CommandParser(prog="python tools/policy_information.py", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--policy", help="as collect had it (default: as the card says)")
-    parser.add_argument("--states", type=int, default=200)
+    parser.add_argument("--states", type=int, default=50)
     parser.add_argument("--noise", type=int, default=64, help="actions of each policy in each state")
-    parser.add_argument("--bins", type=int, default=8)
+    parser.add_argument("--bins", type=int, default=4)
     arguments = parser.parse(argv, states=1, noise=1, bins=1)
     card = read_card(arguments.data)
     task = (card or {}).get("task", "")
     if card is None or task not in exbmdp.TASKS:
         raise ConfigError(f"{arguments.data}: expected a dataset of exbmdp_*, received one of {task or 'no card'}")
+    policy = arguments.policy or card["policy"]
+    if policy.partition(":")[0] not in ASKED_AGAIN:
+        raise ConfigError(f"--policy: expected one of {', '.join(ASKED_AGAIN)}, received {policy}; its noise is a plan")
     rng = np.random.default_rng([STREAM, arguments.states])
     states = draw_states(arguments.data, card["files"], arguments.states, rng)
     counts = np.stack(
-        [
-            cells(actions, arguments.bins)
-            for actions in actions_of(arguments.policy or card["policy"], task, card, states, arguments.noise, rng)
-        ]
+        [cells(actions, arguments.bins) for actions in actions_of(policy, task, card, states, arguments.noise, rng)]
     )
-    print(json.dumps({"data": f"{arguments.data}", "policies": len(counts), **information(counts)}))
+    print(json.dumps({"data": f"{arguments.data}", "policies": len(counts), **information(counts, arguments.noise)}))
     return 0
 
 
@@ -76,7 +78,7 @@ def draw_states(directory: Path, files: list[dict], count: int, rng: np.random.G
 
 
 def actions_of(policy: str, task: str, card: dict, states: np.ndarray, noise: int, rng: np.random.Generator):
-    """For each episode the actions [states, noise, 2] of its policy, at random decisions of the episode."""
+    """For each episode the actions [states, noise, 2] of its policy."""
     environment = tasks.make(task, size=card["environment"]["size"], action_repeat=1)
     environment.reset(0)
     behaviour = snapshots.make(policy, task, environment)
@@ -86,7 +88,7 @@ def actions_of(policy: str, task: str, card: dict, states: np.ndarray, noise: in
         actions = np.empty((len(states), noise, 2), np.float32)
         for place, state in enumerate(states):
             environment.position, environment.velocity = state[:2], state[2:]
-            for draw, step in enumerate(rng.integers(exbmdp.DECISIONS, size=noise)):
+            for draw, step in enumerate(rng.integers(MOST_STEPS, size=noise)):
                 action, plan = played(np.zeros((1, 1, 1, 3), np.uint8), plan, seeds, int(step))
                 actions[place, draw] = action[0]
         yield actions
@@ -105,10 +107,11 @@ def entropy(shares: np.ndarray) -> np.ndarray:
     return -(shares * np.log(safe)).sum(-1)
 
 
-def information(shares: np.ndarray) -> dict[str, float]:
-    """The figures of the module's docstring from shares [policies, states, cells]."""
-    mixed = shares.mean(0)
-    given_state, own_given_state = entropy(mixed).mean(), entropy(shares).mean()
+def information(shares: np.ndarray, noise: int) -> dict[str, float]:
+    """The figures of the module's docstring from shares [policies, states, cells] of `noise` actions each."""
+    mixed, occupied = shares.mean(0), (shares > 0).sum(-1)
+    given_state = entropy(mixed).mean()
+    own_given_state = (entropy(shares) + (occupied - 1) / (2 * noise)).mean()
     marginal, own_marginal = float(entropy(mixed.mean(0))), float(entropy(shares.mean(1)).mean())
     return {
         "information_mixed": marginal - given_state,
