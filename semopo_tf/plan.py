@@ -14,7 +14,6 @@ A run that two pages name counts on the first. `--page PAGE.md` writes the table
 `<!-- table pages -->` and `<!-- table methods -->` of a Markdown page, each up to `<!-- end -->`.
 """
 
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from semopo_tf import bench
 from semopo_tf import config as configuration
 from semopo_tf.config import Config
 from semopo_tf.errors import CommandParser, ConfigError, run_command
-from semopo_tf.storage.files import write_whole
+from semopo_tf.report import markdown
 from semopo_tf.sweep import Row, read_sweep
 
 # A dataset of the paper's: 200 episodes of 500 decisions; actions of walker and cheetah.
@@ -34,7 +33,6 @@ RATE, SHARE, OVERHEAD = 35.6, (0.2, 0.5), (2.0, 20.0)  # TFLOP/s, RTX 3090 in fl
 PLAYED = 43.0  # decisions a second, 4 environments on two cores (docs/performance.md)
 NOT_COST = ("seed", "logdir", "offline_dir", "task")  # settings
 COLUMNS = 120  # of a line of text
-MARKED = re.compile(r"(?P<open><!-- table (?P<name>pages|methods) -->\n).*?(?P<close><!-- end -->)", re.DOTALL)
 
 
 class Work(NamedTuple):
@@ -98,15 +96,7 @@ def main(argv: list[str]) -> int:
     if not arguments.page:
         print("\n\n".join(tables.values()))
         return 0
-    try:
-        text = arguments.page.read_text()
-    except OSError as error:
-        raise ConfigError(f"--page {arguments.page}: cannot be read ({error.strerror})") from error
-    if not MARKED.search(text):
-        expected = "expected <!-- table pages --> or <!-- table methods -->, up to <!-- end -->"
-        raise ConfigError(f"--page {arguments.page}: {expected}, received none")
-    written = MARKED.sub(lambda mark: f"{mark['open']}{tables[mark['name']]}\n{mark['close']}", text)
-    write_whole(arguments.page, written.encode())
+    markdown.rewrite(arguments.page, tables.get, " or ".join(tables))
     print(f"plan: {arguments.page}, {sum(len(page.new) for page in pages)} runs")
     return 0
 
@@ -238,7 +228,7 @@ def pages_table(pages: Sequence[Page], assumption: Assumption, measured: Mapping
         lines.append([*line, f"{page.decisions:,}", f"{page.decisions / PLAYED / 3600:,.0f}", f"{stored:,.0f}"])
     note = f"""GPU hours are computed, not measured: {assumption}. A run that two pages name counts on the first. Hours
         of playing: at {PLAYED:g} decisions a second, as measured with four environments on two cores."""
-    return f"{markdown(lines)}\n\n{textwrap.fill(' '.join(note.split()), COLUMNS)}"
+    return f"{markdown.table(lines)}\n\n{textwrap.fill(' '.join(note.split()), COLUMNS)}"
 
 
 def methods_table(pages: Sequence[Page], assumption: Assumption, measured: Mapping[tuple, Mapping[str, Any]]) -> str:
@@ -254,18 +244,12 @@ def methods_table(pages: Sequence[Page], assumption: Assumption, measured: Mappi
         line = [f"`{method}`", f"{len(same)}", updates, flops, span(*assumption.hours(usual), 1)]
         line += [f"{measured_hours(usual, measured):,.0f}"] if measured else []
         lines.append([*line, f"{usual.checkpoint_bytes / 1e6:,.0f}"])
-    return markdown(lines)
+    return markdown.table(lines)
 
 
 def span(low: float, high: float, digits: int = 0) -> str:
     """`low to high`."""
     return f"{low:,.{digits}f} to {high:,.{digits}f}"
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first line is its head."""
-    ruled = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in ruled)
 
 
 if __name__ == "__main__":

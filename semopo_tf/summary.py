@@ -23,12 +23,11 @@ from scipy import stats
 
 from semopo_tf.data.cards import read_card
 from semopo_tf.errors import CommandParser, ConfigError, run_command
+from semopo_tf.report import markdown
 from semopo_tf.report.run_record import RunRecord, read_run
-from semopo_tf.storage.files import write_whole
 from semopo_tf.sweep import Row, read_sweep
 
 CONFIDENCE = 0.95
-MARKED = re.compile(r"(?P<open><!-- table (?P<name>\S+) -->\n)(?P<table>.*?)(?P<close><!-- end -->)", re.DOTALL)
 UNSEEDED = re.compile(r"(^|,)seed=\d+(?=,|$)")
 
 
@@ -51,21 +50,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--file", required=True, type=Path, help="the sweep, a YAML page")
     parser.add_argument("--page", required=True, type=Path, help="the Markdown page whose tables are rewritten")
     arguments = parser.parse_args(argv)
-    try:
-        text = arguments.page.read_text()
-    except OSError as error:
-        raise ConfigError(f"--page {arguments.page}: cannot be read ({error.strerror})") from error
-    if not MARKED.search(text):
-        expected = "expected a table between <!-- table NAME --> and <!-- end -->"
-        raise ConfigError(f"--page {arguments.page}: {expected}, received none")
     rows = read_sweep(arguments.file)["rows"]
 
-    def rewritten(mark: re.Match[str]) -> str:
-        entries = groups(rows, mark["name"])
-        keep = mark["table"] and not any(group.runs for group in entries)
-        return mark["open"] + (mark["table"] if keep else markdown(entries) + "\n") + mark["close"]
+    def table_of(name: str, now: str) -> str:
+        entries = groups(rows, name)
+        return now if now and not any(group.runs for group in entries) else described(entries)
 
-    write_whole(arguments.page, MARKED.sub(rewritten, text).encode())
+    markdown.rewrite(arguments.page, table_of)
     print(f"summary: {arguments.page}, {sum(row.done for row in rows)} of {len(rows)} runs")
     return 0
 
@@ -132,7 +123,7 @@ COLUMNS: dict[str, tuple[str, Callable[[RunRecord], float | None]]] = {
 }
 
 
-def markdown(entries: Sequence[Group]) -> str:
+def described(entries: Sequence[Group]) -> str:
     """The table: returns, then probes of the features that the policy sees, then minutes. Below it, what did not run
     and the data.
     """
@@ -153,10 +144,8 @@ def markdown(entries: Sequence[Group]) -> str:
             figures.append(_cell(interval(known), form))
         count = str(len(returns)) if len(returns) == group.seeds else f"{len(returns)} of {group.seeds}"
         lines.append([group.name, count, _cell(interval(returns), ".1f"), each, less, *figures])
-    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     notes += [_data(directory) for directory in dict.fromkeys(group.data for group in finished)]
-    return f"{table}\n\n{' '.join(notes)}"
+    return f"{markdown.table(lines)}\n\n{' '.join(notes)}"
 
 
 def _cell(figure: tuple[float, float], form: str) -> str:

@@ -24,7 +24,7 @@ MAX_ANALYSIS_BYTES = 1 << 24
 LEVELS = ("random", "medrep", "medium")
 STREAMS = ("endo", "exo", "joint")
 MEASURES = ("mean_norm", "log_prob_variance")
-TRUST_MEASURES = ("sum_squares", "mean_norm", "log_prob_variance", "log_prob_std")
+TRUST_MEASURES = configuration.CHOICES["penalty.measure"]
 # Setting of an environment -> entry of a card's background.
 BACKGROUND = {
     **{f"background_{key}": key for key in ("color", "split")},

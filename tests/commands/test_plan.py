@@ -119,7 +119,7 @@ def test_wrong_flags_are_refused_in_one_line(tmp_path, monkeypatch, flags, messa
 def test_a_page_without_marks_and_a_method_that_was_not_measured_are_refused(tmp_path):
     file, page = write(tmp_path, ONE)[0], tmp_path / "page.md"
     page.write_text("no table\n")
-    with pytest.raises(ConfigError, match="expected <!-- table pages -->"):
+    with pytest.raises(ConfigError, match="expected a table between <!-- table pages or methods -->"):
         plan.main(["--file", str(file), "--page", str(page)])
     measured = speeds(tmp_path, semopo=(8, {"model_update_s": 1.0, "policy_update_s": 1.0}))
     with pytest.raises(ConfigError, match="expected a row bc at 4 x 8, received none; measure it"):
