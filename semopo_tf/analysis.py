@@ -21,6 +21,7 @@ from semopo_tf.config import Config
 from semopo_tf.data.cards import read_run_data
 from semopo_tf.data.dataset import Dataset, cache_place, open_dataset
 from semopo_tf.errors import ConfigError, NumericalError, run_command, user_path
+from semopo_tf.run.pages import ANALYSES
 from semopo_tf.run.trained import TASK_HELP, Run, load_run, require_named, run_parser
 from semopo_tf.run.trust import trust
 from semopo_tf.storage.files import FILES, write_whole
@@ -30,7 +31,6 @@ from semopo_tf.types import Batch, Tensor
 if TYPE_CHECKING:
     from semopo_tf.data.sampler import Sampler
 
-NAMES = ("uncertainty", "reconstruction", "entropy")
 PLAYED = ("trust",)  # need a simulator, and on its tasks minutes: only those that are asked for
 BLOCK = 20  # windows in one call
 GROUPS, GROUP_FRAMES, GROUP_STRIDE = 2, 3, 2  # episodes, frames of each, records between them
@@ -47,8 +47,8 @@ def main(argv: list[str]) -> int:
       SemopoError: any of `errors`; DataError if the dataset is not the one that the run was trained on.
     """
     parser = run_parser("python -m semopo_tf.analysis", __doc__, "the run")
-    usual = f"some of the analyses (default: {' '.join(NAMES)})"
-    parser.add_argument("--only", nargs="+", choices=(*NAMES, *PLAYED), default=NAMES, help=usual)
+    usual = f"some of the analyses (default: {' '.join(ANALYSES)})"
+    parser.add_argument("--only", nargs="+", choices=(*ANALYSES, *PLAYED), default=ANALYSES, help=usual)
     parser.add_argument("--states", type=int, default=1000, help="number of dataset states for the uncertainty")
     parser.add_argument("--epochs", type=int, default=30, help="number of model-phase epochs for the entropy")
     parser.add_argument("--episodes", type=int, default=10, help="number that the policy plays for the trust")

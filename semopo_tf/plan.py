@@ -25,7 +25,7 @@ from semopo_tf import config as configuration
 from semopo_tf.config import Config
 from semopo_tf.errors import CommandParser, ConfigError, run_command
 from semopo_tf.report import markdown
-from semopo_tf.sweep import Row, read_sweep
+from semopo_tf.run.pages import Row, read_sweep
 
 # A dataset of the paper's: 200 episodes of 500 decisions; actions of walker and cheetah.
 EPISODES, DECISIONS, ACTION_SIZE = 200, 500, 6

@@ -25,7 +25,7 @@ from semopo_tf.data.cards import read_card
 from semopo_tf.errors import CommandParser, ConfigError, run_command
 from semopo_tf.report import markdown
 from semopo_tf.report.run_record import RunRecord, read_run
-from semopo_tf.sweep import Row, read_sweep
+from semopo_tf.run.pages import Row, read_sweep
 
 CONFIDENCE = 0.95
 UNSEEDED = re.compile(r"(^|,)seed=\d+(?=,|$)")

@@ -17,7 +17,7 @@ from semopo_tf.engine import compiling
 from semopo_tf.errors import ConfigError, DataError, NumericalError
 from semopo_tf.methods.losses import MEASURES
 from semopo_tf.report.run_record import read_run
-from semopo_tf.run import build
+from semopo_tf.run import build, pages
 from semopo_tf.run.trained import load_run
 from semopo_tf.run.trainer import Trainer
 from semopo_tf.training import claim
@@ -159,7 +159,7 @@ def test_trust_plays_in_the_simulator_and_only_if_asked_for(tmp_path, capsys):
     assert collect.main(["--task", "exbmdp_point", "--policy", "mixed", "--episodes", "4", "--out", str(data)]) == 0
     flags = ["--configs", "offline_dv2", "exbmdp_point", "debug", "--offline_dir", str(data), "--logdir", str(logdir)]
     assert training.main([*flags, *QUIET[2:], "--steps.model", "2", "--steps.policy", "2"]) == 0
-    assert "trust" not in analysis.NAMES
+    assert "trust" not in pages.ANALYSES
     capsys.readouterr()
     assert analysis.main(["--logdir", str(logdir), "--only", "trust", "--episodes", "2"]) == 0
     printed, record = capsys.readouterr().out, stored(logdir, "trust")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from semopo_tf import analysis, sweep
 from semopo_tf.report import paper
+from semopo_tf.run import pages
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 PAGES = ("table1", "table2", "table4", "figures")
@@ -15,8 +15,8 @@ ABLATIONS = {"semopo", "offline_dv2", "se_rs", "se_rs_drp", "lompo"}
 
 
 @cache
-def rows(size: str, page: str) -> list[sweep.Row]:
-    return sweep.read_sweep(SWEEPS / size / f"{page}.yaml")["rows"]
+def rows(size: str, page: str) -> list[pages.Row]:
+    return pages.read_sweep(SWEEPS / size / f"{page}.yaml")["rows"]
 
 
 def cells(page: str) -> Counter:
@@ -34,7 +34,7 @@ def test_a_page_has_every_cell_of_its_table_with_the_papers_seeds(page, number):
 def test_the_page_of_figures_analyses_the_ablations_on_the_nine_locomotion_datasets():
     locomotion = {data for data in paper.table(1) if data.split()[0] in ("walker_walk", "cheetah_run", "hopper_hop")}
     assert cells("figures") == {(data, method): paper.SEEDS for data in locomotion for method in ABLATIONS}
-    leaves = {f"analysis/{name}.json" for name in analysis.NAMES}
+    leaves = {f"analysis/{name}.json" for name in pages.ANALYSES}
     assert all(
         leaves <= {leaf for command in row.commands for leaf in command.leaves} for row in rows("paper", "figures")
     )
@@ -62,13 +62,13 @@ def test_the_miniature_names_methods_of_its_page_and_data_that_the_pages_share(p
     big = {row.name.split("/")[-2] for row in rows("paper", page)}
     small = {row.name.split("/")[-2] for row in rows("small", page)}
     assert small <= big and (small == big or page == "table4")
-    collections = sweep.read_sweep(SWEEPS / "small" / f"{page}.yaml")["collections"]
+    collections = pages.read_sweep(SWEEPS / "small" / f"{page}.yaml")["collections"]
     assert {row.data for row in rows("small", page)} == set(collections)
 
 
 def test_pages_of_one_folder_collect_the_same_data_by_the_same_commands():
     found: dict[Path, list[str]] = {}
     for page in PAGES:
-        read = sweep.read_sweep(SWEEPS / "small" / f"{page}.yaml")
+        read = pages.read_sweep(SWEEPS / "small" / f"{page}.yaml")
         for directory, flags in (read["collections"] | read["behaviours"]).items():
             assert found.setdefault(directory, flags) == flags

@@ -14,6 +14,7 @@ import pytest
 
 from semopo_tf import evaluation, summary, sweep
 from semopo_tf.errors import ConfigError, SweepError
+from semopo_tf.run import pages
 from semopo_tf.storage.records import read_records
 
 ROOT = Path(sweep.__file__).parents[1]
@@ -39,7 +40,7 @@ def write(tmp_path, text=PAGE):
 
 def test_a_page_is_one_run_for_each_combination(tmp_path):
     text = PAGE.replace("seed: [1, 2]", "seed: [1, 2], penalty.weight: [0.0, 0.3, 1.0]")
-    found = sweep.read_sweep(write(tmp_path, text))
+    found = pages.read_sweep(write(tmp_path, text))
     assert found["collections"] == {
         tmp_path / "out/data/random": ["--task", "exbmdp_point", "--policy", "random", "--episodes", "3"]
     }
@@ -139,7 +140,7 @@ def test_a_number_of_processes_below_one_is_refused(tmp_path):
 
 def test_the_pages_flags_are_every_runs_and_a_flag_may_name_a_value_of_the_grid(tmp_path):
     text = "flags: [--eval.every, 7]\n" + PAGE.replace("debug,", 'debug, --world_model, "other/seed={{seed}}",')
-    found = sweep.read_sweep(write(tmp_path, text))
+    found = pages.read_sweep(write(tmp_path, text))
     words = found["rows"][1].commands[0].words
     assert words[words.index("--world_model") + 1] == "other/seed=2"
     train = found["rows"][0].commands[0].words
@@ -147,7 +148,7 @@ def test_the_pages_flags_are_every_runs_and_a_flag_may_name_a_value_of_the_grid(
 
 
 def test_a_row_goes_on_with_the_first_command_that_has_not_left_its_files(tmp_path):
-    found = sweep.read_sweep(write(tmp_path, PAGE.replace("probe: true", "probe: true\n    analyses: true")))
+    found = pages.read_sweep(write(tmp_path, PAGE.replace("probe: true", "probe: true\n    analyses: true")))
     row = found["rows"][0]
     (row.logdir / "analysis").mkdir(parents=True)
 
@@ -176,7 +177,7 @@ runs:
 
 
 def test_an_entry_with_each_is_one_entry_for_each_combination(tmp_path):
-    rows = sweep.read_sweep(write(tmp_path, EACH))["rows"]
+    rows = pages.read_sweep(write(tmp_path, EACH))["rows"]
     names = [
         f"exbmdp_{task}/{method}/seed={s}" for task in ("point", "hard") for method in ("semopo", "bc") for s in (1, 2)
     ]
@@ -188,7 +189,7 @@ def test_an_entry_with_each_is_one_entry_for_each_combination(tmp_path):
 
 
 def test_every_evaluation_is_a_command_that_is_done_once_its_summary_is_there(tmp_path):
-    row = sweep.read_sweep(write(tmp_path, EACH))["rows"][0]
+    row = pages.read_sweep(write(tmp_path, EACH))["rows"][0]
     assert [command.leaves for command in row.commands] == [
         ("DONE",),
         ("evaluations/first.json",),
