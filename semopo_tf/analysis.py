@@ -4,7 +4,11 @@
     reconstruction    each stream's reconstruction of filtered frames (Figure 5)
     entropy           of the actions in the batches of the model phase, conservative against uniform sampling (Figure 6)
     trust             rank correlation of the ensemble's disagreement with the model's true error, in states that the
-                      policy visits and in states of the dataset; plays in the simulator, so only if asked for: --only
+                      policy visits and in states of the dataset
+    bound             the policy's return in its model, penalised and not, and in the simulator: the lower bound of
+                      Theorem 3.3 and the smallest weight of the penalty with which it holds
+
+The last two play in the simulator, so only if asked for: --only
 
 Each writes a record into the run directory, `analysis/<name>.json`, with its picture, `<name>.png`, beside it if it has
 one.
@@ -21,7 +25,8 @@ from semopo_tf.config import Config
 from semopo_tf.data.cards import read_run_data
 from semopo_tf.data.dataset import Dataset, cache_place, open_dataset
 from semopo_tf.errors import ConfigError, NumericalError, run_command, user_path
-from semopo_tf.run.pages import ANALYSES
+from semopo_tf.run.bound import bound
+from semopo_tf.run.pages import ANALYSES, PLAYED
 from semopo_tf.run.trained import TASK_HELP, Run, load_run, require_named, run_parser
 from semopo_tf.run.trust import trust
 from semopo_tf.storage.files import FILES, write_whole
@@ -31,7 +36,6 @@ from semopo_tf.types import Batch, Tensor
 if TYPE_CHECKING:
     from semopo_tf.data.sampler import Sampler
 
-PLAYED = ("trust",)  # need a simulator, and on its tasks minutes: only those that are asked for
 BLOCK = 20  # windows in one call
 GROUPS, GROUP_FRAMES, GROUP_STRIDE = 2, 3, 2  # episodes, frames of each, records between them
 FRAMES = 8  # of a reconstruction
@@ -51,8 +55,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", nargs="+", choices=(*ANALYSES, *PLAYED), default=ANALYSES, help=usual)
     parser.add_argument("--states", type=int, default=1000, help="number of dataset states for the uncertainty")
     parser.add_argument("--epochs", type=int, default=30, help="number of model-phase epochs for the entropy")
-    parser.add_argument("--episodes", type=int, default=10, help="number that the policy plays for the trust")
-    parser.add_argument("--task", help=f"for the trust, {TASK_HELP}")
+    parser.add_argument("--episodes", type=int, default=10, help="number that the policy plays for trust and bound")
+    parser.add_argument("--task", help=f"for trust and bound, {TASK_HELP}")
     moved = "where the run's dataset lies now (default: where the run had it)"
     parser.add_argument("--offline_dir", type=Path, help=moved)
     arguments = parser.parse(argv, states=1, epochs=1, episodes=1)
@@ -66,6 +70,7 @@ def main(argv: list[str]) -> int:
         "reconstruction": lambda: reconstruction(run, dataset),
         "entropy": lambda: (entropy(run.config, dataset, arguments.epochs), None),
         "trust": lambda: (trust(run, dataset, arguments.episodes), None),
+        "bound": lambda: (bound(run, arguments.episodes), None),
     }
     for name in analyses:
         if name in arguments.only:
@@ -117,6 +122,8 @@ def described(name: str, record: dict[str, Any]) -> str:
         )
     if name == "trust":
         return described_trust(record)
+    if name == "bound":
+        return described_bound(record)
     if name == "reconstruction":
         return "mse " + ", ".join(f"{row} {value:.4g}" for row, value in record["mse"].items())
     return ", ".join(
@@ -138,6 +145,22 @@ def described_trust(record: dict[str, Any]) -> str:
             f"{each['states']} states"
         )
     return f"rank correlation of {measure} with the reward's error over {horizon} steps: {'; '.join(words)}"
+
+
+def described_bound(record: dict[str, Any]) -> str:
+    """Discounted returns and the smallest admissible weight of the run's own measure, in one line."""
+
+    def words(found: dict[str, float] | None) -> str:
+        if found is None:
+            return "undefined"
+        return f"{found['estimate']:.2f}" + (f" ({found['low']:.2f} to {found['high']:.2f})" if "low" in found else "")
+
+    measure, weight = record["penalty"]["measure"], record["penalty"]["weight"]
+    smallest = words(record["smallest"].get(measure))
+    return (
+        f"discounted return {words(record['simulator'])} in the simulator, {words(record['model'])} in the model, "
+        f"{words(record['penalised'])} penalised; smallest weight of {measure} {smallest}, the run's is {weight:g}"
+    )
 
 
 class Windows(NamedTuple):

@@ -187,6 +187,16 @@ def write_trust(logdir: Path, *, measure: str = "mean_norm", excess: float = 0.1
     _write(logdir / "analysis", "trust", {"penalty": {"measure": measure}, "sources": sources})
 
 
+def write_bound(logdir: Path, *, model: float, measure: str = "mean_norm", weight: float = 0.3) -> None:
+    """Writes the analysis bound: 10 in the simulator, and a disagreement of 5."""
+    (logdir / "analysis").mkdir(exist_ok=True)
+    returns = {"simulator": 10.0, "model": model, "penalised": model - weight * 5}
+    record = {name: {"estimate": value, "low": value - 1, "high": value + 1} for name, value in returns.items()}
+    smallest = {measure: {"estimate": (model - 10) / 5}}
+    penalty = {"measure": measure, "weight": weight}
+    _write(logdir / "analysis", "bound", {"penalty": penalty, "smallest": smallest, **record})
+
+
 def write_probe(logdir: Path, streams: Sequence[str] = ("endo", "exo")) -> None:
     (logdir / "analysis").mkdir(exist_ok=True)
     known = {"position": 0.9, "phase": -0.1}

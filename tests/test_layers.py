@@ -62,7 +62,7 @@ CLUSTERED = {"run.executors.ray_tasks": {"ray"}, "run.executors.slurm_jobs": {"s
 WITH_TENSORFLOW = {"methods", "nets", "engine"}
 MODULES_WITH_TENSORFLOW = {"random", "data.sampler", "run.trainer", "run.dump", "run.build"}
 MODULES_WITH_TENSORFLOW |= {"data.replay", "data.transitions", "run.online", "run.players"}
-INSIDE_FUNCTIONS = {"run.trained", "run.trial", "run.trust"}
+INSIDE_FUNCTIONS = {"run.bound", "run.trained", "run.trial", "run.trust"}
 COMMANDS_WITH_TENSORFLOW = {"probe", "analysis", "export", "doctor", "bench", "replay_dump"}
 
 

@@ -36,7 +36,7 @@ class FilterPolicy:
 
     Args:
       branch: the stream of the world model that the policy sees.
-      action_of: features [1, F] -> action [1, A] in [-1, 1].
+      action_of: features [N, F] -> action [N, A] in [-1, 1].
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class FilterPolicy:
         action_size: int,
         compute: Compute,
     ):
-        self._branch, self._action_of = branch, action_of
+        self._branch, self.action_of = branch, action_of
         self.image_size, self.action_size = image_size, action_size
         latent, action = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.initial(1))
         self._decision = (action, latent)
@@ -108,7 +108,7 @@ class FilterPolicy:
             evidence, is_first = branch.evidence(image[None])[:, None], tf.reshape(tf.equal(step, 0), [1, 1])
             post = branch.rssm.observe(evidence, action[None, None], is_first, noise, latent)
             latent = tf.nest.map_structure(lambda x: x[:, 0], post)
-            return self._action_of(branch.features(latent))[0], tf.nest.map_structure(lambda x: x[0], latent)
+            return self.action_of(branch.features(latent))[0], tf.nest.map_structure(lambda x: x[0], latent)
 
         decided: tuple[tf.Tensor, Latent] = tf.map_fn(
             one_episode, (images, latents, actions, seeds, steps), fn_output_signature=self._decision

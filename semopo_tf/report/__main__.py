@@ -22,7 +22,7 @@ from semopo_tf.errors import CommandParser, ConfigError, DataError, StorageError
 from semopo_tf.report import comparisons, figures, paper, paper_tables, pictures, result
 from semopo_tf.report.groups import EVALUATE, Group, grouped, labels, uneven
 from semopo_tf.report.page import Part, Section, page, paragraphs, table_part
-from semopo_tf.report.penalties import trust_part
+from semopo_tf.report.penalties import bound_part, trust_part
 from semopo_tf.report.probes import probe_part
 from semopo_tf.report.run_record import RunRecord, reached, read_run, usual_settings
 from semopo_tf.report.scores import STATISTICS, score_table
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         Section("Result", [result.returns_part(table, style)]),
         Section("What the models see", [part(groups) for part in seen]),
         Section("Curves", [*curves, figures.action_entropy(groups, style)]),
-        Section("Uncertainty", [*figures.uncertainties(groups, style), trust_part(groups)]),
+        Section("Uncertainty", [*figures.uncertainties(groups, style), trust_part(groups), bound_part(groups)]),
         tables._replace(parts=[*tables.parts, probe_part(groups)]),
         comparisons.aggregate_section(table, units, style),
         Section("Runs and settings", [runs_part(groups, left_out)]),

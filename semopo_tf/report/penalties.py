@@ -1,8 +1,9 @@
-"""The figure about penalties, from analysis/trust.json: whether disagreement goes with the model's true error, and how
-far the predicted reward is off, in states of the policy and of the dataset.
+"""The figures about penalties. From analysis/trust.json: whether disagreement goes with the model's true error, and how
+far the predicted reward is off, in states of the policy and of the dataset. From analysis/bound.json: the policy's
+return in the model and in the simulator, and the smallest weight with which Theorem 3.3 bounds it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semopo_tf.report import csv_rows
@@ -22,6 +23,15 @@ intervals over the episodes of that run, which say nothing about other seeds. Po
 linear probe, whose own error is part of the error. Disagreement and error both change as a policy's episode goes
 on, so a part of a correlation may be that of time. A penalty can also help by its mean, which no rank shows."""
 
+RETURNS = {"simulator": "in the simulator", "model": "in the model", "penalised": "in the model, penalised"}
+BOUND_CAPTION = """Discounted return of the greedy policy from the first frames of its evaluation episodes, in the
+simulator and as its model imagines it, without and with the run's penalty. Theorem 3.3 needs a penalty with which no
+policy returns more in the model than in the simulator; measured is the policy that was learned. The smallest weight of
+the run's own measure with which that holds for this policy is below 0 where the model promises less than it keeps. A
+run whose weight is smaller breaks the theorem's condition; one whose weight is larger may break it elsewhere. Every run
+has its own mark. Lines: 95 % bootstrap intervals over the episodes of that run, which say nothing about other
+seeds."""
+
 
 def trust_part(groups: Sequence[Group]) -> Part:
     """Panels of every dataset: one for each kind of error, and one of the predicted reward."""
@@ -38,6 +48,34 @@ def trust_part(groups: Sequence[Group]) -> Part:
         )
     why = "no finished run has analysis/trust.json."
     return figure_part("Penalty", title, panels, CAPTION, why, own_command(groups, ANALYSE, "--only trust"))
+
+
+def bound_part(groups: Sequence[Group]) -> Part:
+    """Two panels of every dataset: the returns, and the smallest and the used weight of the penalty."""
+    title, panels = "Does the model promise more than it keeps?", list[Panel]()
+    for dataset, same in by_dataset(groups).items():
+        measured = {group.label: runs for group in same if (runs := group.analysed("bound"))}
+        returns = [_bounds(label, runs, RETURNS) for label, runs in measured.items()]
+        panels += _panel(f"bound {dataset.label} returns", f"{dataset.label}: discounted return", returns, "return")
+        weights = [_weights(label, runs) for label, runs in measured.items()]
+        heading = f"{dataset.label}: weight of the penalty"
+        panels += _panel(f"bound {dataset.label} weights", heading, weights, "weight")
+    why = "no finished run has analysis/bound.json."
+    return figure_part("Bound", title, panels, BOUND_CAPTION, why, own_command(groups, ANALYSE, "--only bound"))
+
+
+def _bounds(label: str, runs: Sequence[RunRecord], shown: Mapping[str, str]) -> Estimates:
+    each = {words: [_ends(run.analyses["bound"][name]) for run in runs] for name, words in shown.items()}
+    return Estimates(label, each)
+
+
+def _weights(label: str, runs: Sequence[RunRecord]) -> Estimates:
+    """The smallest admissible weight of the run's measure, where there is one, and the run's weight."""
+    found = [run.analyses["bound"] for run in runs]
+    measure = found[0]["penalty"]["measure"]
+    smallest = [_ends(each["smallest"][measure]) for each in found if measure in each["smallest"]]
+    used = [(each["penalty"]["weight"],) * 3 for each in found]
+    return Estimates(f"{label}: {measure}", {"smallest admissible": smallest, "of the run": used})
 
 
 def _rows(label: str, runs: Sequence[RunRecord], error: str) -> list[Estimates]:
@@ -61,10 +99,12 @@ def _estimate(source: Any, path: Sequence[str]) -> tuple[float, float, float] | 
     """(estimate, low, high); the ends are the estimate where there are none."""
     for key in (*path, TRUST_STEPS):
         source = source.get(key, {})
-    if not source:
-        return None
-    value = source["estimate"]
-    return value, source.get("low", value), source.get("high", value)
+    return _ends(source) if source else None
+
+
+def _ends(estimate: Mapping[str, float]) -> tuple[float, float, float]:
+    value = estimate["estimate"]
+    return value, estimate.get("low", value), estimate.get("high", value)
 
 
 def _panel(name: str, heading: str, rows: Sequence[Estimates], x: str) -> list[Panel]:

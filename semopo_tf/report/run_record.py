@@ -50,7 +50,8 @@ def _streams(pattern: Any) -> dict[str, Any]:
 
 UNCERTAINTY = _streams({"mean": float, "std": float})
 TRUST_STEPS = "5"  # of the rollouts in analysis/trust.json that the page shows: the paper's horizon
-AFTER = {f"{TRUST_STEPS}?": {"estimate": float, "low?": float, "high?": float}}
+ESTIMATE = {"estimate": float, "low?": float, "high?": float}
+AFTER = {f"{TRUST_STEPS}?": ESTIMATE}
 AGAINST = {error: {"sum": AFTER} for error in ("reward?", "position?")}
 TRUST = {"means": {"excess": AFTER}, "correlations": {f"{name}?": AGAINST for name in TRUST_MEASURES}}
 ANALYSES: dict[str, dict[str, Any]] = {
@@ -62,6 +63,11 @@ ANALYSES: dict[str, dict[str, Any]] = {
     },
     "reconstruction": {"rows": [str], "frames": int, "size": int, "places": [list], "mse": dict},
     "trust": {"penalty": {"measure": str}, "sources": {"policy": TRUST, "dataset": TRUST}},
+    "bound": {
+        "penalty": {"measure": str, "weight": float},
+        **dict.fromkeys(("simulator", "model", "penalised"), ESTIMATE),
+        "smallest": {f"{name}?": ESTIMATE for name in TRUST_MEASURES},
+    },
     "entropy": {
         **dict.fromkeys(("epochs", "updates_per_epoch", "bins", "dimensions"), int),
         "rules": {"conservative": ENTROPY, "uniform": ENTROPY},

@@ -17,7 +17,7 @@
         grid: {seed: [1, 2, 3], penalty.weight: [0.0, 0.3]}   one run for each combination
         evaluate: {rgb: [--background_color, rgb]}   evaluate.py afterwards, for every name with these flags
         probe: true                       python -m semopo_tf.probe afterwards
-        analyses: true                    python -m semopo_tf.analysis afterwards
+        analyses: true                    python -m semopo_tf.analysis afterwards, or a list: --only these
       - name: '{method}'                  with `each`, this entry stands for several
         data: random
         flags: [--configs, '{method}', exbmdp_point, testbed]
@@ -36,6 +36,7 @@ from semopo_tf.errors import ConfigError, shown, user_path
 from semopo_tf.run.jobs import Command, Job, left, state
 
 ANALYSES = ("uncertainty", "reconstruction", "entropy")  # of `analyses: true`, and of python -m semopo_tf.analysis
+PLAYED = ("trust", "bound")  # need a simulator, and on its tasks minutes: only those that are asked for
 
 
 class Row(NamedTuple):
@@ -130,10 +131,14 @@ WORDS = Kind(
 WORD = Kind(lambda x: isinstance(x, str | int | float), "a word or a number")
 VALUES = Kind(lambda x: WORDS.fits(x) and x != [], "a list of at least one word or number")
 MAPPING = Kind(lambda x: isinstance(x, dict) and all(map(NAME.fits, x)), "a mapping of names, none absolute or with ..")
+NAMES = Kind(
+    lambda x: TRUTH.fits(x) or (isinstance(x, list) and x != [] and all(name in (*ANALYSES, *PLAYED) for name in x)),
+    f"true, false or a list of {', '.join((*ANALYSES, *PLAYED))}",
+)
 PAGE = {"out": TEXT, "processes": COUNT, "data": MAPPING, "flags": WORDS, "runs": LIST}
 PAGE |= {"variables": MAPPING, "behaviours": MAPPING}
 RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "each": MAPPING, "grid": MAPPING}
-RUN |= {"evaluate": MAPPING, "probe": TRUTH, "analyses": TRUTH}
+RUN |= {"evaluate": MAPPING, "probe": TRUTH, "analyses": NAMES}
 
 
 def require_kinds(page: Mapping[str, Any], where: str) -> None:
@@ -219,8 +224,9 @@ def expand(
         if entry.get("probe"):
             words = ("probe", "--logdir", str(logdir), "--task", config.task)
             commands.append(Command(words, ("analysis/probe.json",)))
-        if entry.get("analyses"):
-            leaves = tuple(f"analysis/{name}.json" for name in ANALYSES)
-            commands.append(Command(("analysis", "--logdir", str(logdir)), leaves))
+        if wanted := entry.get("analyses"):
+            only = () if wanted is True else ("--only", *wanted, "--task", config.task)
+            leaves = tuple(f"analysis/{name}.json" for name in (ANALYSES if wanted is True else wanted))
+            commands.append(Command(("analysis", "--logdir", str(logdir), *only), leaves))
         rows.append(Row(f"{entry['name']}/{logdir.name}", logdir, source, position, tuple(commands)))
     return rows

@@ -53,6 +53,20 @@ class Run:
             return world_model
         raise ConfigError("--logdir: expected a run with a world model, received one without; choose another run")
 
+    def members(self, analysis: str) -> int:
+        """The number of members of the ensemble that an analysis needs.
+
+        Raises:
+          ConfigError: for a learner without a world model, or with a single member.
+        """
+        members: int = self.world_model.main.rssm.members
+        if members < 2:
+            raise ConfigError(
+                f"{analysis}: expected an ensemble of at least 2 members, received rssm.ensemble = {members}, which "
+                "cannot disagree; choose another run"
+            )
+        return members
+
 
 def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:
     """The learner of a run directory; needs neither its dataset nor a simulator.

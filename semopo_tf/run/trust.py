@@ -18,15 +18,16 @@ of the dataset. Each state is rolled out several times, and its errors and disag
 rollouts: what the penalty charges, and how wrong the model is, in expectation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from semopo_tf.data.dataset import Dataset
 from semopo_tf.data.episodes import read_episode, read_log
-from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.errors import DataError
 from semopo_tf.run.linear_probe import Probe, fit_probe
+from semopo_tf.run.resampling import draws, interval
 from semopo_tf.run.trained import Run, as_batch, scored
 from semopo_tf.types import Batch, Episode, Tensor
 
@@ -37,7 +38,6 @@ STARTS = 10  # states of an episode from which the model is rolled out
 ROLLOUTS = 4  # of each state
 AHEAD = (1, 5, 15)  # steps after which errors are compared, besides the horizon of imagination
 FIT = 60  # episodes of the dataset, at most, that the probe is fitted on
-REPLICATES = 1000  # of the bootstrap
 TRUTH = "position"  # the true state that is probed, where the environment tells it
 
 
@@ -59,16 +59,11 @@ def trust(run: Run, dataset: Dataset, episodes: int = 10) -> dict[str, Any]:
         it, evenly spaced in file order.
 
     Raises:
-      ConfigError: for a learner without a world model or without an ensemble.
+      ConfigError: as `Run.members`.
       DataError: when no episode is long enough.
       SemopoError: as `run.trained.scored`.
     """
-    members = run.world_model.main.rssm.members
-    if members < 2:
-        raise ConfigError(
-            f"trust: expected an ensemble of at least 2 members, received rssm.ensemble = {members}, which cannot "
-            "disagree; choose another run"
-        )
+    members = run.members("trust")
     played = [episode for _, episode in scored(run, episodes)]
     compared, fitted = chosen(len(dataset.names), episodes)
     horizon = run.config.imagination.horizon
@@ -272,14 +267,6 @@ def describe(compared: Compared, steps: Sequence[int], left_out: int = 0) -> dic
     }
 
 
-def draws(episodes: int) -> np.ndarray:
-    """Episodes of each replicate of the bootstrap, [1 + REPLICATES, E]; the first row is the sample itself. States of
-    one episode are alike, so whole episodes are drawn.
-    """
-    replicates = np.random.default_rng(0).integers(episodes, size=(REPLICATES, episodes))
-    return np.concatenate([np.arange(episodes)[None], replicates])
-
-
 def ranks(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Ranks of values [E, S] in every replicate, ties averaged, minus their mean: [1 + R, E S]."""
     from scipy import stats
@@ -297,14 +284,3 @@ def correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Spearman's correlation of every replicate of `ranks`, [1 + R]; not a number where one of them does not vary."""
     with np.errstate(invalid="ignore"):
         return (one * other).sum(1) / np.sqrt((one**2).sum(1) * (other**2).sum(1))
-
-
-def interval(values: np.ndarray) -> Mapping[str, float]:
-    """The estimate, the first of values [1 + R], and the ends of its 95 % percentile interval, from the others; without
-    ends where there is a single episode, which says nothing about others.
-    """
-    replicates = values[1:][np.isfinite(values[1:])]
-    if not len(replicates) or (replicates == values[0]).all():
-        return {"estimate": float(values[0])}
-    low, high = np.quantile(replicates, (0.025, 0.975))
-    return {"estimate": float(values[0]), "low": float(low), "high": float(high)}

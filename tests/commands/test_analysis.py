@@ -3,6 +3,7 @@ uncertainty is measured.
 """
 
 import json
+import re
 
 import imageio.v3 as imageio
 import numpy as np
@@ -154,12 +155,12 @@ def test_what_is_wrong_is_said_in_a_line(runs, data, tmp_path):
         analysis.entropy(config, analysis.open_dataset(data))
 
 
-def test_trust_plays_in_the_simulator_and_only_if_asked_for(tmp_path, capsys):
+def test_trust_and_bound_play_in_the_simulator_and_only_if_asked_for(tmp_path, capsys):
     data, logdir = tmp_path / "data", tmp_path / "run"
     assert collect.main(["--task", "exbmdp_point", "--policy", "mixed", "--episodes", "4", "--out", str(data)]) == 0
     flags = ["--configs", "offline_dv2", "exbmdp_point", "debug", "--offline_dir", str(data), "--logdir", str(logdir)]
     assert training.main([*flags, *QUIET[2:], "--steps.model", "2", "--steps.policy", "2"]) == 0
-    assert "trust" not in pages.ANALYSES
+    assert not set(pages.PLAYED) & set(pages.ANALYSES)
     capsys.readouterr()
     assert analysis.main(["--logdir", str(logdir), "--only", "trust", "--episodes", "2"]) == 0
     printed, record = capsys.readouterr().out, stored(logdir, "trust")
@@ -167,6 +168,11 @@ def test_trust_plays_in_the_simulator_and_only_if_asked_for(tmp_path, capsys):
     assert (record["phase"], record["step"], record["sources"]["dataset"]["states"]) == ("policy", 2, 20)
     assert read_run(logdir).analyses["trust"] == record  # as the report reads it
     assert not (logdir / "analysis" / "trust.png").exists()
+    assert analysis.main(["--logdir", str(logdir), "--only", "bound", "--episodes", "2"]) == 0
+    printed, record = capsys.readouterr().out, stored(logdir, "bound")
+    assert re.search(r"bound: discounted return .* in the simulator, .*smallest weight of sum_squares", printed)
+    assert (record["phase"], record["step"], record["episodes"], record["decisions"]) == ("policy", 2, 2, 50)
+    assert read_run(logdir).analyses["bound"] == record
     with pytest.raises(ConfigError, match="--episodes: expected at least 1, received 0"):
         analysis.main(["--logdir", str(logdir), "--only", "trust", "--episodes", "0"])
 

@@ -164,6 +164,15 @@ def test_a_row_goes_on_with_the_first_command_that_has_not_left_its_files(tmp_pa
     assert row.commands[2].words[1:] == ("--logdir", str(row.logdir))
 
 
+def test_a_row_may_name_its_analyses(tmp_path):
+    text = PAGE.replace("probe: true", "analyses: [trust, bound]")
+    command = pages.read_sweep(write(tmp_path, text))["rows"][0].commands[1]
+    assert command.leaves == ("analysis/trust.json", "analysis/bound.json")
+    assert command.words[3:] == ("--only", "trust", "bound", "--task", "exbmdp_point")
+    with pytest.raises(ConfigError, match=r"analyses: expected true, false or a list of uncertainty, .*, received"):
+        pages.read_sweep(write(tmp_path, text.replace("bound", "bond")))
+
+
 EACH = """
 out: {out}
 runs:

@@ -209,7 +209,7 @@ def test_every_figure_is_there_with_a_caption_that_counts(study):
     assert [name for name in re.findall(r"<h3 id=(\w+)>", page) if name.startswith("figure")] == [
         *("figure_5", "figure_3", "figure_9", "figure_6", "figure_2", "figure_7", "figure_8", "figure_4", "figure_10")
     ]
-    assert re.findall(r"<dt id=(\w+)>", page) == ["strips", "penalty", "table_4", "probes"]
+    assert re.findall(r"<dt id=(\w+)>", page) == ["strips", "penalty", "bound", "table_4", "probes"]
     assert (
         f"Finished seeds: semopo 2 {TIMES} 1000 states; se_rs 2 {TIMES} 1000 states; offline_dv2 2 {TIMES} 1000 states."
         in page
@@ -242,6 +242,26 @@ def test_the_penalty_is_shown_against_the_models_error_for_every_run(tmp_path):
     assert rows[0][2:] == ["0.4", "0.1", "0.5"]
     alone = make(tmp_path / "alone", logdirs[-1])
     assert f"<code>python -m semopo_tf.analysis --logdir {logdirs[-1]} --only trust</code>" in html.unescape(alone)
+
+
+def test_the_return_in_the_model_is_shown_beside_that_of_the_simulator(tmp_path):
+    logdirs = []
+    for method, seed, model in (("semopo", 1, 8.0), ("semopo", 2, 11.0), ("offline_dv2", 1, 12.0)):
+        logdirs.append(records.write_run(tmp_path / method / str(seed), method, POINT, seed))
+        records.write_bound(logdirs[-1], model=model, weight=0.25)
+    assert "Does the model promise more than it keeps?" in make(tmp_path / "page", *logdirs)
+    folder = tmp_path / "page" / "figures"
+    _, *rows = read_csv(folder / "bound_exbmdp_point_random_returns.csv")
+    penalised = [(row[0], float(row[2])) for row in rows if row[1].endswith("penalised")]
+    assert penalised == [("semopo", 6.75), ("semopo", 9.75), ("offline_dv2", 10.75)]
+    _, *rows = read_csv(folder / "bound_exbmdp_point_random_weights.csv")
+    found = [(row[0], row[1], float(row[2])) for row in rows]
+    semopo, joint = "semopo: mean_norm", "offline_dv2: mean_norm"
+    smallest = [(semopo, "smallest admissible", -0.4), (semopo, "smallest admissible", 0.2)]
+    assert found[:4] == [*smallest, (semopo, "of the run", 0.25), (semopo, "of the run", 0.25)]
+    assert found[4:] == [(joint, "smallest admissible", 0.4), (joint, "of the run", 0.25)]
+    alone = make(tmp_path / "alone", records.write_run(tmp_path / "none", "semopo", POINT, 1))
+    assert "--only bound</code>" in html.unescape(alone)
 
 
 def test_the_page_is_whole_by_itself(study):
@@ -283,6 +303,7 @@ def test_what_the_runs_cannot_support_is_named_with_its_command_and_not_drawn(tm
         "table_4",
         "table_5",
         "penalty",
+        "bound",
         "probes",
         "strips",
         "figure_4",
@@ -385,6 +406,7 @@ def test_the_other_rule_and_unit_are_said(tmp_path):
             "missing measures.log_prob_variance",
         ),
         ("analysis/trust.json", '{"penalty": {"measure": "mean_norm"}}', "trust.json: missing sources"),
+        ("analysis/bound.json", '{"penalty": {"measure": "mean_norm"}}', "bound.json: missing"),
     ],
 )
 def test_a_file_that_is_not_what_a_run_writes_is_named_in_one_line(tmp_path, file, content, message):

@@ -17,7 +17,7 @@ from semopo_tf.data.cards import read_card
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.methods.losses import MEASURES
-from semopo_tf.run import build, trust
+from semopo_tf.run import build, resampling, trust
 from semopo_tf.run.linear_probe import Probe
 from semopo_tf.run.trained import Run
 from semopo_tf.types import Batch, Episode, Latent
@@ -149,14 +149,14 @@ def test_the_open_loop_is_imagination_under_the_actions_that_were_taken(overlays
 def test_correlations_are_scipys_for_the_sample_and_for_every_replicate(rng):
     x, y = rng.integers(0, 6, (2, 12, 7)).astype(float)  # with ties
     y += 0.5 * x
-    drawn = trust.draws(12)
+    drawn = resampling.draws(12)
     found = trust.correlation(trust.ranks(x, drawn), trust.ranks(y, drawn))
-    assert len(found) == trust.REPLICATES + 1
+    assert len(found) == resampling.REPLICATES + 1
     np.testing.assert_array_equal(drawn[0], np.arange(12))
-    for row in (0, 1, 2, trust.REPLICATES):
+    for row in (0, 1, 2, resampling.REPLICATES):
         expected = stats.spearmanr(x[drawn[row]].ravel(), y[drawn[row]].ravel()).statistic
         assert found[row] == pytest.approx(expected, abs=1e-12)
-    interval = trust.interval(found)
+    interval = resampling.interval(found)
     assert interval["estimate"] == found[0]
     assert (interval["low"], interval["high"]) == pytest.approx(tuple(np.quantile(found[1:], (0.025, 0.975))))
 
@@ -164,9 +164,9 @@ def test_correlations_are_scipys_for_the_sample_and_for_every_replicate(rng):
 def test_the_interval_is_over_episodes_not_states(rng):
     """A hundred equal states an episode say no more than one: the interval stays as wide."""
     x, y = rng.normal(size=(2, 15, 1))
-    drawn = trust.draws(15)
+    drawn = resampling.draws(15)
     one, many = (
-        trust.interval(
+        resampling.interval(
             trust.correlation(trust.ranks(np.repeat(x, n, 1), drawn), trust.ranks(np.repeat(y, n, 1), drawn))
         )
         for n in (1, 100)
