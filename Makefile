@@ -1,5 +1,5 @@
 # make demo       the built-in testbed: collect, train both methods, evaluate, probe, and write a page about it
-# make science    every number of RESULTS.md, hours; continues what it finds; SCIENCE=core for the first two hours of it
+# make science    the testbed's numbers in RESULTS.md, hours; continues what it finds; SCIENCE=core for the first two hours of it
 # make pages      the paper's tables and figures in miniature, hours: all of sweeps/small, then runs/small/report
 # make lqv        the paper's benchmark from scratch, hours: LQV_SET='videos=FOLDER random=40', LQV_ONLY='walker_walk'
 # make test       the test suite; test-full adds the longer checks
@@ -15,7 +15,7 @@ VENV ?= .venv
 # Two processes, a test file in one of them, in the order of their names: half the time on two cores, and no long file last.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 DEMO := runs/demo
-SCIENCE ?= core rest
+SCIENCE ?= core rest regime penalty
 PAGES := table1 table2 table4 figures
 ABLATIONS := semopo se_rs_drp se_rs offline_dv2
 BIN := $(VENV)/bin
@@ -45,8 +45,11 @@ demo: $(VENV)/installed
 	  --data $(DEMO)/data/random $(DEMO)/data/uniform $(DEMO)/data/controller --out $(DEMO)/report --title "The testbed's demo"
 
 science: $(VENV)/installed
-	for part in $(SCIENCE); do $(BIN)/python -m semopo_tf.sweep --file sweeps/science.yaml --only $$part || exit $$?; done
-	$(BIN)/python -m semopo_tf.summary --file sweeps/science.yaml --page RESULTS.md
+	for part in $(filter core rest,$(SCIENCE)); do \
+	  $(BIN)/python -m semopo_tf.sweep --file sweeps/science.yaml --only $$part || exit $$?; done
+	for page in $(filter regime penalty,$(SCIENCE)); do \
+	  $(BIN)/python -m semopo_tf.sweep --file sweeps/$$page.yaml || exit $$?; done
+	$(BIN)/python -m semopo_tf.summary --file sweeps/science.yaml sweeps/regime.yaml sweeps/penalty.yaml --page RESULTS.md
 
 # The miniature of sweeps/paper, with the tables that can be filled on two CPU cores. Continues what it finds.
 pages: $(VENV)/renders

@@ -1,8 +1,8 @@
-"""`python -m semopo_tf.summary --file sweep.yaml --page RESULTS.md`: write the tables of a results page from the runs
-of a sweep.
+"""`python -m semopo_tf.summary --file SWEEP.yaml ... --page RESULTS.md`: write the tables of a results page from the
+runs of sweeps.
 
 The page is handwritten Markdown around generated tables. A pair of marks names the runs of a table, which has one row
-for each run of the sweep, all its seeds together:
+for each run, all its seeds together; a column that none of them fills is left out:
 
     <!-- table core/point -->
     <!-- end -->
@@ -14,6 +14,7 @@ not independent).
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,13 +45,16 @@ def main(argv: list[str]) -> int:
     """Write the tables between their marks.
 
     Raises:
-      ConfigError: for an invalid sweep, a page without marks, or a mark that names no run.
+      ConfigError: for an invalid sweep, two with a run of one name, a page without marks, or a mark that names no run.
     """
     parser = CommandParser(prog="python -m semopo_tf.summary", description=__doc__.splitlines()[0])
-    parser.add_argument("--file", required=True, type=Path, help="the sweep, a YAML page")
+    about = "the sweeps, YAML pages; a table may name runs of any"
+    parser.add_argument("--file", required=True, type=Path, nargs="+", help=about)
     parser.add_argument("--page", required=True, type=Path, help="the Markdown page whose tables are rewritten")
     arguments = parser.parse_args(argv)
-    rows = read_sweep(arguments.file)["rows"]
+    rows = [row for file in arguments.file for row in read_sweep(file)["rows"]]
+    if twice := [name for name, count in Counter(row.name for row in rows).items() if count > 1]:
+        raise ConfigError(f"--file: two of the pages have a run {twice[0]}; name them one at a time")
 
     def table_of(name: str, now: str) -> str:
         entries = groups(rows, name)
@@ -109,6 +113,17 @@ def _policy_stream(run: RunRecord) -> str:
     return "endo" if run.settings["model.kind"] == "separated" else "joint"
 
 
+def _bound(run: RunRecord, name: str) -> float | None:
+    """A discounted return of `run.bound`, where it was measured."""
+    return run.analyses["bound"][name]["estimate"] if "bound" in run.analyses else None
+
+
+def _smallest_weight(run: RunRecord) -> float | None:
+    bound = run.analyses.get("bound")
+    found = bound and bound["smallest"].get(bound["penalty"]["measure"])
+    return found["estimate"] if found else None
+
+
 COLUMNS: dict[str, tuple[str, Callable[[RunRecord], float | None]]] = {
     # heading: (format, value of a run, or None where it has none)
     "position": (".2f", lambda run: run.probed("r2", _policy_stream(run), "position")),
@@ -117,6 +132,9 @@ COLUMNS: dict[str, tuple[str, Callable[[RunRecord], float | None]]] = {
     "phase, exo": (".2f", lambda run: run.probed("r2", "exo", "phase")),
     "position, exo": (".2f", lambda run: run.probed("r2", "exo", "position")),
     "reward": (".2f", lambda run: run.probed("reward_r2")),
+    "in the simulator": (".2f", lambda run: _bound(run, "simulator")),
+    "in the model": (".2f", lambda run: _bound(run, "model")),
+    "smallest weight": (".2f", lambda run: _smallest_weight(run)),
     "penalty": (".2f", lambda run: next((row["penalty"] for row in reversed(run.metrics) if "penalty" in row), None)),
     "model min": (".1f", lambda run: run.minutes.get("model")),
     "policy min": (".1f", lambda run: run.minutes.get("policy")),
@@ -124,8 +142,8 @@ COLUMNS: dict[str, tuple[str, Callable[[RunRecord], float | None]]] = {
 
 
 def described(entries: Sequence[Group]) -> str:
-    """The table: returns, then probes of the features that the policy sees, then minutes. Below it, what did not run
-    and the data.
+    """The table: returns, then probes of the features that the policy sees, the bound, and minutes. Below it, what did
+    not run and the data.
     """
     missing = ", ".join(group.name for group in entries if not group.runs)
     notes = [f"Not run: {missing}."] if missing else []
@@ -145,7 +163,9 @@ def described(entries: Sequence[Group]) -> str:
         count = str(len(returns)) if len(returns) == group.seeds else f"{len(returns)} of {group.seeds}"
         lines.append([group.name, count, _cell(interval(returns), ".1f"), each, less, *figures])
     notes += [_data(directory) for directory in dict.fromkeys(group.data for group in finished)]
-    return f"{markdown.table(lines)}\n\n{' '.join(notes)}"
+    filled = [column for column in range(len(lines[0])) if any(line[column] for line in lines[1:])]
+    shown = [[line[column] for column in filled] for line in lines]
+    return f"{markdown.table(shown)}\n\n{' '.join(notes)}"
 
 
 def _cell(figure: tuple[float, float], form: str) -> str:
