@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from semopo_tf.config import DISTRACTORS, RENDERS, SHOWN, task_name
-from semopo_tf.data.cards import CARD_NAME, read_card, write_card
+from semopo_tf.data.cards import CARD_NAME, read_card, return_statistics, write_card
 from semopo_tf.envs import exbmdp, tasks
 from semopo_tf.envs.rollout import (
     MOST_DECISIONS,
@@ -319,18 +318,14 @@ def _progress(results: Iterator[Written], total: int) -> Iterator[Written]:
 
 
 def describe(out: Path, episodes: list[Written]) -> dict[str, Any]:
-    """Statistics and file list of the card; sums in float64, the standard deviation of the population."""
-    scores = np.array([episode.score for episode in episodes], np.float64)
-    low, median, high = np.percentile(scores, [25, 50, 75])
-    quartiles = {"p25": low, "median": median, "p75": high}
+    """Statistics and file list of the card."""
     rejected = sum(episode.rejected for episode in episodes)
-    values = {"mean": scores.mean(), "std": scores.std(), "min": scores.min(), **quartiles, "max": scores.max()}
     return {
         "episodes": len(episodes),
         "records": sum(episode.records for episode in episodes),
         "discarded": sum(episode.discarded for episode in episodes),
         **({"rejected": rejected} if rejected else {}),
-        "returns": {name: float(value) for name, value in values.items()},
+        "returns": return_statistics([episode.score for episode in episodes]),
         "files": [
             {"file": episode.file, "seed": episode.seed, "return": episode.score, "sha256": sha256(out / episode.file)}
             for episode in episodes

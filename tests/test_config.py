@@ -801,7 +801,9 @@ def exactly(config: Config) -> dict[str, str]:
     return {key: repr(value) for key, value in config.flat().items()}
 
 
-@pytest.mark.parametrize("names", list(itertools.product(["", "released"], METHODS, TASKS[:1], ["", "small", "small32", "debug"])))
+@pytest.mark.parametrize(
+    "names", list(itertools.product(["", "released"], METHODS, TASKS[:1], ["", "small", "small32", "debug"]))
+)
 def test_K09_a_saved_configuration_reads_back_the_same(names, tmp_path):
     config = load(["--configs", *filter(None, names), "--logdir", "run"])
     assert exactly(reloaded(config, tmp_path)) == exactly(config)

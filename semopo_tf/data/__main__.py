@@ -1,4 +1,6 @@
-"""`python -m semopo_tf.data check|stats|convert`: validate a dataset, describe it, convert from and to other tools."""
+"""`python -m semopo_tf.data check|stats|convert|join`: validate a dataset, describe it, convert from and to other
+tools, join several.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from semopo_tf.data import convert
+from semopo_tf.data import convert, join
 from semopo_tf.data.cards import read_card
 from semopo_tf.data.changes import Changes
 from semopo_tf.data.checksums import Listed, listed_files, verify, verify_size
@@ -22,11 +24,11 @@ SUBJECTS = ("files", "sizes", "hashes", "schema")
 
 
 def main(argv: list[str]) -> int:
-    """Run `check`, `stats` or `convert`.
+    """Run `check`, `stats`, `convert` or `join`.
 
     Raises:
       DataError: when the directory holds no dataset, `check` finds bad files, or the source of `convert` is bad.
-      ConfigError: for a target of `convert` that does not fit.
+      ConfigError: for a target of `convert` that does not fit, or datasets that `join` cannot put together.
     """
     parser = CommandParser(prog="python -m semopo_tf.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -55,8 +57,15 @@ def main(argv: list[str]) -> int:
     converting.add_argument("--min_length", metavar="RECORDS", type=int, default=0, help=text)
     text = f"images of this height and width, {LEAST_PIXELS} to {MOST_PIXELS}; without it they keep theirs"
     converting.add_argument("--size", metavar="PIXELS", type=int, default=0, help=text)
+    joining = commands.add_parser("join", help="one dataset of several", description=join.__doc__)
+    text = "datasets of one environment, two or more"
+    joining.add_argument("first", metavar="SRC", type=user_path, help=text)
+    joining.add_argument("others", metavar="SRC", type=user_path, nargs="+", help=text)
+    joining.add_argument("target", metavar="DST", type=user_path, help="a new directory")
     arguments = parser.parse_args(argv)
-    if arguments.command == "convert":
+    if arguments.command == "join":
+        join.join([arguments.first, *arguments.others], arguments.target)
+    elif arguments.command == "convert":
         require_not_negative("min_length", arguments.min_length)
         if arguments.size and not LEAST_PIXELS <= arguments.size <= MOST_PIXELS:
             raise ConfigError(f"--size: expected {LEAST_PIXELS} to {MOST_PIXELS}, received {arguments.size}")

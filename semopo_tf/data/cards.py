@@ -2,8 +2,11 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from semopo_tf.errors import DataError
 from semopo_tf.storage.files import write_whole
@@ -52,6 +55,15 @@ def read_card(directory: Path) -> dict[str, Any] | None:
 def write_card(directory: Path, card: dict[str, Any]) -> None:
     """Write the dataset card of a directory, whole or not at all."""
     write_whole(directory / CARD_NAME, json.dumps(card, indent=1, allow_nan=False).encode())
+
+
+def return_statistics(returns: Sequence[float]) -> dict[str, float]:
+    """A card's `returns`: of one number per episode, in float64, the standard deviation that of the population."""
+    scores = np.array(returns, np.float64)
+    low, median, high = np.percentile(scores, [25, 50, 75])
+    quartiles = {"p25": low, "median": median, "p75": high}
+    values = {"mean": scores.mean(), "std": scores.std(), "min": scores.min(), **quartiles, "max": scores.max()}
+    return {name: float(value) for name, value in values.items()}
 
 
 def read_run_data(logdir: Path) -> dict[str, Any]:
