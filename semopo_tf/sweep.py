@@ -215,7 +215,11 @@ def named(directories: Iterable[Path], out: str, only: Sequence[str]) -> set[Pat
 
 
 def commands_of(sweep: Mapping[str, Any], needed: set[Path], processes: int) -> list[list[str]]:
-    """The modules with their arguments that make the needed data, the behaviours that play them first."""
+    """The modules with their arguments that make the needed data: the behaviours that play them first, then the
+    collections, then what is joined of them.
+    """
+    joined = {each: parts for each, parts in sweep["joined"].items() if each in needed}
+    needed = needed.union(*joined.values())
     collections = {each: flags for each, flags in sweep["collections"].items() if each in needed}
     words = {word for flags in collections.values() for word in flags}
     plan = []
@@ -225,14 +229,16 @@ def commands_of(sweep: Mapping[str, Any], needed: set[Path], processes: int) -> 
     for directory, flags in collections.items():
         side_by_side = [] if "--processes" in flags else ["--processes", str(processes)]
         plan.append(["semopo_tf.collect", *flags, *side_by_side, "--out", str(directory)])
+    for directory, parts in joined.items():
+        plan.append(["semopo_tf.data", "join", *map(str, parts), str(directory)])
     return plan
 
 
 def prepare(words: Sequence[str]) -> None:
-    """Train a behaviour in a process of its own, as it needs TensorFlow, or collect data in this one.
+    """Collect data in this process; train a behaviour, which needs TensorFlow, or join datasets in one of their own.
 
     Raises:
-      SweepError: when the training of a behaviour ends with an error.
+      SweepError: when that ends with an error.
     """
     module, *arguments = words
     if module == "semopo_tf.collect":

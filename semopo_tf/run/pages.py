@@ -9,6 +9,7 @@
     data:
       random: [--task, exbmdp_point, --policy, random, --episodes, 200]
                                         collected into <out>/data/random if missing; with --only, if a run needs it
+    joined: {both: [random, medrep]}      one dataset of several from above, `semopo_tf.data join` into <out>/data/both
     flags: [--eval.every, 0]              added to the flags of every run
     runs:
       - name: semopo
@@ -76,7 +77,8 @@ class Row(NamedTuple):
 
 
 def read_sweep(path: Path, given: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The page, checked: {out, processes, behaviours and collections: {directory: flags}, rows}.
+    """The page, checked: {out, processes, behaviours and collections: {directory: flags}, joined: {directory:
+    directories}, rows}.
 
     Args:
       given: values of the page's variables.
@@ -100,13 +102,34 @@ def read_sweep(path: Path, given: Mapping[str, str] | None = None) -> dict[str, 
     trained = {behaviours[name]: filled(flags, values) for name, flags in page.get("behaviours", {}).items()}
     collections = {out / "data" / name: filled(flags, values | behaviours) for name, flags in data.items()}
     entries = [single for entry in page.get("runs", []) for single in copies(entry)]
-    rows = [row for entry in entries for row in expand(entry, out, data, page.get("flags", []), str(path))]
+    joined = read_joined(page.get("joined", {}), data, out, str(path))
+    made = {*data, *page.get("joined", {})}
+    rows = [row for entry in entries for row in expand(entry, out, made, page.get("flags", []), str(path))]
     names = [row.name for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"{path}: two runs are called {twice[0]}; give them different names")
-    found = {"behaviours": trained, "collections": collections, "rows": rows}
+    found = {"behaviours": trained, "collections": collections, "joined": joined, "rows": rows}
     return {"out": str(out), "processes": page.get("processes", 1), **found}
+
+
+def read_joined(
+    named: Mapping[str, Sequence[str]], data: Mapping[str, Any], out: Path, where: str
+) -> dict[Path, list[Path]]:
+    """The directories of joined datasets, each with those that it is made of.
+
+    Raises:
+      ConfigError: for a name that `data` has, or parts that it has not.
+    """
+    for name, parts in named.items():
+        if name in data:
+            raise ConfigError(f"{where}: joined: {name} is also a name of data; choose another")
+        if unknown := [part for part in parts if part not in data]:
+            raise ConfigError(
+                f"{where}: joined: {name}: expected names of data ({', '.join(data) or 'there are none'}), received "
+                f"{unknown[0]}"
+            )
+    return {out / "data" / name: [out / "data" / part for part in parts] for name, parts in named.items()}
 
 
 class Kind(NamedTuple):
@@ -129,6 +152,10 @@ WORDS = Kind(
     "a list of words and numbers",
 )
 WORD = Kind(lambda x: isinstance(x, str | int | float), "a word or a number")
+PARTS = Kind(
+    lambda x: isinstance(x, list) and len(x) > 1 and all(isinstance(name, str) for name in x),
+    "a list of at least two names of data",
+)
 VALUES = Kind(lambda x: WORDS.fits(x) and x != [], "a list of at least one word or number")
 MAPPING = Kind(lambda x: isinstance(x, dict) and all(map(NAME.fits, x)), "a mapping of names, none absolute or with ..")
 NAMES = Kind(
@@ -136,7 +163,7 @@ NAMES = Kind(
     f"true, false or a list of {', '.join((*ANALYSES, *PLAYED))}",
 )
 PAGE = {"out": TEXT, "processes": COUNT, "data": MAPPING, "flags": WORDS, "runs": LIST}
-PAGE |= {"variables": MAPPING, "behaviours": MAPPING}
+PAGE |= {"variables": MAPPING, "behaviours": MAPPING, "joined": MAPPING}
 RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "each": MAPPING, "grid": MAPPING}
 RUN |= {"evaluate": MAPPING, "probe": TRUTH, "analyses": NAMES}
 
@@ -148,7 +175,7 @@ def require_kinds(page: Mapping[str, Any], where: str) -> None:
       ConfigError: naming the first wrong one.
     """
     _require(page, PAGE, where)
-    for section, kind in (("data", WORDS), ("behaviours", WORDS), ("variables", WORD)):
+    for section, kind in (("data", WORDS), ("behaviours", WORDS), ("variables", WORD), ("joined", PARTS)):
         _require(page.get(section, {}), dict.fromkeys(page.get(section, {}), kind), f"{where}: {section}")
     for number, entry in enumerate(page.get("runs", []), 1):
         _require({f"run {number}": entry}, {f"run {number}": MAPPING}, f"{where}: runs")
@@ -196,18 +223,16 @@ def copies(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [single(rest, chosen) for chosen in combinations]
 
 
-def expand(
-    entry: Mapping[str, Any], out: Path, data: Mapping[str, Any], common: Sequence[Any], where: str
-) -> list[Row]:
+def expand(entry: Mapping[str, Any], out: Path, made: Set[str], common: Sequence[Any], where: str) -> list[Row]:
     """One row for each combination of an entry's grid.
 
     Args:
-      data: name -> flags of a collection.
+      made: names of the datasets that the page makes.
       common: the flags of every run.
     """
     if "name" not in entry or "flags" not in entry or "data" not in entry:
         raise ConfigError(f"{where}: expected name, data and flags in every run, received {', '.join(entry)}")
-    source = out / "data" / entry["data"] if entry["data"] in data else Path(entry["data"])
+    source = out / "data" / entry["data"] if entry["data"] in made else Path(entry["data"])
     grid, rows = entry.get("grid", {}), []
     for position, values in enumerate(itertools.product(*grid.values())):
         chosen = dict(zip(grid, values, strict=True))

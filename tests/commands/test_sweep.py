@@ -164,6 +164,23 @@ def test_a_row_goes_on_with_the_first_command_that_has_not_left_its_files(tmp_pa
     assert row.commands[2].words[1:] == ("--logdir", str(row.logdir))
 
 
+def test_joined_data_are_made_after_their_parts(tmp_path):
+    text = PAGE.replace("runs:", "  two: [--task, exbmdp_point, --episodes, 1]\njoined: {{both: [two, random]}}\nruns:")
+    text = text.replace("data: random", "data: both")
+    found = pages.read_sweep(write(tmp_path, text))
+    data = tmp_path / "out" / "data"
+    assert found["rows"][0].data == data / "both"
+    plan = sweep.commands_of(found, {data / "both"}, 1)
+    assert [words[0] for words in plan] == ["semopo_tf.collect", "semopo_tf.collect", "semopo_tf.data"]
+    assert plan[-1][1:] == ["join", str(data / "two"), str(data / "random"), str(data / "both")]
+    assert sweep.commands_of(found, {data / "random"}, 1) == [plan[0]]
+    sweep.prepare(plan[0]), sweep.prepare(plan[1]), sweep.prepare(plan[2])
+    assert len(list((data / "both").glob("*.npz"))) == 4
+    for wrong, message in (("[two, tow]", "both: expected names of data"), ("[two]", "a list of at least two names")):
+        with pytest.raises(ConfigError, match=message):
+            pages.read_sweep(write(tmp_path, text.replace("[two, random]", wrong)))
+
+
 def test_a_row_may_name_its_analyses(tmp_path):
     text = PAGE.replace("probe: true", "analyses: [trust, bound]")
     command = pages.read_sweep(write(tmp_path, text))["rows"][0].commands[1]
