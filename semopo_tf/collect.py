@@ -102,6 +102,7 @@ def _add_behaviour_flags(parser: CommandParser) -> None:
     """Who plays, and which of the episodes are kept."""
     about_policy = (
         "random (an untrained network, another one for every episode), uniform (independent actions), "
+        "constant (an extreme action held for an episode), "
         "snapshot:RUN@DECISIONS, export:DIR; exbmdp_* has random (held pushes), iid, medium, mixed, expert, networks; "
         "gym_CarRacing-* has driver"
     )

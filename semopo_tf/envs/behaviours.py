@@ -3,6 +3,7 @@ and play one environment at a time.
 
 uniform     independent uniform actions
 random      a freshly initialised network for every episode (paper, App. C: "randomly initialised policies")
+constant    one extreme action for a whole episode, with some noise: what a policy ends in that exploits its model
 snapshot    a policy that was trained on the simulator's own state, as it was after so many decisions (`methods.sac`)
 
 They may see more than a learner will: `environment.state` [S], where an environment has one. The dataset holds pixels
@@ -20,12 +21,13 @@ from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.storage.npz import NpzError, read_npz
 from semopo_tf.storage.untrusted import read_whole
 
-NETWORK_STREAM, NOISE_STREAM = 0x2E7, 0x5AC
+NETWORK_STREAM, NOISE_STREAM, CONSTANT_STREAM = 0x2E7, 0x5AC, 0xC0A
 CELLS = 8  # edge of the grey image that a random network sees where the environment has no state
 HIDDEN = (64, 64)
 # Standard deviation of a random network's weights times the root of their number, of the hidden layers and of the last
 # one. With these the actions are nearly bang-bang and the returns on Walker Walk are those of the paper's Table 3.
 GAIN, OUTPUT_GAIN, BIAS = 3.0, 10.0, 0.1
+CONSTANT_NOISE = 0.2  # standard deviation, before the actions are cut off at -1 and 1
 MAX_SNAPSHOT_BYTES = 1 << 26
 MIN_LOG_STD, MAX_LOG_STD = -10.0, 2.0  # of a trained behaviour's actions before the tanh
 
@@ -105,6 +107,25 @@ def grey_cells(image: np.ndarray) -> np.ndarray:
     sums = np.add.reduceat(np.add.reduceat(image.mean(-1), edges[0], 0), edges[1], 1)
     cells = sums / np.outer(*counts) / 127.5
     return (cells - cells.mean()).ravel()
+
+
+class Constant(_OneEnvironment):
+    """a = clip(h + noise, -1, 1), where every component of h is -1 or 1 for a whole episode; a function of (episode's
+    seed, decision).
+
+    Data of policies that move on purpose hardly ever show what happens under an extreme action that is held, so a model
+    may promise anything there.
+    """
+
+    FACTS: Mapping[str, Any] = {"kind": "constant", "noise": CONSTANT_NOISE}
+
+    def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
+        """See `types.Policy`."""
+        size, seed = self._environment.action_size, int(seeds[0])
+        held = np.random.default_rng(np.random.SeedSequence([seed, CONSTANT_STREAM])).choice((-1.0, 1.0), size)
+        rng = np.random.default_rng(np.random.SeedSequence([seed, CONSTANT_STREAM, step]))
+        action = np.clip(held + CONSTANT_NOISE * rng.standard_normal(size), -1, 1)
+        return action[None].astype(np.float32), None
 
 
 class GaussianNetwork(_OneEnvironment):

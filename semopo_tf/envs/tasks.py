@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semopo_tf.envs import exbmdp, gym_adapter
-from semopo_tf.envs.behaviours import RandomNetworks
+from semopo_tf.envs.behaviours import Constant, RandomNetworks
 from semopo_tf.envs.companion import Companion
 from semopo_tf.envs.contract import uncallable
 from semopo_tf.envs.driver import Driver
@@ -201,14 +201,15 @@ def usual_settings(task: str) -> dict[str, int]:
 
 def behaviours(task: str) -> dict[str, Callable[[Environment], Policy]]:
     """The behaviour policies of a task that need no training, name -> builder; see `envs.behaviours`."""
-    uniform: dict[str, Callable[[Environment], Policy]] = {
-        "uniform": lambda environment: RandomPolicy(environment.action_size)
+    usual: dict[str, Callable[[Environment], Policy]] = {
+        "uniform": lambda environment: RandomPolicy(environment.action_size),
+        "constant": Constant,
     }
     if not task.startswith(exbmdp.PREFIX):
         drives = _is_gym(task) and task.startswith(gym_adapter.CAR_RACING)
-        return {"random": RandomNetworks, **uniform, **({"driver": Driver} if drives else {})}
+        return {"random": RandomNetworks, **usual, **({"driver": Driver} if drives else {})}
     own = {kind: functools.partial(exbmdp.Behaviour, kind) for kind in exbmdp.Behaviour.KINDS}
-    return {**own, "networks": RandomNetworks, **uniform}
+    return {**own, "networks": RandomNetworks, **usual}
 
 
 @functools.lru_cache(maxsize=4)

@@ -21,7 +21,7 @@ import numpy as np
 
 from semopo_tf import config as configuration
 from semopo_tf.envs import tasks
-from semopo_tf.envs.behaviours import GaussianNetwork, RandomNetworks, read_layers, require_sizes
+from semopo_tf.envs.behaviours import Constant, GaussianNetwork, RandomNetworks, read_layers, require_sizes
 from semopo_tf.envs.contract import Contract
 from semopo_tf.envs.rollout import derived_seed, play
 from semopo_tf.envs.states import make_states
@@ -112,7 +112,7 @@ def facts(name: str, task: str) -> dict[str, Any]:
     if named.kind == EXPORT:
         return {"kind": EXPORT, "sha256": sha256(named.where / "export.json")}
     builder = tasks.behaviours(task)[named.kind]
-    return dict(RandomNetworks.FACTS) if builder is RandomNetworks else {}
+    return dict(builder.FACTS) if builder in (RandomNetworks, Constant) else {}
 
 
 class Behaviours:

@@ -7,6 +7,7 @@ import pytest
 
 from semopo_tf.envs import tasks
 from semopo_tf.envs.behaviours import (
+    Constant,
     GaussianNetwork,
     Layer,
     RandomNetworks,
@@ -57,6 +58,15 @@ def test_a_random_network_is_drawn_for_every_episode_with_the_stated_scales():
     np.testing.assert_allclose(scales, [3 / 10, 3 / 8, 10 / 8], rtol=0.03)
     assert np.std([each[0].bias for each in layers]) == pytest.approx(0.1, rel=0.1)
     assert not np.any(layers[0][-1].bias)
+
+
+def test_a_constant_behaviour_holds_one_extreme_action():
+    environment = SimpleNamespace(action_size=3)
+    played = [actions(Constant(environment), environment, seed, steps=300) for seed in range(20)]
+    held = [np.sign(episode.mean(0)) for episode in played]
+    assert len({tuple(each) for each in held}) == 8  # every corner of the cube occurs
+    for episode, corner in zip(played, held, strict=True):
+        assert (np.abs(episode - corner) < 0.9).all() and (episode == corner).mean() == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_random_network_without_a_state_sees_the_picture(rng):
