@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semopo_tf.data.cards import read_card, return_statistics
+from semopo_tf.data.cards import read_card, return_statistics, write_card
 from semopo_tf.data.changes import Changes
 from semopo_tf.data.convert import Source, made_from, sources
 from semopo_tf.data.episodes import episode_files, read_episode
@@ -37,7 +37,7 @@ def join(folders: Sequence[Path], target: Path) -> None:
         written = finish(target, together | card, done)
         if together:
             returns = return_statistics([row["return"] for row in written["files"]])
-            written = finish(target, written | {"returns": returns}, done)
+            write_card(target, written | {"returns": returns})
     print(f"{target}: {written['episodes']} episodes of {len(folders)} datasets, {written['records']} records")
 
 
