@@ -5,8 +5,8 @@
     entropy           of the actions in the batches of the model phase, conservative against uniform sampling (Figure 6)
     trust             rank correlation of the ensemble's disagreement with the model's true error, in states that the
                       policy visits and in states of the dataset
-    bound             the policy's return in its model, penalised and not, and in the simulator: the lower bound of
-                      Theorem 3.3 and the smallest weight of the penalty with which it holds
+    bound             the policy's return in its model, penalised and not, and in the simulator; the smallest weight of
+                      the penalty with which the model does not promise more, as Theorem 3.3 asks
 
 The last two play in the simulator, so only if asked for: --only
 
@@ -148,7 +148,7 @@ def described_trust(record: dict[str, Any]) -> str:
 
 
 def described_bound(record: dict[str, Any]) -> str:
-    """Discounted returns and the smallest admissible weight of the run's own measure, in one line."""
+    """Discounted returns and the smallest weight of the run's own measure, in one line."""
 
     def words(found: dict[str, float] | None) -> str:
         if found is None:

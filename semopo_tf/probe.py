@@ -96,8 +96,13 @@ def fresh_episodes(run: Run) -> tuple[list[Episode], Any]:
             raise ConfigError(
                 f"probe: {run.config.task} reports no true state; expected an Observation.log, as in the tasks exbmdp_*"
             )
-        behaviour = tasks.behaviours(run.config.task)[run.card["policy"]](environment)
-        episodes = list(play([environment], behaviour, seeds))
+        playable, policy = tasks.behaviours(run.config.task), run.card.get("policy")
+        if policy not in playable:
+            raise ConfigError(
+                f"probe: expected data of a behaviour that needs no training ({', '.join(playable)}), received "
+                f"{policy}; choose another run"
+            )
+        episodes = list(play([environment], playable[policy](environment), seeds))
     lengths = {len(episode.reward) for episode in episodes}
     if len(lengths) > 1 or min(lengths) < CONTEXT + max(AHEAD):
         raise ConfigError(

@@ -45,16 +45,18 @@ def main(argv: list[str]) -> int:
     """Write the tables between their marks.
 
     Raises:
-      ConfigError: for an invalid sweep, two with a run of one name, a page without marks, or a mark that names no run.
+      ConfigError: for an invalid sweep, two with other runs of one name, a page without marks, or a mark that names no
+        run.
     """
     parser = CommandParser(prog="python -m semopo_tf.summary", description=__doc__.splitlines()[0])
     about = "the sweeps, YAML pages; a table may name runs of any"
     parser.add_argument("--file", required=True, type=Path, nargs="+", help=about)
     parser.add_argument("--page", required=True, type=Path, help="the Markdown page whose tables are rewritten")
     arguments = parser.parse_args(argv)
-    rows = [row for file in arguments.file for row in read_sweep(file)["rows"]]
-    if twice := [name for name, count in Counter(row.name for row in rows).items() if count > 1]:
-        raise ConfigError(f"--file: two of the pages have a run {twice[0]}; name them one at a time")
+    rows = list({row.logdir: row for file in arguments.file for row in read_sweep(file)["rows"]}.values())
+    places = {(row.name.rpartition("/")[0], row.logdir.parent) for row in rows}
+    if twice := [name for name, count in Counter(name for name, _ in places).items() if count > 1]:
+        raise ConfigError(f"--file: two of the pages have other runs {twice[0]}; give one page, or rename them")
 
     def table_of(name: str, now: str) -> str:
         entries = groups(rows, name)
@@ -179,7 +181,9 @@ def _data(directory: Path) -> str:
     card = read_card(directory)
     if not card or "returns" not in card:
         return f"Data `{directory.name}`: not there."
-    options = "".join(f" {name}={value:g}" for name, value in (card["environment"].get("options") or {}).items())
+    options = "".join(
+        f" {name}={value:g}" for name, value in (card.get("environment", {}).get("options") or {}).items()
+    )
     size = f"{card['episodes']} episodes, mean return {card['returns']['mean']:.1f}"
     return f"Data `{directory.name}`: {card['policy']} behaviour{options}, {size}."
 

@@ -66,8 +66,10 @@ def main(argv: list[str]) -> int:
         cancel(rows, out)
         return 0
     needed = {row.data for row in rows if not row.done}
-    # Also collect data that no run learns from: people compare the runs with it.
-    needed |= named(sweep["collections"].keys() - {row.data for row in sweep["rows"]}, sweep["out"], arguments.only)
+    # Also make data that no run learns from: people compare the runs with it.
+    used = {row.data for row in sweep["rows"]}
+    used = used.union(*(parts for each, parts in sweep["joined"].items() if each in used))
+    needed |= named((sweep["collections"].keys() | sweep["joined"].keys()) - used, sweep["out"], arguments.only)
     plan = commands_of(sweep, needed, processes)
     if arguments.list:
         own = [(f"semopo_tf.{command.words[0]}", *command.words[1:]) for row in rows for command in row.left]
@@ -235,7 +237,7 @@ def commands_of(sweep: Mapping[str, Any], needed: set[Path], processes: int) -> 
 
 
 def prepare(words: Sequence[str]) -> None:
-    """Collect data in this process; train a behaviour, which needs TensorFlow, or join datasets in one of their own.
+    """Collect data in this process; train a behaviour, which needs TensorFlow, or join datasets in a child process.
 
     Raises:
       SweepError: when that ends with an error.

@@ -91,7 +91,7 @@ def sources(paths: list[Path]) -> list[Source]:
     return files
 
 
-def _require_unchanged(files: list[Source]) -> None:
+def require_unchanged(files: list[Source]) -> None:
     for source in files:
         status = source.path.stat() if source.path.is_file() else None
         if status is None or (status.st_size, status.st_mtime_ns) != (source.size, source.mtime_ns):
@@ -114,7 +114,7 @@ def to_episodes(files: list[Source], target: Path, changes: Changes, read: Reade
         done = [] if changes.min_length else whole_prefix(target, tag)
         with read([source.path for source in files], len(done), changes) as found:
             fill(target, tag, done, found.episodes, changes)
-        _require_unchanged(files)
+        require_unchanged(files)
         changes.report(files[0].path.parent)
         _finish(target, card | found.facts, done)
 
@@ -130,7 +130,7 @@ def to_copies(files: list[Source], target: Path, changes: Changes) -> None:
             if episode := changes.applied(read_episode(source.path, changes.amend)):
                 done.append(target / source.path.name)
                 write_episode(done[-1], episode._replace(log=read_log(source.path)))
-        _require_unchanged(files)
+        require_unchanged(files)
         changes.report(folder)
         kept = read_card(folder) or {}
         if len(done) < len(files):
@@ -149,7 +149,7 @@ def to_hdf5(files: list[Source], target: Path, changes: Changes) -> None:
     """Write one HDF5 file with checksums, and its SHA-256 beside it."""
     with _appearing(target) as temporary:
         count = write_vd4rl(temporary, _alike(files, changes, "HDF5"))
-        _require_unchanged(files)
+        require_unchanged(files)
         changes.report(files[0].path.parent)
         write_sum(target, sha256(temporary))
     print(
@@ -170,7 +170,7 @@ def to_minari_dataset(files: list[Source], target: Path, changes: Changes) -> No
         )
     with _appearing(target) as temporary:
         count = minari.write_minari(temporary, target.name, _alike(files, changes, "Minari"))
-        _require_unchanged(files)
+        require_unchanged(files)
         changes.report(files[0].path.parent)
         for name in (minari.MAIN_NAME, minari.METADATA_NAME):
             path = temporary / minari.FOLDER_NAME / name

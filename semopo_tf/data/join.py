@@ -11,29 +11,29 @@ from typing import Any
 
 from semopo_tf.data.cards import read_card, return_statistics, write_card
 from semopo_tf.data.changes import Changes
-from semopo_tf.data.convert import Source, made_from, sources
+from semopo_tf.data.convert import Source, made_from, require_unchanged, sources
 from semopo_tf.data.episodes import episode_files, read_episode
 from semopo_tf.data.writing import continued, finish
-from semopo_tf.errors import ConfigError
+from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.storage.files import sha256, write_whole
 
 SAME = ("task", "environment", "background")  # entries of the cards; of the background all but its clips
-OF_EACH = ("policy", "level", "behaviour", "seed", "episodes")  # what the joined card says of each
+OF_EACH = ("policy", "level", "behaviour", "kept_returns", "seed", "episodes")  # what the joined card says of each
 
 
 def join(folders: Sequence[Path], target: Path) -> None:
     """Write the episodes of `folders` and a card into `target`.
 
     Raises:
-      ConfigError: for datasets of different environments, some with a card and some without, or a target that holds
-        something else.
+      ConfigError: as `joined_card`, or for a target that holds something else.
       DataError: for a bad source.
     """
     cards = [read_card(folder) for folder in folders]
     together = joined_card(folders, cards)
     files = [source for folder in folders for source in sources(episode_files(folder))]
     with continued(target, made_from(files, Changes())) as card:
-        done = [copied(source, target, number) for number, source in enumerate(files)]
+        done = copies(files, target)
+        require_unchanged(files)
         written = finish(target, together | card, done)
         if together:
             returns = return_statistics([row["return"] for row in written["files"]])
@@ -41,19 +41,34 @@ def join(folders: Sequence[Path], target: Path) -> None:
     print(f"{target}: {written['episodes']} episodes of {len(folders)} datasets, {written['records']} records")
 
 
-def copied(source: Source, target: Path, number: int) -> Path:
-    """The copy of an episode under its number, which is written unless it is there."""
-    path = target / f"{number:06d}-{source.sha256[:8]}-{len(read_episode(source.path).reward) - 1}.npz"
-    if not path.exists() or sha256(path) != source.sha256:
-        write_whole(path, source.path.read_bytes())
-    return path
+def copies(files: Sequence[Source], target: Path) -> list[Path]:
+    """The copy of every episode under its number; those that are not there are written.
+
+    Raises:
+      DataError: for an episode with images or actions of another shape than the first.
+    """
+    done: list[Path] = []
+    first = None
+    for number, source in enumerate(files):
+        episode = read_episode(source.path)
+        shapes = (episode.image.shape[1:], episode.action.shape[1:])
+        first = first or shapes
+        if shapes != first:
+            raise DataError(
+                f"{source.path}: expected images {list(first[0])} and actions {list(first[1])} as in "
+                f"{files[0].path}, received {list(shapes[0])} and {list(shapes[1])}; leave it out, or convert --size"
+            )
+        done.append(target / f"{number:06d}-{source.sha256[:8]}-{len(episode.reward) - 1}.npz")
+        if not done[-1].exists() or sha256(done[-1]) != source.sha256:
+            write_whole(done[-1], source.path.read_bytes())
+    return done
 
 
 def joined_card(folders: Sequence[Path], cards: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     """What the cards say together, without what `writing.finish` adds; nothing where no dataset has a card.
 
     Raises:
-      ConfigError: for datasets of different environments, or some without a card.
+      ConfigError: for datasets of different environments, some without a card, or one whose collection has not ended.
     """
     first = cards[0]
     for folder, card in zip(folders, cards, strict=True):
@@ -62,6 +77,10 @@ def joined_card(folders: Sequence[Path], cards: Sequence[Mapping[str, Any] | Non
             raise ConfigError(
                 f"{without}: expected a card dataset.json as in {with_card}, received none; collect it again, or "
                 "remove the card there"
+            )
+        if card and card.get("status", "complete") != "complete":
+            raise ConfigError(
+                f"{folder}: expected a complete dataset, received one that is {card['status']}; finish it"
             )
         for key in SAME:
             one, other = (_without_clips((each or {}).get(key)) for each in (first, card))

@@ -3,7 +3,7 @@ and play one environment at a time.
 
 uniform     independent uniform actions
 random      a freshly initialised network for every episode (paper, App. C: "randomly initialised policies")
-constant    one extreme action for a whole episode, with some noise: what a policy ends in that exploits its model
+constant    one extreme action for a whole episode, with some noise: what policies that exploit their model come to do
 snapshot    a policy that was trained on the simulator's own state, as it was after so many decisions (`methods.sac`)
 
 They may see more than a learner will: `environment.state` [S], where an environment has one. The dataset holds pixels
@@ -121,7 +121,7 @@ class Constant(_OneEnvironment):
 
     def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
         """See `types.Policy`."""
-        size, seed = self._environment.action_size, int(seeds[0])
+        size, seed = self._environment.action_size, int(seeds[0])  # the generator of decision 0 also draws the corner
         held = np.random.default_rng(np.random.SeedSequence([seed, CONSTANT_STREAM])).choice((-1.0, 1.0), size)
         rng = np.random.default_rng(np.random.SeedSequence([seed, CONSTANT_STREAM, step]))
         action = np.clip(held + CONSTANT_NOISE * rng.standard_normal(size), -1, 1)

@@ -58,8 +58,8 @@ def of_dots(rows: Sequence[Dots]) -> Rows:
 
 def of_estimates(rows: Sequence[Estimates]) -> Rows:
     """A row for each estimate with the ends of its interval."""
-    found: Rows = [["series", "states", "value", *BOUNDS]]
-    found += [[row.label, states, *one] for row in rows for states, each in row.each.items() for one in each]
+    found: Rows = [["series", "what", "value", *BOUNDS]]
+    found += [[row.label, what, *one] for row in rows for what, each in row.each.items() for one in each]
     return found
 
 

@@ -1,6 +1,6 @@
 """The figures about penalties. From analysis/trust.json: whether disagreement goes with the model's true error, and how
 far the predicted reward is off, in states of the policy and of the dataset. From analysis/bound.json: the policy's
-return in the model and in the simulator, and the smallest weight with which Theorem 3.3 bounds it.
+return in the model and in the simulator, and the smallest weight with which the model does not promise more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,8 @@ BOUND_CAPTION = """Discounted return of the greedy policy from the first frames 
 simulator and as its model imagines it, without and with the run's penalty. Theorem 3.3 needs a penalty with which no
 policy returns more in the model than in the simulator; measured is the policy that was learned. The smallest weight of
 the run's own measure with which that holds for this policy is below 0 where the model promises less than it keeps. A
-run whose weight is smaller breaks the theorem's condition; one whose weight is larger may break it elsewhere. Every run
-has its own mark. Lines: 95 % bootstrap intervals over the episodes of that run, which say nothing about other
+run whose weight lies below the interval breaks the theorem's condition; one above it may break it for another policy.
+Every run has its own mark. Lines: 95 % bootstrap intervals over the episodes of that run, which say nothing about other
 seeds."""
 
 
@@ -70,12 +70,12 @@ def _bounds(label: str, runs: Sequence[RunRecord], shown: Mapping[str, str]) -> 
 
 
 def _weights(label: str, runs: Sequence[RunRecord]) -> Estimates:
-    """The smallest admissible weight of the run's measure, where there is one, and the run's weight."""
+    """The smallest weight of the run's measure, where there is one, and the run's weight."""
     found = [run.analyses["bound"] for run in runs]
     measure = found[0]["penalty"]["measure"]
     smallest = [_ends(each["smallest"][measure]) for each in found if measure in each["smallest"]]
     used = [(each["penalty"]["weight"],) * 3 for each in found]
-    return Estimates(f"{label}: {measure}", {"smallest admissible": smallest, "of the run": used})
+    return Estimates(f"{label}: {measure}", {"smallest": smallest, "of the run": used})
 
 
 def _rows(label: str, runs: Sequence[RunRecord], error: str) -> list[Estimates]:
@@ -112,8 +112,8 @@ def _panel(name: str, heading: str, rows: Sequence[Estimates], x: str) -> list[P
     if not rows:
         return []
     told = (
-        f"{row.label}, {states}: {', '.join(f'{value:.2f} ({low:.2f} to {high:.2f})' for value, low, high in found)}"
+        f"{row.label}, {what}: {', '.join(f'{value:.2f} ({low:.2f} to {high:.2f})' for value, low, high in found)}"
         for row in rows
-        for states, found in row.each.items()
+        for what, found in row.each.items()
     )
     return [Panel(name, f"{heading}; {'; '.join(told)}", intervals(heading, rows, x=x), csv_rows.of_estimates(rows))]

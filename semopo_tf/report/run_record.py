@@ -207,8 +207,11 @@ def reached(run: RunRecord, phase: str) -> int:
 
 
 def _level(card: Mapping[str, Any], directory: str) -> str:
+    """Of a dataset: what its card says; of a joined one, the name of its directory."""
     named = card.get("level")
-    return named if isinstance(named, str) else directory if directory in LEVELS else card.get("policy", directory)
+    if isinstance(named, str):
+        return named
+    return directory if directory in LEVELS or "joined" in card else card.get("policy", directory)
 
 
 @functools.cache

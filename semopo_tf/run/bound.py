@@ -1,6 +1,6 @@
-"""What a policy returns in its model and in the simulator: the lower bound of Theorem 3.3, measured.
+"""What a policy returns in its model and in the simulator: the condition of Theorem 3.3, measured for one policy.
 
-The theorem's penalty is large enough if no policy returns more in the penalised model than in truth. The policy of a
+The theorem asks for a penalty with which no policy returns more in the penalised model than in truth. The policy of a
 run plays in the simulator; its model filters the first frame of each episode and imagines the episode from there, with
 the same greedy policy:
 
@@ -10,13 +10,15 @@ the same greedy policy:
     penalty             w u(z_1)     w u(z_2)      w u(z_T)
     weight              1            g       ...   g^{T-1}   g: imagination.discount
 
-An episode counts as many steps in the model as in the simulator; with a continue head, the model's also end as it says.
+An episode counts as many steps in the model as in the simulator. After one that ended in a terminal state the
+simulator's rewards are 0, while the model goes on as long as its longest episode, or as its continue head says.
 
     return of the simulator  R = E sum g^{k-1} r_k       penalised return of the model  M - w U
-    return of the model      M = E sum g^{k-1} r(z_k)    smallest admissible weight     (M - R) / U
-    disagreement             U = E sum g^{k-1} u(z_k)    the theorem's bound            R - 2 w U
+    return of the model      M = E sum g^{k-1} r(z_k)    smallest weight                (M - R) / U
+    disagreement             U = E sum g^{k-1} u(z_k)
 
-A smallest weight below 0 says that the model promises less than it keeps: it needs no penalty for this policy.
+With the smallest weight the penalised return of this policy is not above its true one. The theorem asks that of every
+policy, so it needs at least this weight. Below 0, the model promises this policy less than it gets.
 """
 
 from collections.abc import Sequence
@@ -43,8 +45,8 @@ def bound(run: Run, episodes: int = 10) -> dict[str, Any]:
 
     Returns:
       {phase, step, seed, members, discount, decisions, episodes, rollouts, penalty, return, simulator, model,
-      penalised, theorem: interval, disagreement, smallest: {measure: interval}}; `return` is not discounted;
-      `penalised` and `theorem` are those of the run's own measure and weight.
+      penalised: interval, disagreement, smallest: {measure: interval}}; `return` is not discounted, `penalised` has
+      the run's own measure and weight.
 
     Raises:
       ConfigError: as `Run.members`.
@@ -54,7 +56,7 @@ def bound(run: Run, episodes: int = 10) -> dict[str, Any]:
     members = run.members("bound")
     played = [episode for _, episode in scored(run, episodes)]
     discount = run.config.imagination.discount
-    found = Imaginer(run, discount).compare(played)
+    sums = Imaginer(run, discount).compare(played)
     penalty = dict(run.config.penalty)
     return {
         "phase": run.phase,
@@ -67,28 +69,26 @@ def bound(run: Run, episodes: int = 10) -> dict[str, Any]:
         "rollouts": ROLLOUTS,
         "penalty": penalty,
         "return": float(np.mean([episode.reward.sum(dtype=np.float64) for episode in played])),
-        **describe(found, penalty["measure"], penalty["weight"]),
+        **describe(sums, penalty["measure"], penalty["weight"]),
     }
 
 
-def describe(found: dict[str, np.ndarray], measure: str, weight: float) -> dict[str, Any]:
+def describe(sums: dict[str, np.ndarray], measure: str, weight: float) -> dict[str, Any]:
     """Intervals of the returns in the module's text.
 
     Args:
-      found: by episode, [E]: `simulator`, `model`, and the disagreement by every measure.
+      sums: by episode, [E]: `simulator`, `model`, and the disagreement by every measure.
     """
-    drawn = draws(len(found["simulator"]))
-    mean = {name: values[drawn].mean(1) for name, values in found.items()}  # [1 + replicates]
+    drawn = draws(len(sums["simulator"]))
+    mean = {name: values[drawn].mean(1) for name, values in sums.items()}  # [1 + replicates]
     disagreement = {name: values for name, values in mean.items() if name not in ("simulator", "model")}
-    charged = weight * disagreement[measure]
     excess = mean["model"] - mean["simulator"]
     with np.errstate(divide="ignore", invalid="ignore"):
         smallest = {name: interval(excess / values) for name, values in disagreement.items() if values[0]}
     return {
         "simulator": interval(mean["simulator"]),
         "model": interval(mean["model"]),
-        "penalised": interval(mean["model"] - charged),
-        "theorem": interval(mean["simulator"] - 2 * charged),
+        "penalised": interval(mean["model"] - weight * disagreement[measure]),
         "disagreement": {name: interval(values) for name, values in disagreement.items()},
         "smallest": smallest,
     }
@@ -102,9 +102,10 @@ class Imaginer:
         from semopo_tf.random import Key
 
         self._discount, model, policy, seed = discount, run.world_model, run.policy, run.config.eval.seed
+        least = run.config.penalty.reward == "minimum"
 
         def imagined(first: Batch, steps: int, call: Tensor) -> dict[str, Tensor]:
-            return imagine(model, policy, first, steps, Key(seed, "bound", call))
+            return imagine(model, policy, first, steps, Key(seed, "bound", call), least=least)
 
         self._imagined = compiling.compiled(imagined, jit=False)
 
@@ -118,29 +119,32 @@ class Imaginer:
             raise DataError(
                 f"bound: expected episodes of at least 2 records, received 1 in episode {short[0]}; choose another run"
             )
-        each = [self._compare(episode, number) for number, episode in enumerate(episodes)]
+        longest = max(len(episode.reward) for episode in episodes) - 1
+        each = [self._compare(episode, number, longest) for number, episode in enumerate(episodes)]
         return {name: np.array([one[name] for one in each]) for name in each[0]}
 
-    def _compare(self, episode: Episode, number: int) -> dict[str, float]:
+    def _compare(self, episode: Episode, number: int, longest: int) -> dict[str, float]:
         import tensorflow as tf
 
-        steps = len(episode.reward) - 1
+        reward = episode.reward[1:].astype(np.float64)
+        steps = longest if episode.is_terminal[-1] else len(reward)
         first = tf.nest.map_structure(lambda x: tf.repeat(x, ROLLOUTS, 0), as_batch([episode], length=1))
         imagined = self._imagined(first, steps, tf.constant(number, tf.int64))
-        found = {name: x.numpy().astype(np.float64) for name, x in imagined.items()}  # [N, T]
+        steps_of = {name: x.numpy().astype(np.float64) for name, x in imagined.items()}  # [N, T]
         weights = self._discount ** np.arange(steps)
-        goes_on = found.pop("goes_on") * weights
-        model = {name: float((values * goes_on).sum(1).mean()) for name, values in found.items()}
-        simulator = float((episode.reward[1:].astype(np.float64) * weights).sum())
+        goes_on = steps_of.pop("goes_on") * weights
+        model = {name: float((values * goes_on).sum(1).mean()) for name, values in steps_of.items()}
+        simulator = float((reward * weights[: len(reward)]).sum())
         return {"simulator": simulator, "model": model.pop("reward"), **model}
 
 
-def imagine(model: Any, policy: Any, first: Batch, steps: int, key: "Key") -> dict[str, Tensor]:
+def imagine(model: Any, policy: Any, first: Batch, steps: int, key: "Key", *, least: bool = False) -> dict[str, Tensor]:
     """Roll the greedy policy from the filtered first records [N, 1, ...], with the members and the noise of
     imagination.
 
     Args:
       policy: acts from states of the model, as a `FilterPolicy` does.
+      least: with `penalty.reward minimum`, the reward is the least of any member, as in imagination.
 
     Returns:
       Of the states after each of T steps, [N, T] each: `reward`, the disagreement by every measure of
@@ -162,6 +166,8 @@ def imagine(model: Any, policy: Any, first: Batch, steps: int, key: "Key") -> di
     latent = tf.nest.map_structure(lambda x: tf.transpose(x, [1, 0, *range(2, len(x.shape))]), states)
     features = model.features(latent)
     reward, continues = model.reward(features), model.continues(features)
+    if least:
+        reward = tf.reduce_min(model.member_rewards(latent, noise), 0)
     goes_on = tf.ones_like(reward) if continues is None else tf.math.cumprod(continues, axis=1, exclusive=True)
     measures = {name: model.disagreement(latent, name) for name in MEASURES}
     return {"reward": reward, "goes_on": goes_on} | measures

@@ -158,14 +158,14 @@ PARTS = Kind(
 )
 VALUES = Kind(lambda x: WORDS.fits(x) and x != [], "a list of at least one word or number")
 MAPPING = Kind(lambda x: isinstance(x, dict) and all(map(NAME.fits, x)), "a mapping of names, none absolute or with ..")
-NAMES = Kind(
+WHICH = Kind(
     lambda x: TRUTH.fits(x) or (isinstance(x, list) and x != [] and all(name in (*ANALYSES, *PLAYED) for name in x)),
     f"true, false or a list of {', '.join((*ANALYSES, *PLAYED))}",
 )
 PAGE = {"out": TEXT, "processes": COUNT, "data": MAPPING, "flags": WORDS, "runs": LIST}
 PAGE |= {"variables": MAPPING, "behaviours": MAPPING, "joined": MAPPING}
 RUN = {"name": NAME, "data": TEXT, "flags": WORDS, "each": MAPPING, "grid": MAPPING}
-RUN |= {"evaluate": MAPPING, "probe": TRUTH, "analyses": NAMES}
+RUN |= {"evaluate": MAPPING, "probe": TRUTH, "analyses": WHICH}
 
 
 def require_kinds(page: Mapping[str, Any], where: str) -> None:

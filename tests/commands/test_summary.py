@@ -40,7 +40,12 @@ def test_one_page_has_tables_of_several_sweeps_and_no_empty_column(tmp_path):
     assert "5.0, 5.0" in page.read_text()
 
 
-def test_runs_of_one_name_in_two_sweeps_are_refused(tmp_path):
-    file = written(tmp_path, "one/semopo", 3.0)
-    with pytest.raises(ConfigError, match=r"--file: two of the pages have a run one/semopo/seed=1; name them one at a"):
-        summary.main(["--file", str(file), str(file), "--page", str(tmp_path / "page.md")])
+def test_other_runs_of_one_name_in_two_sweeps_are_refused_and_shared_ones_are_not(tmp_path):
+    file, page = written(tmp_path, "one/semopo", 3.0), tmp_path / "page.md"
+    page.write_text("<!-- table one -->\n<!-- end -->\n")
+    assert summary.main(["--file", str(file), str(file), "--page", str(page)]) == 0
+    assert "| 2 |" in page.read_text()
+    (tmp_path / "other").mkdir()
+    other = written(tmp_path / "other", "one/semopo", 3.0)
+    with pytest.raises(ConfigError, match=r"--file: two of the pages have other runs one/semopo; give one page, or re"):
+        summary.main(["--file", str(file), str(other), "--page", str(page)])

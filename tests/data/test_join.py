@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import synthetic
 
 from semopo_tf import collect
 from semopo_tf.data import __main__ as data
-from semopo_tf.data.cards import read_card
+from semopo_tf.data.cards import read_card, write_card
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.data.episodes import episode_files
-from semopo_tf.errors import ConfigError
+from semopo_tf.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +66,21 @@ def test_what_does_not_belong_together_is_refused_before_anything_is_written(col
         (bare / path.name).write_bytes(path.read_bytes())
     with pytest.raises(ConfigError, match=r"bare: expected a card dataset.json as in .*, received none"):
         data.main(["join", str(collected / "networks"), str(bare), str(target)])
+    cut_short = tmp_path / "cut"
+    cut_short.mkdir()
+    (cut_short / "000000.npz").write_bytes(episode_files(collected / "expert")[0].read_bytes())
+    write_card(cut_short, read_card(collected / "expert") | {"status": "incomplete"})
+    with pytest.raises(ConfigError, match=r"cut: expected a complete dataset, received one that is incomplete"):
+        data.main(["join", str(collected / "networks"), str(cut_short), str(target)])
     assert not target.exists()
     assert data.main(["join", str(bare), str(bare), str(target)]) == 0
     assert "task" not in read_card(target) and read_card(target)["episodes"] == 2
     with pytest.raises(ConfigError, match="holds a dataset that was not made from these files"):
         joined(collected, target, "networks", "expert")
+
+
+def test_images_of_two_sizes_are_refused(tmp_path):
+    for name, size in (("a", 16), ("b", 8)):
+        synthetic.dataset(tmp_path / name, size=size)
+    with pytest.raises(DataError, match=r"expected images \[16, 16, 3\] and actions .* received \[8, 8, 3\]"):
+        data.main(["join", str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "both")])

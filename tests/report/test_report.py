@@ -233,7 +233,7 @@ def test_the_penalty_is_shown_against_the_models_error_for_every_run(tmp_path):
     names = sorted(path.stem.removeprefix("trust_exbmdp_point_random_") for path in folder.glob("trust*.csv"))
     assert names == ["excess", "reward"]  # the position's error is not known
     heading, *rows = read_csv(folder / "trust_exbmdp_point_random_excess.csv")
-    assert heading == ["series", "states", "value", "low", "high"]
+    assert heading == ["series", "what", "value", "low", "high"]
     found = [(series, states.split()[-1], float(value)) for series, states, value, *_ in rows]
     policy, dataset = (("semopo", "policy", 0.1), ("semopo", "policy", 0.3)), (("semopo", "dataset", 0.0),) * 2
     assert found == [*policy, *dataset, ("lompo", "policy", -0.2), ("lompo", "dataset", 0.0)]
@@ -257,9 +257,9 @@ def test_the_return_in_the_model_is_shown_beside_that_of_the_simulator(tmp_path)
     _, *rows = read_csv(folder / "bound_exbmdp_point_random_weights.csv")
     found = [(row[0], row[1], float(row[2])) for row in rows]
     semopo, joint = "semopo: mean_norm", "offline_dv2: mean_norm"
-    smallest = [(semopo, "smallest admissible", -0.4), (semopo, "smallest admissible", 0.2)]
+    smallest = [(semopo, "smallest", -0.4), (semopo, "smallest", 0.2)]
     assert found[:4] == [*smallest, (semopo, "of the run", 0.25), (semopo, "of the run", 0.25)]
-    assert found[4:] == [(joint, "smallest admissible", 0.4), (joint, "of the run", 0.25)]
+    assert found[4:] == [(joint, "smallest", 0.4), (joint, "of the run", 0.25)]
     alone = make(tmp_path / "alone", records.write_run(tmp_path / "none", "semopo", POINT, 1))
     assert "--only bound</code>" in html.unescape(alone)
 
