@@ -138,7 +138,8 @@ def test_I24_help_of_the_training_command_lists_overlays_and_flags(flag):
     done = run("train.py", "--configs", "semopo", flag)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: python train.py --configs METHOD")
-    for words in ("sizes    small, testbed, debug", "steps: {model: 25000, policy: 100000}", "continue_head: False"):
+    sizes = "sizes    small32, small, testbed, debug"
+    for words in (sizes, "steps: {model: 25000, policy: 100000}", "continue_head: False"):
         assert words in done.stdout
 
 
