@@ -251,7 +251,7 @@ def test_a_dataset_has_true_states_beside_its_records_and_a_card_that_rebuilds_t
     [
         (
             ["--policy", "clever"],
-            "--policy: expected random, iid, medium, mixed, expert, networks, uniform, snap.* for exb",
+            "--policy: expected random, iid, medium, mixed, expert, networks, uniform, constant, snap.* for exb",
         ),
         (["--options", "exo_dims"], "--options: expected name=number, received 'exo_dims'"),
     ],

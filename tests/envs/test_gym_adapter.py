@@ -204,12 +204,12 @@ def test_package_and_version_are_known_and_the_task_shows_no_background(task):
     assert {"box2d", "numpy"} < set(versions) and "none" not in versions.values()
     assert tasks.shows_no_background(task)
     assert tasks.usual_settings(task) == {"size": 64, "action_repeat": 2}
-    assert list(tasks.behaviours(task)) == ["random", "uniform", "driver"]
+    assert list(tasks.behaviours(task)) == ["random", "uniform", "constant", "driver"]
 
 
 def test_other_environments_of_gym_have_no_driver_and_a_users_module_is_none_of_gym():
-    assert list(tasks.behaviours("gym_Pendulum-v1")) == ["random", "uniform"]
-    assert list(tasks.behaviours("gym_tasks:pendulum")) == ["random", "uniform"]
+    assert list(tasks.behaviours("gym_Pendulum-v1")) == ["random", "uniform", "constant"]
+    assert list(tasks.behaviours("gym_tasks:pendulum")) == ["random", "uniform", "constant"]
     assert tasks.environment_versions("gym_tasks:pendulum") == {"numpy": np.__version__}
     assert not tasks.shows_no_background("gym_tasks:pendulum")
 
@@ -217,7 +217,7 @@ def test_other_environments_of_gym_have_no_driver_and_a_users_module_is_none_of_
 def test_a_registered_name_wins(monkeypatch):
     monkeypatch.setitem(tasks._registry, TASK, lambda **settings: settings["size"])
     assert tasks.make(TASK, size=5) == 5
-    assert list(tasks.behaviours(TASK)) == ["random", "uniform"]
+    assert list(tasks.behaviours(TASK)) == ["random", "uniform", "constant"]
 
 
 CARD = {"task": TASK, "versions": {"gym": "0.26.2", "box2d": "2.3.10", "pygame-ce": "2.5.8", "numpy": "1.0"}}
