@@ -150,10 +150,11 @@ def described_trust(record: dict[str, Any]) -> str:
 def described_bound(record: dict[str, Any]) -> str:
     """Discounted returns and the smallest weight of the run's own measure, in one line."""
 
-    def words(found: dict[str, float] | None) -> str:
-        if found is None:
+    def words(estimate: dict[str, float] | None) -> str:
+        if estimate is None:
             return "undefined"
-        return f"{found['estimate']:.2f}" + (f" ({found['low']:.2f} to {found['high']:.2f})" if "low" in found else "")
+        ends = f" ({estimate['low']:.2f} to {estimate['high']:.2f})" if "low" in estimate else ""
+        return f"{estimate['estimate']:.2f}{ends}"
 
     measure, weight = record["penalty"]["measure"], record["penalty"]["weight"]
     smallest = words(record["smallest"].get(measure))

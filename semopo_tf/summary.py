@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     rows = list({row.logdir: row for file in arguments.file for row in read_sweep(file)["rows"]}.values())
     places = {(row.name.rpartition("/")[0], row.logdir.parent) for row in rows}
     if twice := [name for name, count in Counter(name for name, _ in places).items() if count > 1]:
-        raise ConfigError(f"--file: two of the pages have other runs {twice[0]}; give one page, or rename them")
+        raise ConfigError(f"--file: {twice[0]} names different runs on two of the pages; give one page, or rename them")
 
     def table_of(name: str, now: str) -> str:
         entries = groups(rows, name)
@@ -121,9 +121,10 @@ def _bound(run: RunRecord, name: str) -> float | None:
 
 
 def _smallest_weight(run: RunRecord) -> float | None:
+    """Of the run's own measure, where it was measured."""
     bound = run.analyses.get("bound")
-    found = bound and bound["smallest"].get(bound["penalty"]["measure"])
-    return found["estimate"] if found else None
+    smallest = bound and bound["smallest"].get(bound["penalty"]["measure"])
+    return smallest["estimate"] if smallest else None
 
 
 COLUMNS: dict[str, tuple[str, Callable[[RunRecord], float | None]]] = {

@@ -8,11 +8,14 @@ import reference
 import tensorflow as tf
 
 from semopo_tf import config as configuration
+from semopo_tf.data.cards import read_card
+from semopo_tf.data.dataset import Dataset
 from semopo_tf.engine.compiling import choose_jit
 from semopo_tf.methods.semopo import SeMOPO
 from semopo_tf.nets.rssm import RSSM
 from semopo_tf.random import Key
 from semopo_tf.run import build
+from semopo_tf.run.trained import Run
 from semopo_tf.types import Batch
 
 MODES = ("eager", "graph", "xla")
@@ -73,6 +76,15 @@ def batch(rng: np.random.Generator, size: int = 2, length: int = 4) -> Batch:
 
 def key(step: int = 0, domain: str = "model", seed: int = 1) -> Key:
     return Key(seed, domain, tf.constant(step, tf.int64))
+
+
+def untrained(data: Dataset, method: str, *flags: str) -> Run:
+    """A run on data of exbmdp_point whose learner has its initial weights."""
+    words = ["--configs", method, "exbmdp_point", "debug", "--offline_dir", str(data.directory), *flags]
+    config = configuration.load(words)
+    sizes = {"image_size": 32, "action_size": 2} | build.data_sizes(config, data)
+    made = build.make_learner(config, **sizes)
+    return Run(config, read_card(data.directory), sizes, made, made.policy(), "ckpt-policy-0", "policy", 0)
 
 
 def randomise(variables: Mapping[str, tf.Variable], rng: np.random.Generator, gain: float = 1.0) -> None:

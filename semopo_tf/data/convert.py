@@ -92,6 +92,11 @@ def sources(paths: list[Path]) -> list[Source]:
 
 
 def require_unchanged(files: list[Source]) -> None:
+    """Check that no file has changed since its digest was taken.
+
+    Raises:
+      DataError: naming the first that has.
+    """
     for source in files:
         status = source.path.stat() if source.path.is_file() else None
         if status is None or (status.st_size, status.st_mtime_ns) != (source.size, source.mtime_ns):

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semopo_tf.data.cards import read_card, return_statistics, write_card
+import numpy as np
+
+from semopo_tf.data.cards import read_card, return_statistics
 from semopo_tf.data.changes import Changes
 from semopo_tf.data.convert import Source, made_from, require_unchanged, sources
 from semopo_tf.data.episodes import episode_files, read_episode
-from semopo_tf.data.writing import continued, finish
-from semopo_tf.errors import ConfigError, DataError
+from semopo_tf.data.writing import continued, finish, require_shapes
+from semopo_tf.errors import ConfigError
 from semopo_tf.storage.files import sha256, write_whole
 
 SAME = ("task", "environment", "background")  # entries of the cards; of the background all but its clips
@@ -32,36 +34,30 @@ def join(folders: Sequence[Path], target: Path) -> None:
     together = joined_card(folders, cards)
     files = [source for folder in folders for source in sources(episode_files(folder))]
     with continued(target, made_from(files, Changes())) as card:
-        done = copies(files, target)
+        copied = copies(files, target)
         require_unchanged(files)
-        written = finish(target, together | card, done)
         if together:
-            returns = return_statistics([row["return"] for row in written["files"]])
-            write_card(target, written | {"returns": returns})
+            together["returns"] = return_statistics(list(copied.values()))
+        written = finish(target, together | card, list(copied))
     print(f"{target}: {written['episodes']} episodes of {len(folders)} datasets, {written['records']} records")
 
 
-def copies(files: Sequence[Source], target: Path) -> list[Path]:
-    """The copy of every episode under its number; those that are not there are written.
+def copies(files: Sequence[Source], target: Path) -> dict[Path, float]:
+    """The copy of every episode under its number -> its return; those that are not there are written.
 
     Raises:
       DataError: for an episode with images or actions of another shape than the first.
     """
-    done: list[Path] = []
-    first = None
+    returns: dict[Path, float] = {}
+    first = read_episode(files[0].path)
     for number, source in enumerate(files):
         episode = read_episode(source.path)
-        shapes = (episode.image.shape[1:], episode.action.shape[1:])
-        first = first or shapes
-        if shapes != first:
-            raise DataError(
-                f"{source.path}: expected images {list(first[0])} and actions {list(first[1])} as in "
-                f"{files[0].path}, received {list(shapes[0])} and {list(shapes[1])}; leave it out, or convert --size"
-            )
-        done.append(target / f"{number:06d}-{source.sha256[:8]}-{len(episode.reward) - 1}.npz")
-        if not done[-1].exists() or sha256(done[-1]) != source.sha256:
-            write_whole(done[-1], source.path.read_bytes())
-    return done
+        require_shapes(episode, first, str(source.path))
+        path = target / f"{number:06d}-{source.sha256[:8]}-{len(episode.reward) - 1}.npz"
+        if not path.exists() or sha256(path) != source.sha256:
+            write_whole(path, source.path.read_bytes())
+        returns[path] = float(episode.reward.sum(dtype=np.float64))
+    return returns
 
 
 def joined_card(folders: Sequence[Path], cards: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:

@@ -127,25 +127,29 @@ def fill(
     Raises:
       DataError: for an episode that no reader would take, or of other shapes than the one before.
     """
-    shapes = _shapes(read_episode(done[0])) if done else None
+    first = read_episode(done[0]) if done else None
     for where, arrays in episodes:
         episode = changes.applied(validate_episode(changes.amend(arrays, where), where))
         if episode is None:
             continue
-        shapes = shapes or _shapes(episode)
-        if _shapes(episode) != shapes:
-            raise DataError(
-                f"{where}: expected images {shapes[0]} and actions {shapes[1]} as before, received "
-                f"{_shapes(episode)[0]} and {_shapes(episode)[1]}; write them as datasets of their own, or images of "
-                "one size"
-            )
+        first = first or episode
+        require_shapes(episode, first, where)
         done.append(target / f"{len(done):06d}{tag}-{len(episode.reward) - 1}.npz")
         write_episode(done[-1], episode)
 
 
-def _shapes(episode: Episode) -> tuple[list[int], list[int]]:
-    """Of one image and one action."""
-    return list(episode.image.shape[1:]), list(episode.action.shape[1:])
+def require_shapes(episode: Episode, first: Episode, where: str) -> None:
+    """Check that images and actions have the shapes of the first episode's.
+
+    Raises:
+      DataError: naming `where`, if they have not.
+    """
+    expected, received = ((list(each.image.shape[1:]), list(each.action.shape[1:])) for each in (first, episode))
+    if received != expected:
+        raise DataError(
+            f"{where}: expected images {expected[0]} and actions {expected[1]} as before, received {received[0]} and "
+            f"{received[1]}; write them as datasets of their own, or images of one size"
+        )
 
 
 def whole_prefix(target: Path, tag: str) -> list[Path]:

@@ -121,9 +121,9 @@ class Constant(_OneEnvironment):
 
     def __call__(self, image: np.ndarray, state: Any, seeds: np.ndarray, step: int) -> tuple[np.ndarray, Any]:
         """See `types.Policy`."""
-        size, seed = self._environment.action_size, int(seeds[0])  # the generator of decision 0 also draws the corner
+        size, seed = self._environment.action_size, int(seeds[0])
         held = np.random.default_rng(np.random.SeedSequence([seed, CONSTANT_STREAM])).choice((-1.0, 1.0), size)
-        rng = np.random.default_rng(np.random.SeedSequence([seed, CONSTANT_STREAM, step]))
+        rng = np.random.default_rng(np.random.SeedSequence([seed, NOISE_STREAM, step]))
         action = np.clip(held + CONSTANT_NOISE * rng.standard_normal(size), -1, 1)
         return action[None].astype(np.float32), None
 

@@ -55,7 +55,7 @@ def bound_part(groups: Sequence[Group]) -> Part:
     title, panels = "Does the model promise more than it keeps?", list[Panel]()
     for dataset, same in by_dataset(groups).items():
         measured = {group.label: runs for group in same if (runs := group.analysed("bound"))}
-        returns = [_bounds(label, runs, RETURNS) for label, runs in measured.items()]
+        returns = [_returns(label, runs) for label, runs in measured.items()]
         panels += _panel(f"bound {dataset.label} returns", f"{dataset.label}: discounted return", returns, "return")
         weights = [_weights(label, runs) for label, runs in measured.items()]
         heading = f"{dataset.label}: weight of the penalty"
@@ -64,17 +64,17 @@ def bound_part(groups: Sequence[Group]) -> Part:
     return figure_part("Bound", title, panels, BOUND_CAPTION, why, own_command(groups, ANALYSE, "--only bound"))
 
 
-def _bounds(label: str, runs: Sequence[RunRecord], shown: Mapping[str, str]) -> Estimates:
-    each = {words: [_ends(run.analyses["bound"][name]) for run in runs] for name, words in shown.items()}
+def _returns(label: str, runs: Sequence[RunRecord]) -> Estimates:
+    each = {words: [_ends(run.analyses["bound"][name]) for run in runs] for name, words in RETURNS.items()}
     return Estimates(label, each)
 
 
 def _weights(label: str, runs: Sequence[RunRecord]) -> Estimates:
     """The smallest weight of the run's measure, where there is one, and the run's weight."""
-    found = [run.analyses["bound"] for run in runs]
-    measure = found[0]["penalty"]["measure"]
-    smallest = [_ends(each["smallest"][measure]) for each in found if measure in each["smallest"]]
-    used = [(each["penalty"]["weight"],) * 3 for each in found]
+    records = [run.analyses["bound"] for run in runs]
+    measure = records[0]["penalty"]["measure"]
+    smallest = [_ends(record["smallest"][measure]) for record in records if measure in record["smallest"]]
+    used = [(record["penalty"]["weight"],) * 3 for record in records]
     return Estimates(f"{label}: {measure}", {"smallest": smallest, "of the run": used})
 
 

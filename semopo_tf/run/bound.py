@@ -11,7 +11,7 @@ the same greedy policy:
     weight              1            g       ...   g^{T-1}   g: imagination.discount
 
 An episode counts as many steps in the model as in the simulator. After one that ended in a terminal state the
-simulator's rewards are 0, while the model goes on as long as its longest episode, or as its continue head says.
+simulator's rewards are 0, while the model goes on to the length of the longest episode, or as its continue head says.
 
     return of the simulator  R = E sum g^{k-1} r_k       penalised return of the model  M - w U
     return of the model      M = E sum g^{k-1} r(z_k)    smallest weight                (M - R) / U
@@ -28,7 +28,7 @@ import numpy as np
 
 from semopo_tf.errors import DataError
 from semopo_tf.run.resampling import draws, interval
-from semopo_tf.run.trained import Run, as_batch, scored
+from semopo_tf.run.trained import Run, as_batch
 from semopo_tf.types import Batch, Episode, Latent, Tensor
 
 if TYPE_CHECKING:
@@ -49,27 +49,18 @@ def bound(run: Run, episodes: int = 10) -> dict[str, Any]:
       the run's own measure and weight.
 
     Raises:
-      ConfigError: as `Run.members`.
       DataError: when an episode has no decision.
-      SemopoError: as `run.trained.scored`.
+      SemopoError: as `Run.play_for`.
     """
-    members = run.members("bound")
-    played = [episode for _, episode in scored(run, episodes)]
-    discount = run.config.imagination.discount
+    played, facts = run.play_for("bound", episodes)
+    discount, penalty = run.config.imagination.discount, run.config.penalty
     sums = Imaginer(run, discount).compare(played)
-    penalty = dict(run.config.penalty)
-    return {
-        "phase": run.phase,
-        "step": run.step,
-        "seed": run.config.eval.seed,
-        "members": members,
+    return facts | {
         "discount": discount,
         "decisions": max(len(episode.reward) for episode in played) - 1,
         "episodes": len(played),
         "rollouts": ROLLOUTS,
-        "penalty": penalty,
-        "return": float(np.mean([episode.reward.sum(dtype=np.float64) for episode in played])),
-        **describe(sums, penalty["measure"], penalty["weight"]),
+        **describe(sums, penalty.measure, penalty.weight),
     }
 
 

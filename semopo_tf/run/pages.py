@@ -109,8 +109,8 @@ def read_sweep(path: Path, given: Mapping[str, str] | None = None) -> dict[str, 
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"{path}: two runs are called {twice[0]}; give them different names")
-    found = {"behaviours": trained, "collections": collections, "joined": joined, "rows": rows}
-    return {"out": str(out), "processes": page.get("processes", 1), **found}
+    made_here = {"behaviours": trained, "collections": collections, "joined": joined}
+    return {"out": str(out), "processes": page.get("processes", 1), **made_here, "rows": rows}
 
 
 def read_joined(

@@ -53,11 +53,13 @@ class Run:
             return world_model
         raise ConfigError("--logdir: expected a run with a world model, received one without; choose another run")
 
-    def members(self, analysis: str) -> int:
-        """The number of members of the ensemble that an analysis needs.
+    def play_for(self, analysis: str, episodes: int) -> tuple[list[Episode], dict[str, Any]]:
+        """Episodes of the policy, by the protocol and seeds of evaluate.py, for an analysis of the ensemble; and what
+        its record says of them and of the run.
 
         Raises:
-          ConfigError: for a learner without a world model, or with a single member.
+          ConfigError: for a learner without a world model, or an ensemble of a single member.
+          SemopoError: as `scored`.
         """
         members: int = self.world_model.main.rssm.members
         if members < 2:
@@ -65,7 +67,11 @@ class Run:
                 f"{analysis}: expected an ensemble of at least 2 members, received rssm.ensemble = {members}, which "
                 "cannot disagree; choose another run"
             )
-        return members
+        played = [episode for _, episode in scored(self, episodes)]
+        facts = {"phase": self.phase, "step": self.step, "seed": self.config.eval.seed, "members": members}
+        facts |= {"penalty": dict(self.config.penalty)}
+        facts |= {"return": float(np.mean([episode.reward.sum(dtype=np.float64) for episode in played]))}
+        return played, facts
 
 
 def load_run(logdir: str | Path, checkpoint: str | None = None) -> Run:

@@ -28,7 +28,7 @@ from semopo_tf.data.episodes import read_episode, read_log
 from semopo_tf.errors import DataError
 from semopo_tf.run.linear_probe import Probe, fit_probe
 from semopo_tf.run.resampling import draws, interval
-from semopo_tf.run.trained import Run, as_batch, scored
+from semopo_tf.run.trained import Run, as_batch
 from semopo_tf.types import Batch, Episode, Tensor
 
 if TYPE_CHECKING:
@@ -59,28 +59,20 @@ def trust(run: Run, dataset: Dataset, episodes: int = 10) -> dict[str, Any]:
         it, evenly spaced in file order.
 
     Raises:
-      ConfigError: as `Run.members`.
       DataError: when no episode is long enough.
-      SemopoError: as `run.trained.scored`.
+      SemopoError: as `Run.play_for`.
     """
-    members = run.members("trust")
-    played = [episode for _, episode in scored(run, episodes)]
+    played, facts = run.play_for("trust", episodes)
     compared, fitted = chosen(len(dataset.names), episodes)
     horizon = run.config.imagination.horizon
     steps = sorted({*AHEAD, horizon})
     roller = Roller(run, steps[-1])
     probe = position_probe(roller, dataset, fitted) if TRUTH in played[0].log else None
     sources = {"policy": played, "dataset": [stored_episode(dataset, number) for number in compared]}
-    return {
-        "phase": run.phase,
-        "step": run.step,
-        "seed": run.config.eval.seed,
-        "members": members,
+    return facts | {
         "horizon": horizon,
-        "penalty": dict(run.config.penalty),
         "rollouts": ROLLOUTS,
         "steps": steps,
-        "return": float(np.mean([episode.reward.sum(dtype=np.float64) for episode in played])),
         "sources": {
             name: describe(roller.compare(each, probe), steps, left_out=roller.too_short(each))
             for name, each in sources.items()

@@ -1,12 +1,14 @@
 """Linear probes: their scores on features with and without a quantity, and the figures of a run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import synthetic
 
 from semopo_tf import collect, probe, training
+from semopo_tf.data.cards import read_card, write_card
 from semopo_tf.errors import ConfigError
 from semopo_tf.run.linear_probe import RIDGE, fit_probe, r_squared
 
@@ -83,6 +85,16 @@ def test_a_run_is_probed_and_the_figures_are_kept(data, tmp_path, capsys, method
     assert found["reward_r2"] <= 1
     assert (found["mask"] is None) == (method == "offline_dv2")
     assert "reward head R^2" in printed and f"{streams[0]} +15" in printed
+
+
+def test_data_of_a_behaviour_that_cannot_be_played_again_are_refused(data, tmp_path):
+    """A replay's card does not say where its snapshots are."""
+    replay, logdir = shutil.copytree(data, tmp_path / "data"), tmp_path / "run"
+    write_card(replay, read_card(replay) | {"policy": "replay"})
+    flags = ["--configs", "semopo", "exbmdp_point", "debug", "--steps.model", "1", "--steps.policy", "0"]
+    assert training.main([*flags, "--offline_dir", str(replay), "--logdir", str(logdir)]) == 0
+    with pytest.raises(ConfigError, match=r"probe: expected data of a behaviour .*random, .*, received replay; choose"):
+        probe.main(["--logdir", str(logdir)])
 
 
 def test_a_run_whose_data_have_no_card_is_refused(tmp_path):

@@ -47,5 +47,5 @@ def test_other_runs_of_one_name_in_two_sweeps_are_refused_and_shared_ones_are_no
     assert "| 2 |" in page.read_text()
     (tmp_path / "other").mkdir()
     other = written(tmp_path / "other", "one/semopo", 3.0)
-    with pytest.raises(ConfigError, match=r"--file: two of the pages have other runs one/semopo; give one page, or re"):
+    with pytest.raises(ConfigError, match=r"--file: one/semopo names different runs on two of the pages; give one"):
         summary.main(["--file", str(file), str(other), "--page", str(page)])

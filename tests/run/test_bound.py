@@ -11,13 +11,10 @@ import tensorflow as tf
 import tiny
 
 from semopo_tf import collect
-from semopo_tf import config as configuration
-from semopo_tf.data.cards import read_card
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.methods.losses import MEASURES
-from semopo_tf.run import bound, build
-from semopo_tf.run.trained import Run
+from semopo_tf.run import bound
 from semopo_tf.types import Batch, Episode, Latent
 
 DISCOUNT = 0.9
@@ -152,18 +149,9 @@ def data(tmp_path_factory):
     return open_dataset(directory)
 
 
-def untrained(data, method, *flags):
-    """A run whose learner has its initial weights."""
-    words = ["--configs", method, "exbmdp_point", "debug", "--offline_dir", str(data.directory), *flags]
-    config = configuration.load(words)
-    sizes = {"image_size": 32, "action_size": 2} | build.data_sizes(config, data)
-    learner = build.make_learner(config, **sizes)
-    return Run(config, read_card(data.directory), sizes, learner, learner.policy(), "ckpt-policy-0", "policy", 0)
-
-
 @pytest.mark.parametrize("method", ["semopo", "offline_dv2", "lompo"])
 def test_every_learner_with_an_ensemble(data, method):
-    run = untrained(data, method)
+    run = tiny.untrained(data, method)
     record = bound.bound(run, episodes=2)
     assert (record["decisions"], record["episodes"], record["members"]) == (50, 2, 2)
     assert record["penalty"]["measure"] == ("log_prob_std" if method == "lompo" else "sum_squares")
@@ -177,4 +165,4 @@ def test_every_learner_with_an_ensemble(data, method):
 
 def test_a_model_without_an_ensemble_is_refused(data):
     with pytest.raises(ConfigError, match=r"bound: expected an ensemble of at least 2 members, received rssm\.ensem"):
-        bound.bound(untrained(data, "semopo", "--rssm.ensemble", "1"), episodes=1)
+        bound.bound(tiny.untrained(data, "semopo", "--rssm.ensemble", "1"), episodes=1)

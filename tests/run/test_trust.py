@@ -12,14 +12,11 @@ import tiny
 from scipy import stats
 
 from semopo_tf import collect
-from semopo_tf import config as configuration
-from semopo_tf.data.cards import read_card
 from semopo_tf.data.dataset import open_dataset
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.methods.losses import MEASURES
-from semopo_tf.run import build, resampling, trust
+from semopo_tf.run import resampling, trust
 from semopo_tf.run.linear_probe import Probe
-from semopo_tf.run.trained import Run
 from semopo_tf.types import Batch, Episode, Latent
 
 # --- what is compared with what ---------------------------------------------------------------------------------------
@@ -222,20 +219,11 @@ def data(tmp_path_factory):
     return open_dataset(directory)
 
 
-def untrained(data, method, *flags):
-    """A run whose learner has its initial weights."""
-    words = ["--configs", method, "exbmdp_point", "debug", "--offline_dir", str(data.directory), *flags]
-    config = configuration.load(words)
-    sizes = {"image_size": 32, "action_size": 2} | build.data_sizes(config, data)
-    learner = build.make_learner(config, **sizes)
-    return Run(config, read_card(data.directory), sizes, learner, learner.policy(), "ckpt-policy-0", "policy", 0)
-
-
 @pytest.mark.parametrize(
     "method", ["semopo", "se_rs_drp", "offline_dv2", "lompo", pytest.param("se_rs", marks=pytest.mark.full)]
 )
 def test_every_learner_with_an_ensemble(data, method):
-    run = untrained(data, method, "--imagination.horizon", "7")
+    run = tiny.untrained(data, method, "--imagination.horizon", "7")
     record = trust.trust(run, data, episodes=2)
     assert record["steps"] == [1, 5, 7, 15] and record["members"] == 2
     assert record["penalty"]["measure"] == ("log_prob_std" if method == "lompo" else "sum_squares")
@@ -260,8 +248,8 @@ def test_every_learner_with_an_ensemble(data, method):
 
 def test_a_learner_without_a_model_or_an_ensemble_is_refused_in_a_line(data):
     with pytest.raises(ConfigError, match="--logdir: expected a run with a world model, received one without"):
-        trust.trust(untrained(data, "bc"), data)
+        trust.trust(tiny.untrained(data, "bc"), data)
     with pytest.raises(
         ConfigError, match=r"trust: expected an ensemble of at least 2 members, received rssm.ensemble = 1"
     ):
-        trust.trust(untrained(data, "semopo", "--rssm.ensemble", "1"), data)
+        trust.trust(tiny.untrained(data, "semopo", "--rssm.ensemble", "1"), data)
