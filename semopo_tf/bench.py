@@ -38,6 +38,7 @@ ENV_TASK, ENV_STEPS = "dmcdrv_walker_walk", 100
 ENV_SETTINGS: dict[str, Any] = {"size": IMAGE_SIZE, "action_repeat": 2, "camera": -1, "background": "builtin:driving"}
 SIDE_BY_SIDE = (1, 2, 4)  # environments of a measured evaluation
 PROCESSES = (1, 2)  # of a measured collection
+CHEAPER = RENDERS[1:]  # compared with the first
 SEEN = 8  # levels of a colour; a smaller difference is hardly seen
 WARM_UP = 5  # decisions, the first of which compiles the policy
 COLUMNS = {
@@ -52,11 +53,15 @@ COLUMNS = {
     "model_fraction_of_matmul": ("fraction of matmul", 2),
     "imagined_steps_per_s": ("imagined steps/s", 0),
     "env_steps_per_s": ("env steps/s", 1),
-    "fast_env_steps_per_s": ("env steps/s with --render fast", 1),
-    "fast_pixels_percent": ("pixels that --render fast changes, %", 2),
-    "fast_seen_pixels_percent": (f"of them by more than {SEEN} levels, %", 2),
+    **{f"{kind}_env_steps_per_s": (f"env steps/s with --render {kind}", 1) for kind in CHEAPER},
+    **{f"{kind}_pixels_percent": (f"pixels that --render {kind} changes, %", 2) for kind in CHEAPER},
+    **{f"{kind}_seen_pixels_percent": (f"by more than {SEEN} levels with {kind}, %", 2) for kind in CHEAPER},
     **{f"frames_per_s_{count}": (f"collected frames/s, processes: {count}", 1) for count in PROCESSES},
-    **{f"fast_frames_per_s_{count}": (f"the same with --render fast, processes: {count}", 1) for count in PROCESSES},
+    **{
+        f"{kind}_frames_per_s_{count}": (f"the same with --render {kind}, processes: {count}", 1)
+        for kind in CHEAPER
+        for count in PROCESSES
+    },
     **{f"eval_steps_per_s_{count}": (f"evaluation steps/s, environments: {count}", 1) for count in SIDE_BY_SIDE},
     "model_peak_memory_mb": ("peak memory of the first phase, MB", 0),
     "peak_memory_mb": ("peak memory of all phases, MB", 0),
@@ -65,7 +70,8 @@ COLUMNS = {
     "load_s": ("reading and verifying it, s", 2),
     "save_percent": ("saving, % of the first phase", 2),
 }
-FRAMES = tuple(key for key in COLUMNS if key.startswith(("env_", "fast_", "frames_")))  # figures of `--what frames`
+# Figures of `--what frames`.
+FRAMES = tuple(key for key in COLUMNS if key.startswith(("env_", "frames_", *(f"{kind}_" for kind in CHEAPER))))
 SIMULATED = (*FRAMES, *(key for key in COLUMNS if key.startswith("eval_")))
 # Not in results of earlier versions.
 LATER = ("trace_s", "first_call_s", *(key for key in SIMULATED if key != "env_steps_per_s"))
@@ -293,14 +299,15 @@ def yardstick(gpu: bool) -> Callable[[], float]:
 
 
 def measure_environment() -> dict[str, float | None]:
-    """Decisions per second of one environment with distractors, drawn in full and fast, and the percentage of pixels
-    between whose images there is a difference; None where nothing can be drawn.
+    """Decisions per second of one environment with distractors for every `--render`, and the percentage of pixels in
+    which its images differ from those in full; None where nothing can be drawn.
     """
     from semopo_tf.envs import tasks
 
-    figures: dict[str, float | None] = {"env_steps_per_s": None, "fast_env_steps_per_s": None}
-    drawn: list[np.ndarray] = []
-    for name, render in zip(figures, RENDERS, strict=True):
+    names = {render: f"{prefix(render)}env_steps_per_s" for render in RENDERS}
+    figures: dict[str, float | None] = dict.fromkeys(names.values())
+    drawn: dict[str, np.ndarray] = {}
+    for render, name in names.items():
         images = []
         try:
             with contextlib.closing(tasks.make(ENV_TASK, **ENV_SETTINGS, render=render)) as environment:
@@ -313,23 +320,28 @@ def measure_environment() -> dict[str, float | None]:
         except SemopoError as error:
             print(f"env steps/s: not measured ({error})")
             return figures
-        drawn.append(np.stack(images))
-    apart = np.abs(drawn[0].astype(int) - drawn[1]).max(-1)
-    return figures | {
-        "fast_pixels_percent": 100 * float((apart > 0).mean()),
-        "fast_seen_pixels_percent": 100 * float((apart > SEEN).mean()),
-    }
+        drawn[render] = np.stack(images)
+    for kind in CHEAPER:
+        apart = np.abs(drawn["full"].astype(int) - drawn[kind]).max(-1)
+        figures[f"{kind}_pixels_percent"] = 100 * float((apart > 0).mean())
+        figures[f"{kind}_seen_pixels_percent"] = 100 * float((apart > SEEN).mean())
+    return figures
+
+
+def prefix(render: str) -> str:
+    """What the names of the figures of a `--render` begin with."""
+    return "" if render == "full" else f"{render}_"
 
 
 def measure_collections() -> dict[str, float]:
-    """Frames per second that `collect` writes, in full and fast, summed over its processes; nothing where nothing can
-    be drawn.
+    """Frames per second that `collect` writes for every `--render`, summed over its processes; nothing where nothing
+    can be drawn.
     """
     figures = {}
-    for begin, render in zip(("", "fast_"), RENDERS, strict=True):
+    for render in RENDERS:
         for count in PROCESSES:
             try:
-                figures[f"{begin}frames_per_s_{count}"] = measure_collection(count, render)
+                figures[f"{prefix(render)}frames_per_s_{count}"] = measure_collection(count, render)
             except SemopoError as error:
                 print(f"collected frames/s: not measured ({error})")
                 return figures

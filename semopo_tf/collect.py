@@ -76,7 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     about = {"mask_rule": "which pixels the background replaces"}
     for name, choices in SHOWN.items():
         parser.add_argument(f"--{name}", default=choices[0], choices=choices, help=about.get(name))
-    about_render = "fast: coarser shadows, two thirds of the time; of a thousand pixels two differ"
+    about_render = "fast: coarser shadows; plain: no shadows, no reflections, smooth edges; both take less time"
     parser.add_argument("--render", default=RENDERS[0], choices=RENDERS, help=about_render)
     about_distractor = "agent: a second body of the task, which plays actions of its own (walker and cheetah)"
     parser.add_argument("--distractor", default=DISTRACTORS[0], choices=DISTRACTORS, help=about_distractor)

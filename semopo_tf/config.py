@@ -76,8 +76,9 @@ ORIGINAL_OVERLAYS = {"dmc_vision": "released and a task, e.g. --configs released
 
 # Allowed values of what is shown before a moving background.
 SHOWN = {"background_color": ("grey", "rgb"), "background_split": ("train", "test"), "mask_rule": ("sky", "blue")}
-# How the simulator draws: `fast` with a shadow map of a quarter of the resolution.
-RENDERS = ("full", "fast")
+# How the simulator draws: `fast` with a shadow map of a quarter of the resolution; `plain` without shadows and
+# reflections, each pixel the mean of 2 x 2.
+RENDERS = ("full", "fast", "plain")
 # What moves before the background besides the agent: nothing, or a second body of the task.
 DISTRACTORS = ("none", "agent")
 # Allowed values; every other number is only checked against LIMITS.

@@ -23,10 +23,10 @@ class Companion:
     and after `step`; only `reset` may follow an error.
     """
 
-    def __init__(self, name: str, *, size: int, action_repeat: int, camera: int, fast: bool) -> None:
+    def __init__(self, name: str, *, size: int, action_repeat: int, camera: int, render: str) -> None:
         """Args: as `Simulator`. Raises as `Simulator`."""
         self._simulator = Simulator(
-            name, size=size, action_repeat=action_repeat, camera=camera, sky=False, fast=fast, body=True
+            name, size=size, action_repeat=action_repeat, camera=camera, sky=False, render=render, body=True
         )
         self._columns = int(size * BESIDE)
         self._waiting = False  # for an answer

@@ -28,6 +28,7 @@ FLOOR_IS_SKY = frozenset(("humanoid", "humanoid_CMU", "dog", "fish", "point_mass
 RESTARTS = 3  # of a child that died or hung, in the life of a simulator
 ERRORS = {kind.__name__: kind for kind in (ConfigError, SimulatorError)}  # what a simulation raises
 FAST_SHADOWS = 512  # pixels of the shadow map; the suite's own models have 2048
+RENDERS = ("full", "fast", "plain")  # `set_quality`
 UNLIMITED = 1e9  # the suite reports +-1e10 for an actuator without limits
 NO_IMAGE, NO_BODY = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), bool)
 SERVER = [sys.executable, "-c", "import sys; from semopo_tf.envs.suite import serve; serve(int(sys.argv[1]))"]
@@ -69,14 +70,14 @@ class Simulator:
         action_repeat: int,
         camera: int,
         sky: bool,
-        fast: bool = False,
+        render: str = "full",
         body: bool = False,
     ) -> None:
-        """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen; fast: with coarse shadows; body: also
+        """Args: name: `<domain>_<task>`; sky: also draw where nothing is seen; render: one of `RENDERS`; body: also
         draw where the robot is seen. Raises ConfigError for settings that the task does not have.
         """
         self.name = name
-        self._settings = (name, size, action_repeat, camera, sky, fast, body)
+        self._settings = (name, size, action_repeat, camera, sky, render, body)
         self._surroundings = {} if size else {"MUJOCO_GL": "disabled"}
         if size:
             choose_backend()
@@ -180,7 +181,7 @@ class Simulation:
         action_repeat: int,
         camera: int,
         sky: bool,
-        fast: bool = False,
+        render: str = "full",
         body: bool = False,
     ) -> None:
         """Args: as `Simulator`. Raises ConfigError for wrong settings, SimulatorError without a working simulator."""
@@ -197,8 +198,7 @@ class Simulation:
         sizes = (int(np.prod(each.shape)) for each in self._env.observation_spec().values())
         self.facts = Facts(low, high, camera, sum(sizes))
         self._picture = None
-        if fast:
-            self._env.physics.model.vis.quality.shadowsize = FAST_SHADOWS  # before anything is drawn
+        set_quality(self._env.physics.model, render)  # before anything is drawn
         if size:
             self._picture = Picture(self._env.physics, size, camera, floor_is_sky=domain in FLOOR_IS_SKY)
         self._repeat = action_repeat
@@ -244,6 +244,17 @@ def control_of(action: np.ndarray, facts: Facts) -> np.ndarray:
     action = bounded_action(action, len(facts.low))
     limited = (np.abs(facts.low) < UNLIMITED) & (np.abs(facts.high) < UNLIMITED)
     return np.where(limited, facts.low + (action + 1) / 2 * (facts.high - facts.low), action)
+
+
+def set_quality(model: Any, render: str) -> None:
+    """Change a model so that it is drawn as `render` says: `fast` with a coarser shadow, `plain` with neither shadows
+    nor reflections.
+    """
+    if render == "fast":
+        model.vis.quality.shadowsize = FAST_SHADOWS
+    elif render == "plain":
+        model.light_castshadow[:] = False
+        model.mat_reflectance[:] = 0
 
 
 def find_task(name: str, known: list[tuple[str, str]]) -> tuple[str, str]:

@@ -25,16 +25,17 @@ from semopo_tf.envs.companion import Companion
 from semopo_tf.envs.contract import uncallable
 from semopo_tf.envs.driver import Driver
 from semopo_tf.envs.rollout import RandomPolicy
-from semopo_tf.envs.suite import Simulator, control_of
+from semopo_tf.envs.suite import RENDERS, Simulator, control_of
 from semopo_tf.envs.videos import DRIVING, Background, blue_mask, composite, load_background, require
 from semopo_tf.errors import ConfigError, DataError, SimulatorError, cut
 from semopo_tf.types import Environment, Observation, Policy
 
 PLAIN, MOVING = "dmc_", "dmcdrv_"
-MASK_RULES, RENDERS, DISTRACTORS = ("sky", "blue"), ("full", "fast"), ("none", "agent")
+MASK_RULES, DISTRACTORS = ("sky", "blue"), ("none", "agent")
 WITH_COMPANION = tuple(f"{MOVING}{domain}_" for domain in ("walker", "cheetah"))
 PAPER_TASKS = ("walker_walk", "cheetah_run", "hopper_hop", "humanoid_walk")
 BACKGROUND_FRAMES = 1000
+FINER = 2  # `--render plain` draws so many times as many pixels in each direction
 BESIDES = {"numpy", "backend"}  # of the versions of an environment: without an influence on its physics
 
 _registry: dict[str, Callable[..., Environment]] = {}
@@ -55,6 +56,7 @@ class Settings(NamedTuple):
     # includes the floor.
     mask_rule: str = "sky"
     # How the simulator draws: `fast` with a coarser shadow, in two thirds of the time; of a thousand pixels two differ.
+    # `plain` without shadows and reflections, each pixel the mean of 2 x 2 of a picture twice as large.
     render: str = "full"
     # `agent`: a second body of the task stands beside the first and plays actions of its own (`companion.py`).
     distractor: str = "none"
@@ -346,8 +348,9 @@ class SuiteEnvironment:
         size, action_repeat, camera, source, *look, mask_rule, render, distractor, _ = settings
         self.background = None if source == "none" else shared_background(source, size, *look)
         sky, accompanied = self.background is not None and mask_rule == "sky", distractor == "agent"
-        drawn: dict[str, Any] = {"size": size, "action_repeat": action_repeat, "camera": camera}
-        drawn["fast"] = render == "fast"
+        self._finer = FINER if render == "plain" else 1
+        drawn: dict[str, Any] = {"size": size * self._finer, "action_repeat": action_repeat, "camera": camera}
+        drawn["render"] = render
         self._simulator = Simulator(name, **drawn, sky=sky, body=accompanied)
         self._companion = Companion(name, **drawn) if accompanied else None
         self._facts = self._simulator.facts
@@ -396,15 +399,30 @@ class SuiteEnvironment:
         image = view.image
         if self.background is not None:
             mask = blue_mask(image) if view.sky is None else view.sky
-            image = composite(image, self.background.frames[self._frame], mask)
+            image = composite(image, enlarged(self.background.frames[self._frame], self._finer), mask)
             self._frame = (self._frame + 1) % len(self.background.frames)
         if self._companion:
             other, body = self._companion.receive()
             image = composite(image, other, body & ~view.body)
-        return Observation(image, view.reward, view.is_first, view.is_last, view.is_terminal)
+        return Observation(block_means(image, self._finer), view.reward, view.is_first, view.is_last, view.is_terminal)
 
     def close(self) -> None:
         """End the simulation. May be called twice."""
         if self._companion:
             self._companion.close()
         self._simulator.close()
+
+
+def enlarged(image: np.ndarray, factor: int) -> np.ndarray:
+    """[H factor, W factor, C]: every pixel of an image [H, W, C] as a block."""
+    return image.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else image
+
+
+def block_means(image: np.ndarray, factor: int) -> np.ndarray:
+    """[H / factor, W / factor, C] uint8: the mean of every block of an image [H, W, C] uint8, half levels upwards."""
+    if factor == 1:
+        return image
+    height, width, channels = image.shape
+    blocks = image.reshape(height // factor, factor, width // factor, factor, channels)
+    count = factor * factor
+    return ((blocks.sum((1, 3), dtype=np.uint32) + count // 2) // count).astype(np.uint8)

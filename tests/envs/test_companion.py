@@ -99,7 +99,7 @@ def test_its_episode_is_a_function_of_the_seed(world):
 
 
 def test_it_moves_and_no_action_reaches_it(world):
-    companion, pictures = Companion("walker_walk", size=32, action_repeat=2, camera=-1, fast=False), []
+    companion, pictures = Companion("walker_walk", size=32, action_repeat=2, camera=-1, render="full"), []
     with contextlib.closing(companion):
         companion.reset(5)
         pictures.append(companion.receive())

@@ -28,7 +28,7 @@ from semopo_tf.envs.suite import Facts, View
 class Fake:
     """Image and reward encode (seed, step); the first entry of a control selects a failure."""
 
-    def __init__(self, name, size, action_repeat, camera, sky, fast=False, body=False):
+    def __init__(self, name, size, action_repeat, camera, sky, render="full", body=False):
         if name == "unknown_task":
             raise ConfigError("unknown task 'unknown_task'")
         if name == "broken_import":

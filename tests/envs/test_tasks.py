@@ -1,6 +1,7 @@
 import contextlib
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -273,16 +274,37 @@ def test_I21_the_recipe_of_a_task_without_a_simulator_names_no_renderer(task, mo
 
 
 def test_fast_drawing_changes_few_pixels_and_no_physics():
-    full, fast = (tasks.make("dmc_walker_walk", render=render) for render in tasks.RENDERS)
-    with contextlib.closing(full), contextlib.closing(fast):
-        seen = [environment.reset(3) for environment in (full, fast)]
-        for step in range(5):
-            action = np.full(6, (-1) ** step, np.float32)
-            seen += [environment.step(action) for environment in (full, fast)]
-    one, other = seen[-2:]
-    apart = np.abs(one.image.astype(int) - other.image.astype(int)).max(-1)
-    assert 0 < (apart > 8).mean() < 0.02 and one.reward == other.reward
+    full, fast = (drawn_after_five_steps("dmc_walker_walk", render) for render in ("full", "fast"))
+    apart = np.abs(full.image.astype(int) - fast.image.astype(int)).max(-1)
+    assert 0 < (apart > 8).mean() < 0.02 and full.reward == fast.reward
     np.testing.assert_array_equal(full.state, fast.state)
+
+
+def drawn_after_five_steps(task, render, **settings):
+    """Image, reward and the simulator's state."""
+    with contextlib.closing(tasks.make(task, render=render, **settings)) as environment:
+        environment.reset(3)
+        for step in range(5):
+            last = environment.step(np.full(6, (-1) ** step, np.float32))
+        return SimpleNamespace(image=last.image, reward=last.reward, state=environment.state)
+
+
+@pytest.mark.parametrize("rule", tasks.MASK_RULES)
+def test_a_plain_picture_is_the_mean_of_one_twice_as_large(rule, videos, monkeypatch):
+    look = {"background": str(videos), "mask_rule": rule}
+    plain, full = (drawn_after_five_steps("dmcdrv_walker_walk", each, size=SIZE, **look) for each in ("plain", "full"))
+    assert plain.reward == full.reward
+    np.testing.assert_array_equal(full.state, plain.state)
+    monkeypatch.setattr(tasks, "FINER", 1)
+    large = drawn_after_five_steps("dmcdrv_walker_walk", "plain", size=2 * SIZE, **look).image
+    np.testing.assert_array_equal(plain.image, np.floor(large.reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3)) + 0.5))
+
+
+def test_a_plain_picture_shows_neither_shadows_nor_reflections():
+    """The floor of a checkerboard has two colours then, away from its edges."""
+    full, plain = (drawn_after_five_steps("dmc_walker_walk", each).image for each in ("full", "plain"))
+    floors = [len(np.unique(image[-8:].reshape(-1, 3), axis=0)) for image in (full, plain)]
+    assert floors[1] < floors[0], floors
 
 
 def test_a_card_tells_of_fast_drawing_and_of_nothing_else_than_before():
