@@ -124,6 +124,7 @@ ALWAYS = {
     "kl.free": 1.0,
     "kl.strict_elbo": False,
     "model.image_scale": 1.0,
+    "model.reward_scale": 1.0,
     "model.exo_stoch": 0,
     "model.continue_head": False,
     "model.drp_updates": 20,

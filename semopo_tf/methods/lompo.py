@@ -337,6 +337,7 @@ def build(
         reward_head={**sections["reward_head"], **precision},
         kl=PLAIN_KL,
         reward_gradient=model["reward_gradient"],
+        reward_scale=model["reward_scale"],
         image_scale=model["image_scale"],
         continue_head=model["continue_head"],
         compute=compute,

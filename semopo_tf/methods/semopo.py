@@ -234,6 +234,7 @@ def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, see
         reward_head={**sections["reward_head"], **precision},
         kl=sections["kl"],
         reward_gradient=model["reward_gradient"],
+        reward_scale=model["reward_scale"],
         image_scale=model["image_scale"],
         continue_head=model["continue_head"],
         compute=compute,

@@ -205,6 +205,7 @@ class WorldModel:
         reward_head: Mapping[str, Any],
         kl: Mapping[str, Any],
         reward_gradient: bool,
+        reward_scale: float,
         image_scale: float,
         continue_head: bool,
         compute: Compute,
@@ -226,7 +227,7 @@ class WorldModel:
             self.continue_head = self.layers["continue"] = self._make_head("continue", self.main)
         self._seed = seed
         self._kl = Kl(**kl)
-        self.reward_gradient, self._image_scale = reward_gradient, image_scale
+        self.reward_gradient, self._reward_scale, self._image_scale = reward_gradient, reward_scale, image_scale
         self._compute, self._recurrence = compute, compute.compile_part(self.recur)
         self._image_terms = {"image": image_scale}  # weight of each loss that `image_losses` returns, in its order
         self.adversary_head: MLP | None = None
@@ -269,7 +270,8 @@ class WorldModel:
         posts, feats, losses, metrics = inferred or self.infer(batch, key)
         image_losses, image_metrics = self._by_frame(batch.image, feats)
         losses = losses | image_losses
-        scales = {f"{branch.name}_kl": 1.0 for branch in self.branches} | {"reward": 1.0} | self._image_terms
+        scales = {f"{branch.name}_kl": 1.0 for branch in self.branches} | self._image_terms
+        scales["reward"] = self._reward_scale
         if self.continue_head:
             losses["continue"], scales["continue"] = self._continue_loss(feats[0], batch.is_terminal), 1.0
         if self.adversary:

@@ -25,6 +25,7 @@ SEPARATED = {
     "paper": (tiny.PAPER, {}, 1.5),
     "larger exogenous state": (tiny.PAPER, {"model.exo_stoch": 6}, 1.5),
     "true action": (tiny.PAPER, {"model.exo_action": "taken", "model.image_scale": 4.0}, 1.5),
+    "heavy reward": (tiny.PAPER, {"model.reward_gradient": True, "model.reward_scale": 100.0}, 1.5),
 }
 
 
@@ -111,7 +112,9 @@ def test_every_term_of_the_separated_model_matches_the_equations(name):
     scale = config.model.image_scale
     tiny.close(
         metrics["model_loss"],
-        total + scale * terms["image"] + scale * exo_weight * terms["exo_image"] + terms["reward"],
+        total
+        + scale * (terms["image"] + exo_weight * terms["exo_image"])
+        + config.model.reward_scale * terms["reward"],
     )
 
 
