@@ -199,12 +199,16 @@ def test_the_table_above_covers_every_key_that_an_overlay_sets():
 
 
 def test_no_overlay_of_earlier_runs_sets_a_key_that_they_lack():
-    """Their saved page has the default of such a key, and the same command must still fit it."""
+    """Their saved page has the default of such a key, and the same command must still fit it.
+
+    The values of `small32` have changed themselves, so its earlier runs are refused by name anyway.
+    """
     page = configuration.read_yaml(CONFIG_FILE)
     named = {"presets": page["presets"], "sizes": page["sizes"], "tasks": TASKS, "methods": METHODS}
     for kind, names in named.items():
         for name in names:
-            assert not set(configuration.flatten(page[kind][name])) & configuration.LATER, name
+            newer = {"model.reward_scale"} if name == "small32" else set()
+            assert set(configuration.flatten(page[kind][name])) & configuration.LATER == newer, name
 
 
 def test_a_size_says_more_about_single_methods():
