@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from semopo_tf.envs import exbmdp, gym_adapter
 from semopo_tf.envs.behaviours import Constant, RandomNetworks
@@ -404,7 +405,9 @@ class SuiteEnvironment:
         if self._companion:
             other, body = self._companion.receive()
             image = composite(image, other, body & ~view.body)
-        return Observation(block_means(image, self._finer), view.reward, view.is_first, view.is_last, view.is_terminal)
+        if self._finer > 1:
+            image = np.array(Image.fromarray(image).reduce(self._finer))  # means of blocks, half levels upwards
+        return Observation(image, view.reward, view.is_first, view.is_last, view.is_terminal)
 
     def close(self) -> None:
         """End the simulation. May be called twice."""
@@ -416,13 +419,3 @@ class SuiteEnvironment:
 def enlarged(image: np.ndarray, factor: int) -> np.ndarray:
     """[H factor, W factor, C]: every pixel of an image [H, W, C] as a block."""
     return image.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else image
-
-
-def block_means(image: np.ndarray, factor: int) -> np.ndarray:
-    """[H / factor, W / factor, C] uint8: the mean of every block of an image [H, W, C] uint8, half levels upwards."""
-    if factor == 1:
-        return image
-    height, width, channels = image.shape
-    blocks = image.reshape(height // factor, factor, width // factor, factor, channels)
-    count = factor * factor
-    return ((blocks.sum((1, 3), dtype=np.uint32) + count // 2) // count).astype(np.uint8)

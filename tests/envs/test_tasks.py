@@ -301,7 +301,7 @@ def test_a_plain_picture_is_the_mean_of_one_twice_as_large(rule, videos, monkeyp
 
 
 def test_a_plain_picture_shows_neither_shadows_nor_reflections():
-    """The floor of a checkerboard has two colours then, away from its edges."""
+    """So its floor has fewer colours, though an average of 2 x 2 pixels makes new ones."""
     full, plain = (drawn_after_five_steps("dmc_walker_walk", each).image for each in ("full", "plain"))
     floors = [len(np.unique(image[-8:].reshape(-1, 3), axis=0)) for image in (full, plain)]
     assert floors[1] < floors[0], floors
