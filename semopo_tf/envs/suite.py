@@ -301,7 +301,7 @@ class Picture:
         if size > min(limits.offwidth, limits.offheight):
             raise ConfigError(
                 f"--size: expected at most the simulator's buffer of {limits.offwidth} x {limits.offheight} pixels, "
-                f"received {size}"
+                f"received {size}; choose a smaller --size, half of it with --render plain, which draws twice as large"
             )
         self._camera = mujoco.Camera(physics, height=size, width=size, camera_id=camera)
         self._geom = int(mujoco.mjtObj.mjOBJ_GEOM)

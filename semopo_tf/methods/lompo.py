@@ -155,7 +155,9 @@ class Lompo(Learner):
         )
 
     def update_model(self, batch: Batch, key: Key) -> dict[str, tf.Tensor]:
-        """One step of the world model: KL(posterior || prior of the drawn head) - log p(image) - log p(reward)."""
+        """One step of the world model, whose loss is the weighted sum of KL(posterior || prior of the drawn head),
+        -log p(image) and -log p(reward).
+        """
         metrics, gradients = self._model_gradients(batch, key)
         return metrics | step_if_finite([self._model_opt], gradients, [metrics["model_loss"]])
 

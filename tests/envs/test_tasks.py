@@ -9,7 +9,7 @@ from clips import write_grey, write_video
 
 import semopo_tf
 from semopo_tf import config as configuration
-from semopo_tf.envs import rollout, tasks
+from semopo_tf.envs import rollout, suite, tasks
 from semopo_tf.envs.suite import Facts, Simulator, control_of, find_task
 from semopo_tf.errors import ConfigError, NumericalError, SimulatorError
 from semopo_tf.run import build
@@ -289,9 +289,9 @@ def drawn_after_five_steps(task, render, **settings):
         return SimpleNamespace(image=last.image, reward=last.reward, state=environment.state)
 
 
-@pytest.mark.parametrize("rule", tasks.MASK_RULES)
-def test_a_plain_picture_is_the_mean_of_one_twice_as_large(rule, videos, monkeypatch):
-    look = {"background": str(videos), "mask_rule": rule}
+@pytest.mark.parametrize(("rule", "distractor"), [("sky", "none"), ("blue", "none"), ("sky", "agent")])
+def test_a_plain_picture_is_the_mean_of_one_twice_as_large(rule, distractor, videos, monkeypatch):
+    look = {"background": str(videos), "mask_rule": rule, "distractor": distractor}
     plain, full = (drawn_after_five_steps("dmcdrv_walker_walk", each, size=SIZE, **look) for each in ("plain", "full"))
     assert plain.reward == full.reward
     np.testing.assert_array_equal(full.state, plain.state)
@@ -300,11 +300,37 @@ def test_a_plain_picture_is_the_mean_of_one_twice_as_large(rule, videos, monkeyp
     np.testing.assert_array_equal(plain.image, np.floor(large.reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3)) + 0.5))
 
 
-def test_a_plain_picture_shows_neither_shadows_nor_reflections():
-    """So its floor has fewer colours, though an average of 2 x 2 pixels makes new ones."""
-    full, plain = (drawn_after_five_steps("dmc_walker_walk", each).image for each in ("full", "plain"))
-    floors = [len(np.unique(image[-8:].reshape(-1, 3), axis=0)) for image in (full, plain)]
-    assert floors[1] < floors[0], floors
+def test_a_plain_picture_has_the_background_as_it_is_where_there_is_nothing_else():
+    look = {"size": SIZE, "render": "plain", "background": "builtin:driving", "background_color": "rgb"}
+    with contextlib.closing(tasks.make("dmcdrv_walker_walk", **look)) as environment:
+        image = environment.reset(3).image
+        frame = environment.background.frames[environment.background.first_frame(3)]
+    np.testing.assert_array_equal(image[: SIZE // 4], frame[: SIZE // 4])
+    assert len(np.unique(frame[: SIZE // 4])) > 8
+
+
+def test_an_enlarged_image_repeats_every_pixel_in_place():
+    image = np.arange(12).reshape(2, 2, 3)
+    large = tasks.enlarged(image, 2)
+    assert large.shape == (4, 4, 3)
+    for row, column in np.ndindex(4, 4):
+        np.testing.assert_array_equal(large[row, column], image[row // 2, column // 2])
+
+
+@pytest.mark.parametrize(
+    ("render", "shadowsize", "left"), [("full", 2048, 0.5), ("fast", 512, 0.5), ("plain", 2048, 0)]
+)
+def test_fast_has_a_coarser_shadow_and_plain_neither_shadows_nor_reflections(render, shadowsize, left):
+    visual = SimpleNamespace(quality=SimpleNamespace(shadowsize=2048))
+    model = SimpleNamespace(vis=visual, light_castshadow=np.full(2, 0.5), mat_reflectance=np.full(3, 0.5))
+    suite.set_quality(model, render)
+    assert visual.quality.shadowsize == shadowsize
+    assert set(model.light_castshadow) == set(model.mat_reflectance) == {left}
+
+
+def test_the_flags_allow_what_the_environments_know():
+    assert configuration.RENDERS == suite.RENDERS
+    assert (configuration.DISTRACTORS, configuration.SHOWN["mask_rule"]) == (tasks.DISTRACTORS, tasks.MASK_RULES)
 
 
 def test_a_card_tells_of_fast_drawing_and_of_nothing_else_than_before():
