@@ -1,6 +1,6 @@
 # make demo       the built-in testbed: collect, train both methods, evaluate, probe, and write a page about it
 # make science    the testbed's numbers in RESULTS.md, hours; continues what it finds; SCIENCE=core for the first two hours of it
-# make pages      the paper's tables and figures in miniature, hours: all of sweeps/small, then runs/small/report
+# make pages      the paper's tables and figures in miniature, 100 minutes: all of sweeps/small, then runs/small/report
 # make lqv        the paper's benchmark from scratch, hours: LQV_SET='videos=FOLDER random=40', LQV_ONLY='walker_walk'
 # make test       the test suite; test-full adds the longer checks
 # make lint type  what continuous integration checks besides; format rewrites the files
