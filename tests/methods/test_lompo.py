@@ -150,8 +150,8 @@ def posterior_noise(made, key, shape):
     return made.world_model.main.rssm.draw(key, "joint_posterior", shape).numpy().astype(np.float64)
 
 
-def model_loss_in_numpy(made, batch, key):
-    """KL + weight * image + reward, each the mean over batch and time."""
+def model_loss_in_numpy(made, batch, key, reward_scale=1.0):
+    """KL + image + weight * reward, each the mean over batch and time."""
     model, shape = Model(made), (batch.reward.shape[0], batch.reward.shape[1])
     deter, stoch, post = model.observe(batch, posterior_noise(made, key, shape))
     members = made.world_model.main.rssm.draw_members(key, "joint_member", shape[1]).numpy()
@@ -162,14 +162,20 @@ def model_loss_in_numpy(made, batch, key):
     kl = reference.gaussian_kl(*post, *prior).mean()
     image = -reference.image_log_prob(batch.image.numpy() / 255 - 0.5, mean).mean()
     reward = -reference.unit_normal_log_prob(batch.reward.numpy(), model.reward(feat)).mean()
-    return {"joint_kl": kl, "image_loss": image, "reward_loss": reward, "model_loss": kl + image + reward}
+    return {
+        "joint_kl": kl,
+        "image_loss": image,
+        "reward_loss": reward,
+        "model_loss": kl + image + reward_scale * reward,
+    }
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("mode", tiny.MODES)
-def test_the_model_loss_is_that_of_the_equations(mode, rng):
-    made, batch, key = learner(rng), tiny.batch(rng, B, T), tiny.key(3)
+def test_the_model_loss_is_that_of_the_equations(mode, scale, rng):
+    made, batch, key = learner(rng, model__reward_scale=scale), tiny.batch(rng, B, T), tiny.key(3)
     found = tiny.run(mode, lambda: made.world_model.losses(batch, key).metrics)
-    for name, value in model_loss_in_numpy(made, batch, key).items():
+    for name, value in model_loss_in_numpy(made, batch, key, scale).items():
         tiny.close(found[name], value)
 
 

@@ -118,7 +118,9 @@ def test_every_term_of_the_separated_model_matches_the_equations(name):
     )
 
 
-def test_every_term_of_the_joint_model_matches_the_equations(joint):
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_every_term_of_the_joint_model_matches_the_equations(scale):
+    joint = Case(*tiny.OFFLINE_DV2, **{"model.reward_scale": scale})
     losses = joint.model.losses(joint.batch, KEY)
     metrics, terms = tiny.arrays(losses.metrics), joint.by_hand()
     kl = reference.kl_balanced(terms["post"], terms["prior"])
@@ -126,7 +128,7 @@ def test_every_term_of_the_joint_model_matches_the_equations(joint):
     tiny.close(metrics["joint_kl_loss"], kl)
     tiny.close(metrics["image_loss"], terms["image"])
     tiny.close(metrics["reward_loss"], terms["reward"])
-    tiny.close(losses.total, kl + terms["image"] + terms["reward"])
+    tiny.close(losses.total, kl + terms["image"] + scale * terms["reward"])
 
 
 def test_the_losses_are_the_same_in_a_graph(released):
