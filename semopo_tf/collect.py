@@ -44,7 +44,7 @@ SETTINGS = (  # the flags that are keywords of tasks.make
     *("background", "background_color", "background_split", "background_seed"),
 )
 # Parts of a card's recipe that some recipes lack, such as how it is drawn, by the beginnings of their names.
-OPTIONAL = ("environment.", "background.", "kept_returns")
+OPTIONAL = ("environment.", "background.", "behaviour.greedy", "kept_returns")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -95,6 +95,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
             setattr(args, name, value)
     args.returns = parse_returns(args)
     args.policy = choose_policy(args)
+    if args.greedy and snapshots.read_name(args.policy, args.task).kind not in snapshots.TRAINED:
+        raise ConfigError(
+            f"--greedy: expected a behaviour of python -m semopo_tf.behave train, received {args.policy}, which does "
+            "not explore; leave it out"
+        )
     return args
 
 
@@ -107,6 +112,8 @@ def _add_behaviour_flags(parser: CommandParser) -> None:
         "gym_CarRacing-* has driver"
     )
     parser.add_argument("--policy", help=f"{about_policy} (default: random)")
+    about_greedy = "a trained behaviour plays without the noise with which it explored"
+    parser.add_argument("--greedy", action="store_true", help=about_greedy)
     about_level = "of the paper's data, in place of --policy; medrep and medium need --behaviour"
     parser.add_argument("--level", choices=LEVELS, help=about_level)
     parser.add_argument("--behaviour", metavar="RUN", type=Path, help="logdir of python -m semopo_tf.behave train")
@@ -203,7 +210,7 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     settings = {name: getattr(args, name) for name in SETTINGS} | {"background": absolute_source(args.background)}
     policy = as_in_card(args.policy, args.task, read_card(args.out) if args.out.is_dir() else None)
-    recipe = Recipe(args.task, policy, tuple(settings.items()), args.returns)
+    recipe = Recipe(args.task, policy, tuple(settings.items()), args.returns, args.greedy)
     seeds = [episode_seed(args.seed, index) for index in range(args.episodes)]
     card = make_card(
         recipe, args.seed, args.level
@@ -261,7 +268,7 @@ def make_card(recipe: Recipe, seed: int, level: str | None = None) -> dict[str, 
     for name, reason in background.skipped if background else ():
         print(f"semopo_tf: warning: background {name} is skipped: {reason}", file=sys.stderr)
     identity: dict[str, Any] = {"task": recipe.task, "policy": recipe.policy.partition(":")[0], "seed": seed}
-    if known := snapshots.facts(recipe.policy, recipe.task):
+    if known := snapshots.facts(recipe.policy, recipe.task, greedy=recipe.greedy):
         identity["behaviour"] = known
     identity |= {"level": level} if level else {}
     identity |= {"kept_returns": list(recipe.returns)} if recipe.returns else {}

@@ -54,6 +54,7 @@ class Recipe(NamedTuple):
     policy: str  # a name of `run.snapshots`
     settings: tuple[tuple[str, Any], ...]  # the keywords of tasks.make; `options` as pairs too
     returns: tuple[float, float] | None = None  # which episodes are kept
+    greedy: bool = False  # a trained behaviour without its noise
 
 
 class Job(NamedTuple):
@@ -158,11 +159,12 @@ class Player:
         environment = tasks.make(recipe.task, **dict(recipe.settings))
         require_members(environment, "close")
         self.contract, self._recipe = Contract(environment), recipe
-        self.policy = snapshots.make(recipe.policy, recipe.task, environment)
+        self.policy = snapshots.make(recipe.policy, recipe.task, environment, greedy=recipe.greedy)
         self._blind: tuple[Contract, Callable[[int], Policy]] | None = None
         if recipe.returns and tasks.is_of_suite(recipe.task) and not snapshots.sees_images(recipe.policy, recipe.task):
             blind = make_states(recipe.task, dict(recipe.settings)["action_repeat"])
-            self._blind = Contract(blind), snapshots.make(recipe.policy, recipe.task, blind.inner)
+            policy = snapshots.make(recipe.policy, recipe.task, blind.inner, greedy=recipe.greedy)
+            self._blind = Contract(blind), policy
 
     def candidate(self, job: Job, most: int) -> int:
         """How many episodes of the job's list come before the first whose return lies in the band.

@@ -96,8 +96,8 @@ def acting_variables(learner: Any) -> dict[str, Any]:
     return {f"{group}/{name}": variable for group, own in groups.items() for name, variable in own.items()}
 
 
-def saved_explorer(config: Config, environment: Any, path: Path) -> Policy:
-    """The exploring policy of an image learner with the weights of a snapshot.
+def saved_player(config: Config, environment: Any, path: Path, *, noise: float) -> Policy:
+    """The policy of an image learner with the weights of a snapshot, and noise of a standard deviation on its actions.
 
     Raises:
       ConfigError, CheckpointError: when the snapshot does not fit the environment.
@@ -107,7 +107,7 @@ def saved_explorer(config: Config, environment: Any, path: Path) -> Policy:
     sizes = {"image_size": environment.image_shape[0], "action_size": environment.action_size}
     learner = build.make_learner(config, **sizes, jit=jit)
     build.restore(acting_variables(learner), read_snapshot(path), path)
-    return Noisy(learner.policy(), config.online.noise)
+    return Noisy(learner.policy(), noise)
 
 
 def read_snapshot(path: Path) -> dict[str, np.ndarray]:

@@ -39,6 +39,7 @@ MOST_TRIED = 20  # snapshots that are played to find one of a level
 ABOUT = 2  # episodes before and after a snapshot
 MAX_SCORES_BYTES = 1 << 24
 SNAPSHOT, REPLAY, EXPORT = "snapshot", "replay", "export"
+TRAINED = (SNAPSHOT, REPLAY)  # kinds of a run of `behave train`
 STATE_METHOD = "sac"  # of `methods.STATE_LEARNERS`, which is not imported here
 
 
@@ -71,18 +72,21 @@ def read_name(name: str, task: str) -> Named:
     return Named(name)
 
 
-def make(name: str, task: str, environment: Environment) -> Callable[[int], Policy]:
+def make(name: str, task: str, environment: Environment, *, greedy: bool = False) -> Callable[[int], Policy]:
     """A function that gives the behaviour of episode `number` in an environment.
+
+    Args:
+      greedy: without the noise with which a snapshot explored; the other behaviours have no such thing.
 
     Raises:
       ConfigError: for a behaviour of another task.
       DataError: for a damaged one.
     """
     named = read_name(name, task)
-    if named.kind in (SNAPSHOT, REPLAY):
+    if named.kind in TRAINED:
         run = Behaviours(named.where)
         run.require_task(task)
-        policy = functools.lru_cache(maxsize=2)(functools.partial(run.policy, environment))
+        policy = functools.lru_cache(maxsize=2)(functools.partial(run.policy, environment, greedy=greedy))
         return lambda number: policy(run.of_episode(named, number))
     if named.kind == EXPORT:
         from semopo_tf.run.players import Exported  # imports TensorFlow
@@ -96,19 +100,26 @@ def make(name: str, task: str, environment: Environment) -> Callable[[int], Poli
 def sees_images(name: str, task: str) -> bool:
     """Whether a behaviour needs the pictures; the others can be played without."""
     named = read_name(name, task)
-    return named.kind == EXPORT or (named.kind in (SNAPSHOT, REPLAY) and Behaviours(named.where).sees_images)
+    return named.kind == EXPORT or (named.kind in TRAINED and Behaviours(named.where).sees_images)
 
 
-def facts(name: str, task: str) -> dict[str, Any]:
+def facts(name: str, task: str, *, greedy: bool = False) -> dict[str, Any]:
     """What a dataset's card says of a behaviour, besides its name: nothing that depends on a place."""
     named = read_name(name, task)
-    if named.kind in (SNAPSHOT, REPLAY):
+    if named.kind in TRAINED:
         run = Behaviours(named.where)
         used = [named.decisions] if named.kind == SNAPSHOT else run.until(named.decisions)
         digests = "".join(sha256(run.path(each)) for each in used)
         known = {"task": run.config.task, "decisions": named.decisions, "seed": run.config.seed}
         replayed = {"episodes": named.episodes, "snapshots": len(used)} if named.kind == REPLAY else {}
-        return {"kind": named.kind, **known, **replayed, "sha256": hashlib.sha256(digests.encode()).hexdigest()}
+        noise = {"greedy": True} if greedy else {}
+        return {
+            "kind": named.kind,
+            **known,
+            **replayed,
+            **noise,
+            "sha256": hashlib.sha256(digests.encode()).hexdigest(),
+        }
     if named.kind == EXPORT:
         return {"kind": EXPORT, "sha256": sha256(named.where / "export.json")}
     builder = tasks.behaviours(task)[named.kind]
@@ -202,16 +213,16 @@ class Behaviours:
         """Whether the run learned from images (`players.ImagePlayer`)."""
         return self.config.method != STATE_METHOD
 
-    def policy(self, environment: Any, decisions: int) -> Policy:
-        """The behaviour, acting in an environment as it did in training: with noise."""
+    def policy(self, environment: Any, decisions: int, *, greedy: bool = False) -> Policy:
+        """The behaviour, acting in an environment as it did in training: with noise, unless it is to be greedy."""
         path = self.path(decisions)
         if self.sees_images:
-            from semopo_tf.run.players import saved_explorer  # imports TensorFlow
+            from semopo_tf.run.players import saved_player  # imports TensorFlow
 
-            return saved_explorer(self.config, environment, path)
+            return saved_player(self.config, environment, path, noise=0.0 if greedy else self.config.online.noise)
         layers = read_layers(path)
         require_sizes(layers, environment, f"{path}")
-        return GaussianNetwork(environment, layers)
+        return GaussianNetwork(environment, layers, greedy=greedy)
 
     def _world(self) -> tuple[Any, Any]:
         """What the run played in, and the environment that its behaviours see."""

@@ -144,6 +144,22 @@ def test_a_snapshot_plays_a_dataset(tmp_path, undisturbed):
     assert not np.array_equal(episodes[0].action, other[0].action)
 
 
+def test_a_greedy_behaviour_plays_its_mean_and_its_card_says_so(tmp_path, undisturbed):
+    words = ["--policy", f"snapshot:{undisturbed}@150", "--episodes", "1"]
+    (episode,), card = collected(tmp_path / "a", *words, "--greedy")
+    assert card["behaviour"]["greedy"] is True
+    environment = tasks.make("exbmdp_point", size=32, action_repeat=1)
+    environment.reset(card["files"][0]["seed"])
+    layers = envs_behaviours.read_layers(undisturbed / "snapshots" / "000000150.npz")
+    mean, _ = np.split(envs_behaviours.forward(layers, environment.state, envs_behaviours.relu), 2)
+    np.testing.assert_allclose(episode.action[1], np.tanh(mean), atol=1e-6)
+    (noisy,), card = collected(tmp_path / "b", *words)
+    assert "greedy" not in card["behaviour"] and not np.array_equal(noisy.action, episode.action)
+    for there, asked in (("a", []), ("b", ["--greedy"])):
+        with pytest.raises(ConfigError, match=r"behaviour.greedy: (True|None) there, (True|None) asked"):
+            collected(tmp_path / there, *words, *asked)
+
+
 def test_level_medrep_is_the_training_in_its_order(tmp_path, undisturbed):
     words = ["--level", "medrep", "--behaviour", str(undisturbed), "--episodes", "4", "--returns", "all"]
     episodes, card = collected(tmp_path / "a", *words)
@@ -217,6 +233,10 @@ def test_random_of_an_older_card_goes_on_with_uniform_actions():
     ("words", "line"),
     [
         (["--policy", "clever"], "--policy: expected random, .* or export:DIR for exbmdp_point, received 'clever'"),
+        (
+            ["--policy", "iid", "--greedy"],
+            "--greedy: expected a behaviour of python -m semopo_tf.behave .*, received iid",
+        ),
         (["--policy", "snapshot:RUN@120"], "received 120; the nearest is 100"),
         (["--policy", "snapshot:nowhere@1"], "nowhere: expected the logdir of a run of python -m semopo_tf.behave"),
         (["--policy", "export:nowhere"], "nowhere: expected what python -m semopo_tf.export wrote"),
@@ -309,3 +329,5 @@ def test_a_snapshot_of_tia_plays_as_in_training(tmp_path, tia):
     again, _ = collected(tmp_path / "b", "--policy", f"snapshot:{tia}@200", "--episodes", "2")
     np.testing.assert_array_equal(episodes[1].action, again[1].action)
     assert card["behaviour"]["kind"] == "snapshot" and run.returns(200, 2).shape == (2,)
+    greedy, card = collected(tmp_path / "c", "--policy", f"snapshot:{tia}@200", "--episodes", "2", "--greedy")
+    assert card["behaviour"]["greedy"] is True and not np.array_equal(greedy[1].action, episodes[1].action)
