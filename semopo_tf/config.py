@@ -110,7 +110,7 @@ CHOICES = {
 # Smallest and largest allowed value; keys not listed must be finite and not negative.
 LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("seed", "eval.seed"), (0, 2**32 - 1)),
-    **dict.fromkeys(("kl.balance", "imagination.discount", "actor_critic.lambda_"), (0, 1)),
+    **dict.fromkeys(("kl.balance", "imagination.discount", "actor_critic.lambda_", "actor_critic.data_share"), (0, 1)),
     "valid_fraction": (0, 0.9),
     "env.camera": (-1, 1e3),
     **dict.fromkeys(("online.episodes", "online.prefill", "online.updates", "online.snapshot_every"), (1, 1e6)),
@@ -124,6 +124,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "lompo.tau": (0, 1),
     **{f"infogating.{key}": (1, 1e4) for key in ("filters", "patch", "feature", "energy_units", "max_k", "negatives")},
     "infogating.mask_filters": (8, 1e4),
+    "actor_critic.temperature": (1e-3, 1e6),
     "sac.discount": (0, 1),
     "sac.tau": (0, 1),
     "sac.entropy": (-1e3, 1e3),
@@ -150,6 +151,7 @@ OPERATIONAL = frozenset(
 LATER = frozenset(
     {"gpu_tune", "xla_cache", "model.continue_head", "min_length", "env.render", "env.distractor"}
     | {"rssm.ensemble_bodies", "penalty.reward", "model.reward_scale"}
+    | {"actor_critic.data_share", "actor_critic.temperature"}
     | {f"online.{key}" for key in ("episodes", "prefill", "updates", "snapshot_every", "noise")}
     | {f"sac.{key}" for key in ("discount", "tau", "entropy")}
     | {f"transitions.{key}" for key in ("stack", "n_step", "shift", "resize")}

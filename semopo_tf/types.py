@@ -112,6 +112,15 @@ class Imagined(NamedTuple):
     entropy: Tensor  # [N, H] of the policy at states 0 .. H-1, its features stopped
 
 
+class Recorded(NamedTuple):
+    """`B` windows of `T` records of the data, as the endogenous filter sees them. Nothing here has a gradient."""
+
+    feat: Tensor  # [B, T, F] of the posterior states
+    action: Tensor  # [B, T, A]; action[:, t] led to feat[:, t]
+    reward: Tensor  # [B, T] received on arriving at feat[:, t], minus the penalty
+    discount: Tensor  # [B, T] for the step from t to t+1; 0 at a termination
+
+
 class Stage(NamedTuple):
     """One stage of learning: `steps` calls of `update` on batches of the sampler's view `view`.
 

@@ -1,4 +1,4 @@
-"""Actor, critic and slow critic (DreamerV2). Learns from `Imagined` alone."""
+"""Actor, critic and slow critic (DreamerV2). Learns from `Imagined`, and with `data_share` from `Recorded` too."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from semopo_tf.nets.distributions import TruncatedNormal, unit_normal_log_prob
 from semopo_tf.nets.layers import MLP, initialise, named_variables
 from semopo_tf.nets.optim import LossScale, Optimizer, gradients_of, step_if_finite
 from semopo_tf.random import Key
-from semopo_tf.types import Imagined
+from semopo_tf.types import Imagined, Recorded
 
 
 class ActorCritic:
@@ -25,6 +25,8 @@ class ActorCritic:
       actor_opt, critic_opt: arguments of `Optimizer`.
       lambda_: of the lambda-return.
       entropy_scale: weight of the policy's entropy in its objective.
+      data_share: of both losses, that comes from the data's own actions and rewards; 0 in the paper.
+      temperature: of `losses.advantage_weights`.
       slow_every: updates between two copies of the critic into the slow critic.
       compute: its precision is that of the networks' matrix products; `mixed_float16` adds a loss scale.
     """
@@ -41,12 +43,15 @@ class ActorCritic:
         critic_opt: Mapping[str, Any],
         lambda_: float,
         entropy_scale: float,
+        data_share: float,
+        temperature: float,
         slow_every: int,
         compute: Compute,
     ):
         self.action_size = action_size
         self._min_std = actor["min_std"]
         self._lambda, self._entropy_scale, self._slow_every = lambda_, entropy_scale, slow_every
+        self.data_share, self._temperature = data_share, temperature
         sizes = {key: value for key, value in actor.items() if key != "min_std"} | {"precision": compute.precision}
         critic = {**critic, "precision": compute.precision}
         self._actor = MLP(outputs={"loc": action_size, "std": action_size}, name="actor", **sizes)
@@ -112,21 +117,41 @@ class ActorCritic:
             "critic": tf.reduce_mean(value)
         }
 
-    def learn(self, rollouts: Callable[[], Imagined], step: tf.Tensor) -> dict[str, tf.Tensor]:
+    def recorded_losses(self, recorded: Recorded) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+        """Scalar losses of actor and critic on the data's windows, and metrics; see `losses.cloning_loss` for the
+        alignment. The returns are lambda-returns of the recorded rewards under the slow critic.
+        """
+        value = self.slow_value(recorded.feat)
+        target = losses.lambda_return(
+            recorded.reward[:, :-1], value[:, 1:], recorded.discount[:, :-1], lambda_=self._lambda
+        )
+        advantage = tf.stop_gradient(target - value[:, :-1])
+        weight = losses.advantage_weights(advantage, temperature=self._temperature)
+        log_prob = self.policy(recorded.feat[:, :-1]).log_prob(recorded.action[:, 1:])
+        cloning = tf.reduce_mean(losses.cloning_loss(log_prob, weight))
+        fit = unit_normal_log_prob(self.value(recorded.feat[:, :-1]), tf.stop_gradient(target), 0)
+        return cloning, -tf.reduce_mean(fit), {"cloning_loss": cloning, "advantage": tf.reduce_mean(advantage)}
+
+    def learn(
+        self, rollouts: Callable[[], Imagined], step: tf.Tensor, recorded: Recorded | None = None
+    ) -> dict[str, tf.Tensor]:
         """One step of actor and critic.
 
         Args:
           rollouts: imagines with the current actor; called once, inside the gradient tape.
           step: number of updates before this one, scalar integer tensor.
+          recorded: the windows that the rollouts start from, for the `data_share` of the losses; none without it.
         """
-        metrics, gradients = self.gradients(rollouts)
+        metrics, gradients = self.gradients(rollouts, recorded)
         losses = [metrics["actor_loss"], metrics["critic_loss"]]
         metrics |= step_if_finite([self._actor_opt, self._critic_opt], gradients, losses, self._loss_scale)
         copy = tf.logical_and(step % self._slow_every == 0, metrics["finite"] > 0)
         tf.cond(copy, self._copy_critic, lambda: tf.constant(0))
         return metrics
 
-    def gradients(self, rollouts: Callable[[], Imagined]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    def gradients(
+        self, rollouts: Callable[[], Imagined], recorded: Recorded | None = None
+    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """Metrics and the gradient of every variable, multiplied by the loss scale if there is one. Changes nothing."""
         trained = self.actor_variables | self.critic_variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -135,6 +160,11 @@ class ActorCritic:
             target = self.target(imagined)
             actor_loss, actor_metrics = self.actor_loss(imagined, target)
             critic_loss, critic_metrics = self.critic_loss(imagined, target)
+            if recorded is not None:
+                cloning, fit, data_metrics = self.recorded_losses(recorded)
+                actor_loss = (1 - self.data_share) * actor_loss + self.data_share * cloning
+                critic_loss = (1 - self.data_share) * critic_loss + self.data_share * fit
+                actor_metrics |= data_metrics
             # The actor loss reaches no critic weight and vice versa, so one backward pass of the sum gives both
             # gradients.
             loss = actor_loss + critic_loss

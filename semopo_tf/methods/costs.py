@@ -69,8 +69,10 @@ def policy_update(
     frozen.append(layers["slow_critic"].cost(steps))
     if reward == "minimum":
         frozen.append(member_rewards(world_model, steps))
-    trained = [layers[name].cost(steps).trained(input_gradient=False) for name in ("actor", "critic")]
-    start = rssm.observe_cost(starts).forward() + Cost(bytes=gradient_bytes(variables))
+    recorded = starts if actor_critic.data_share else 0  # the losses leave out the last of each window
+    trained = [layers[name].cost(steps + recorded).trained(input_gradient=False) for name in ("actor", "critic")]
+    start = rssm.observe_cost(starts).forward() + layers["slow_critic"].cost(recorded).forward()
+    start += Cost(bytes=gradient_bytes(variables))
     return sum([*(cost.frozen() for cost in frozen), *trained], start)
 
 

@@ -75,6 +75,39 @@ def critic_loss(log_prob: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     return -weight[:, : log_prob.shape[1]] * log_prob
 
 
+def advantage_weights(advantage: tf.Tensor, *, temperature: float) -> tf.Tensor:
+    """How much each action of the data is worth imitating: advantage-weighted regression (Peng et al. 2019).
+
+        w = min(exp(z / temperature) / mean exp(z / temperature), 20),   z = (A - mean A) / std A over the batch
+
+    Args:
+      advantage: [...] A of each action.
+      temperature: in standard deviations of A; the smaller, the fewer actions count.
+
+    Returns:
+      [...], 1 everywhere where all actions are equally good.
+    """
+    mean, variance = tf.nn.moments(advantage, list(range(len(advantage.shape))))
+    exponent = (advantage - mean) / (tf.sqrt(variance + 1e-6) * temperature)
+    weight = tf.exp(exponent - tf.reduce_max(exponent))
+    return tf.minimum(weight / tf.reduce_mean(weight), 20.0)
+
+
+def cloning_loss(log_prob: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Weighted negative log-likelihood of the data's actions, [B, T-1]. The action taken at state t is weighted by how
+    much better the return from state t was than the critic expected of it.
+
+        state      0          1        ...  T-2              T-1
+        action       a_1        a_2    ...       a_{T-1}            a_{t+1} was taken at state t
+        weight    [w(G_0 - v_0)  w(G_1 - v_1)  ...  w(G_{T-2} - v_{T-2})]  .
+
+    Args:
+      log_prob: [B, T-1] of a_{t+1} under the policy at state t.
+      weight: [B, T-1] `advantage_weights`, stopped.
+    """
+    return -weight * log_prob
+
+
 class Penalty(NamedTuple):
     """The section `penalty` of the configuration: how the ensemble's disagreement enters the imagined reward."""
 

@@ -14,14 +14,14 @@ from semopo_tf.methods.actor_critic import ActorCritic
 from semopo_tf.methods.adversary import Adversary
 from semopo_tf.methods.filter_policy import FilterPolicy, evidence_table
 from semopo_tf.methods.imagination import imagine
-from semopo_tf.methods.losses import Penalty
+from semopo_tf.methods.losses import Penalty, penalised_reward
 from semopo_tf.methods.world_model import JointWorldModel, Losses, SeparatedWorldModel, WorldModel
 from semopo_tf.nets.accounting import Cost
 from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.layers import fitted
 from semopo_tf.nets.optim import LossScale, Optimizer, gradients_of, step_if_finite
 from semopo_tf.random import Key
-from semopo_tf.types import Batch, Imagined, Learner, Stage
+from semopo_tf.types import Batch, Imagined, Latent, Learner, Recorded, Stage
 
 SECTIONS = (
     *("steps", "model", "encoder", "decoder", "rssm", "reward_head", "kl", "model_opt", "penalty", "imagination"),
@@ -135,18 +135,20 @@ class SeMOPO(Learner):
         Args:
           batch: with images, or with the output of `evidence` in their place.
         """
-        return self.actor_critic.learn(self._rollouts(batch, key), key.step)
+        rollouts, recorded = self._rollouts(batch, key)
+        return self.actor_critic.learn(rollouts, key.step, recorded)
 
     def policy_gradients(self, batch: Batch, key: Key) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """Metrics and gradients of `update_policy` by name, multiplied by the loss scale if any. Changes nothing."""
-        metrics, gradients = self.actor_critic.gradients(self._rollouts(batch, key))
+        metrics, gradients = self.actor_critic.gradients(*self._rollouts(batch, key))
         return metrics, {f"policy/{name}": gradient for name, gradient in gradients.items()}
 
-    def _rollouts(self, batch: Batch, key: Key) -> Callable[[], Imagined]:
-        """A function that imagines from the posterior states of the batch."""
+    def _rollouts(self, batch: Batch, key: Key) -> tuple[Callable[[], Imagined], Recorded | None]:
+        """A function that imagines from the posterior states of the batch, and the batch as these states show it."""
+        posterior = tf.nest.map_structure(tf.stop_gradient, self.world_model.posterior(batch, key))
+        recorded = self._recorded(batch, posterior) if self.actor_critic.data_share else None
         start, is_terminal = tf.nest.map_structure(
-            lambda x: tf.stop_gradient(tf.reshape(x, [x.shape[0] * x.shape[1], *x.shape[2:]])),
-            (self.world_model.posterior(batch, key), batch.is_terminal),
+            lambda x: tf.reshape(x, [x.shape[0] * x.shape[1], *x.shape[2:]]), (posterior, batch.is_terminal)
         )
 
         def rollouts() -> Imagined:
@@ -161,7 +163,17 @@ class SeMOPO(Learner):
                 is_terminal=is_terminal,
             )
 
-        return rollouts
+        return rollouts, recorded
+
+    def _recorded(self, batch: Batch, posterior: Latent) -> Recorded:
+        """The batch as the policy learns from it, its rewards penalised as the imagined ones are (Equation 2)."""
+        disagreement = self.world_model.disagreement(posterior, self._penalty.measure)
+        return Recorded(
+            feat=tf.stop_gradient(self.world_model.features(posterior)),
+            action=batch.action,
+            reward=tf.stop_gradient(penalised_reward(batch.reward, disagreement, self._penalty.weight)),
+            discount=self._discount * (1 - tf.cast(batch.is_terminal, tf.float32)),
+        )
 
     def evidence(self, frames: np.ndarray) -> tf.Tensor:
         """Run the frozen encoder once over all frames, [N, H, W, 3] uint8 -> [N, hidden], for the policy stage."""

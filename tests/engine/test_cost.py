@@ -71,6 +71,7 @@ def test_updates_cost_what_was_counted_by_hand(names, model, policy, activations
 def test_the_switches_against_exploitation_cost_what_they_add():
     """Counted by hand at the small size: 128 records, H = 5, K = 5 members, features of 144, 6 actions."""
     flags = {"own": ("--rssm.ensemble_bodies", "own"), "least": ("--penalty.reward", "minimum"), "usual": ()}
+    flags["data"] = ("--actor_critic.data_share", "0.5")
     made = {name: load("semopo", "walker_walk", "small", *words) for name, words in flags.items()}
     learners = {name: build.make_learner(config, **FULL) for name, config in made.items()}
     policy = {name: policy_update(learners[name], made[name]).flops for name in flags}
@@ -79,6 +80,8 @@ def test_the_switches_against_exploitation_cost_what_they_add():
     member = 128 * 128 + 128 * 32
     assert policy["least"] - policy["usual"] == 2 * 2 * states * 5 * (member + head)
     assert model["least"] == model["usual"]
+    actor, critic = 144 * 128 + 128 * 128 + 128 * 12, head  # forward, kernels; the gradient to the first layer's inputs
+    assert policy["data"] - policy["usual"] == 2 * 128 * (3 * (actor + critic) - 2 * 144 * 128 + critic)
     endo, exo = (144 + 6) * 128, 144 * 128  # the body, before a hidden layer of as many inputs as without it
     assert policy["own"] - policy["usual"] == 2 * 2 * endo * (states + 5 * (states + 128))
     assert model["own"] - model["usual"] == 3 * 2 * 128 * (endo + exo)

@@ -10,10 +10,10 @@ from semopo_tf.methods.actor_critic import ActorCritic
 from semopo_tf.methods.imagination import imagine
 from semopo_tf.methods.losses import Penalty
 from semopo_tf.nets.compute import Compute
-from semopo_tf.types import Imagined
+from semopo_tf.types import Imagined, Recorded
 
 N, H, F, A = 6, 5, 9, 2
-GAMMA, LAMBDA, ENTROPY = 0.99, 0.95, 0.1
+GAMMA, LAMBDA, ENTROPY, TEMPERATURE = 0.99, 0.95, 0.1, 0.7
 modes = pytest.mark.parametrize("mode", tiny.MODES)
 
 
@@ -29,7 +29,7 @@ def networks(variables):
 class Case:
     """An actor-critic with random weights (the slow critic's differ from the critic's) and one random rollout."""
 
-    def __init__(self, slow_every=100, decay=0.0):
+    def __init__(self, slow_every=100, decay=0.0, data_share=0.0):
         rng = np.random.default_rng(8)
         net = {"layers": 2, "units": 7, "act": "elu"}
         opt = {"lr": 0.01, "eps": 1e-5, "clip": 0.5, "weight_decay": decay}
@@ -43,6 +43,8 @@ class Case:
             critic_opt=opt | {"lr": 0.02},
             lambda_=LAMBDA,
             entropy_scale=ENTROPY,
+            data_share=data_share,
+            temperature=TEMPERATURE,
             slow_every=slow_every,
             compute=Compute(),
         )
@@ -55,6 +57,9 @@ class Case:
         weight = tiny.float32(reference.discount_weights(discount))
         entropy = self.policy(feat[:, :-1]).entropy()
         self.rollout = Imagined(feat, np.zeros((N, H + 1, A)), reward, np.zeros((N, H + 1)), discount, weight, entropy)
+        action, ends = tiny.float32(rng.uniform(-1, 1, (N, H + 1, A))), np.zeros((N, H + 1))
+        ends[0, 2] = 1  # a termination after the third record of one window
+        self.recorded = Recorded(feat, action, reward, tiny.float32(discount * (1 - ends)))
 
     @property
     def imagined(self):
@@ -156,7 +161,42 @@ def test_the_reward_of_the_last_state_and_the_value_of_the_first_do_not_enter_th
     )
 
 
+@modes
+def test_losses_on_the_data_match_the_loops(mode, case):
+    """The action that arrives with record t + 1 is weighted by the advantage of state t."""
+    cloning, fit, metrics = tiny.run(mode, case.actor_critic.recorded_losses, case.recorded)
+    value, recorded = case.value("slow_critic"), case.recorded
+    returns = reference.lambda_return(
+        recorded.reward[:, :-1], value[:, :-1], value[:, -1], recorded.discount[:, :-1], LAMBDA
+    )
+    advantage = returns - value[:, :-1]
+    weight = np.exp((advantage - advantage.mean()) / np.sqrt(advantage.var() + 1e-6) / TEMPERATURE)
+    weight = np.minimum(weight / weight.mean(), 20)
+    total = 0.0
+    for n in range(N):
+        for t in range(H):
+            policy = case.policy(recorded.feat[n : n + 1, t])
+            total -= weight[n, t] * policy.log_prob(recorded.action[n : n + 1, t + 1])[0] / (N * H)
+    tiny.close(cloning, total)
+    tiny.close(fit, -reference.unit_normal_log_prob(returns, case.value("critic")[:, :-1]).mean())
+    tiny.close(metrics["advantage"], advantage.mean())
+
+
 # --- updates ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_gradients_are_shared_between_imagination_and_the_data(share):
+    case = Case(data_share=share)
+    ac = case.actor_critic
+    imagined = separate_gradients(case)
+    for place, variables in enumerate((ac.actor_variables, ac.critic_variables)):
+        with tf.GradientTape() as tape:
+            loss = ac.recorded_losses(Recorded(*(tf.constant(x, tf.float32) for x in case.recorded)))[place]
+        data = dict(zip(variables, tape.gradient(loss, list(variables.values())), strict=True))
+        _, both = ac.gradients(lambda: case.imagined, Recorded(*(tf.constant(x, tf.float32) for x in case.recorded)))
+        for name in variables:
+            tiny.close(both[name], (1 - share) * imagined[name] + share * data[name].numpy(), 1e-4)
 
 
 def separate_gradients(case):

@@ -130,6 +130,18 @@ def test_actor_and_critic_loss_match_the_loops(mode, rng):
     tiny.close(critic.mean(), reference.critic_loss(returns, value, weight))
 
 
+@modes
+def test_advantage_weights_match_their_formula_and_count_no_action_more_than_twenty_times(mode, rng):
+    advantage = tiny.float32(rng.normal(size=(8, 30)) * 3 + 5)
+    z = (advantage - advantage.mean()) / np.sqrt(advantage.var() + 1e-6)
+    for temperature in (0.1, 1.0):
+        expected = np.exp(z / temperature) / np.exp(z / temperature).mean()
+        weights = tiny.run(mode, lambda a, t=temperature: losses.advantage_weights(a, temperature=t), advantage)
+        tiny.close(weights, np.minimum(expected, 20), 1e-4)
+        assert (expected.max() > 20) == (temperature == 0.1)
+    tiny.close(losses.advantage_weights(tf.fill([2, 3], 7.0), temperature=0.3), np.ones((2, 3)))
+
+
 def test_actor_loss_alignment_by_hand():
     """H = 3, one rollout. Powers of ten show what went where: G_0 must not appear, w_0 goes with G_1 and h_0."""
     target, entropy = tf.constant([[7.0, 10.0, 20.0]]), tf.constant([[0.1, 0.2]])

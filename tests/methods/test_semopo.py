@@ -13,7 +13,7 @@ from semopo_tf.envs.rollout import play
 from semopo_tf.methods.imagination import imagine
 from semopo_tf.methods.losses import Penalty
 from semopo_tf.run import build
-from semopo_tf.types import Observation
+from semopo_tf.types import Observation, Recorded
 
 # --- parameter counts, released size ----------------------------------------------------------------------------------
 
@@ -194,6 +194,22 @@ def test_policy_updates_imagine_from_every_record_of_the_batch(case):
     assert expected["penalty"] > 0
     for name, value in expected.items():
         tiny.close(metrics[name], value)
+
+
+def test_a_share_of_the_policy_update_learns_from_the_records_of_the_batch():
+    """Their posterior states, the actions that led to them, and their rewards, penalised; nothing after an ending."""
+    case = Case(tiny.PAPER, **{"actor_critic.data_share": 0.5, "penalty.weight": 2.0})
+    key, ac = tiny.key(1, "policy"), case.learner.actor_critic
+    case.batch = case.batch._replace(is_terminal=tf.constant(np.eye(*case.batch.reward.shape, 1, dtype=bool)))
+    posterior = case.model.posterior(case.batch, key)
+    penalty = 2.0 * case.model.disagreement(posterior, case.config.penalty.measure).numpy()
+    discount = np.where(case.batch.is_terminal, 0.0, 0.99).astype(np.float32)
+    recorded = Recorded(case.model.features(posterior), case.batch.action, case.batch.reward - penalty, discount)
+    cloning, _, expected = ac.recorded_losses(recorded)
+    metrics = case.learner.update_policy(case.batch, key)
+    tiny.close(metrics["cloning_loss"], cloning)
+    tiny.close(metrics["advantage"], expected["advantage"])
+    assert metrics["finite"].numpy() == 1.0 and penalty.min() > 0
 
 
 # --- initial weights --------------------------------------------------------------------------------------------------
