@@ -155,8 +155,8 @@ def test_a_greedy_behaviour_plays_its_mean_and_its_card_says_so(tmp_path, undist
     np.testing.assert_allclose(episode.action[1], np.tanh(mean), atol=1e-6)
     (noisy,), card = collected(tmp_path / "b", *words)
     assert "greedy" not in card["behaviour"] and not np.array_equal(noisy.action, episode.action)
-    for there, asked in (("a", []), ("b", ["--greedy"])):
-        with pytest.raises(ConfigError, match=r"behaviour.greedy: (True|None) there, (True|None) asked"):
+    for there, asked, line in (("a", [], "True there, None asked"), ("b", ["--greedy"], "None there, True asked")):
+        with pytest.raises(ConfigError, match=f"behaviour.greedy: {line}"):
             collected(tmp_path / there, *words, *asked)
 
 
