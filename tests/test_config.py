@@ -125,6 +125,7 @@ ALWAYS = {
     "kl.strict_elbo": False,
     "model.image_scale": 1.0,
     "model.reward_scale": 1.0,
+    "model.kl_scale": 1.0,
     "model.exo_stoch": 0,
     "model.continue_head": False,
     "model.drp_updates": 20,
@@ -133,6 +134,7 @@ ALWAYS = {
     "actor_critic.lambda_": 0.95,
     "actor_critic.entropy_scale": 1e-4,
     "actor_critic.slow_every": 100,
+    "actor_critic.average": 0,
     "env.action_repeat": 2,
     "env.size": 64,
     "valid_fraction": 0.0,
@@ -207,7 +209,7 @@ def test_no_overlay_of_earlier_runs_sets_a_key_that_they_lack():
     named = {"presets": page["presets"], "sizes": page["sizes"], "tasks": TASKS, "methods": METHODS}
     for kind, names in named.items():
         for name in names:
-            newer = {"model.reward_scale"} if name == "small32" else set()
+            newer = {"model.reward_scale", "model.kl_scale", "actor_critic.average"} if name == "small32" else set()
             assert set(configuration.flatten(page[kind][name])) & configuration.LATER == newer, name
 
 

@@ -28,6 +28,7 @@ class ActorCritic:
       data_share: of both losses, that comes from the data's own actions and rewards; 0 in the paper.
       temperature: of `losses.advantage_weights`.
       slow_every: updates between two copies of the critic into the slow critic.
+      average: updates that the weights of the acting policy are a mean of (`_average_rate`); 0: the last ones.
       compute: its precision is that of the networks' matrix products; `mixed_float16` adds a loss scale.
     """
 
@@ -46,6 +47,7 @@ class ActorCritic:
         data_share: float,
         temperature: float,
         slow_every: int,
+        average: int,
         compute: Compute,
     ):
         self.action_size = action_size
@@ -54,10 +56,14 @@ class ActorCritic:
         self.data_share, self._temperature = data_share, temperature
         sizes = {key: value for key, value in actor.items() if key != "min_std"} | {"precision": compute.precision}
         critic = {**critic, "precision": compute.precision}
-        self._actor = MLP(outputs={"loc": action_size, "std": action_size}, name="actor", **sizes)
+        outputs = {"loc": action_size, "std": action_size}
+        self._actor = MLP(outputs=outputs, name="actor", **sizes)
         self._critic = MLP(outputs={"value": 1}, name="critic", **critic)
         self._slow_critic = MLP(outputs={"value": 1}, name="slow_critic", **critic)
         self.layers = {"actor": self._actor, "critic": self._critic, "slow_critic": self._slow_critic}
+        self._acting, self._average_over = self._actor, average
+        if average:
+            self._acting = self.layers["mean_actor"] = MLP(outputs=outputs, name="mean_actor", **sizes)
         for net in self.layers.values():
             net.build((None, feat_size))
         self.actor_variables = named_variables({"actor": self._actor})
@@ -65,6 +71,8 @@ class ActorCritic:
         self._slow_variables = named_variables({"slow_critic": self._slow_critic})
         initialise(self.actor_variables | self.critic_variables, seed)
         self._copy_critic()
+        self._mean_variables = named_variables({"mean_actor": self._acting}) if average else {}
+        self._average(tf.constant(1.0))
         self._actor_opt = Optimizer("actor", self.actor_variables, target=compute.target, **actor_opt)
         self._critic_opt = Optimizer("critic", self.critic_variables, target=compute.target, **critic_opt)
         self._loss_scale = LossScale("policy_scale") if compute.precision == "mixed_float16" else None
@@ -74,11 +82,17 @@ class ActorCritic:
         state = self._actor_opt.state() | self._critic_opt.state()
         if self._loss_scale:
             state |= self._loss_scale.state()
-        return self.actor_variables | self.critic_variables | self._slow_variables | state
+        return self.actor_variables | self.critic_variables | self._slow_variables | self._mean_variables | state
 
     def policy(self, feat: tf.Tensor) -> TruncatedNormal:
-        """Action distribution: loc = tanh(raw), std = 2 sigmoid(raw / 2) + min_std."""
-        raw = self._actor(feat)
+        """Action distribution of the actor: loc = tanh(raw), std = 2 sigmoid(raw / 2) + min_std."""
+        return self._distribution(self._actor(feat))
+
+    def acting_policy(self, feat: tf.Tensor) -> TruncatedNormal:
+        """Action distribution of the policy that plays: the actor's, or that of its mean weights with `average`."""
+        return self._distribution(self._acting(feat))
+
+    def _distribution(self, raw: dict[str, tf.Tensor]) -> TruncatedNormal:
         return TruncatedNormal(tf.tanh(raw["loc"]), 2 * tf.sigmoid(raw["std"] / 2) + self._min_std)
 
     def draw_actions(self, key: Key, horizon: int, size: int) -> tf.Tensor:
@@ -147,6 +161,7 @@ class ActorCritic:
         metrics |= step_if_finite([self._actor_opt, self._critic_opt], gradients, losses, self._loss_scale)
         copy = tf.logical_and(step % self._slow_every == 0, metrics["finite"] > 0)
         tf.cond(copy, self._copy_critic, lambda: tf.constant(0))
+        self._average(metrics["finite"] * self._average_rate(step))
         return metrics
 
     def gradients(
@@ -172,6 +187,18 @@ class ActorCritic:
         metrics = {"actor_loss": actor_loss, "critic_loss": critic_loss, "target": tf.reduce_mean(target)}
         metrics |= {"imagined_reward": tf.reduce_mean(imagined.reward), "penalty": tf.reduce_mean(imagined.penalty)}
         return metrics | actor_metrics | critic_metrics, gradients_of(scaled, trained, tape)
+
+    def _average_rate(self, step: tf.Tensor) -> tf.Tensor:
+        """The new weights' part in the mean: 1, 1/2, 1/3 .. 1/average, and 1/average from there on.
+
+        So the first `average` updates count alike, and later ones with an exponential decay.
+        """
+        return 1 / tf.cast(tf.minimum(step + 1, max(self._average_over, 1)), tf.float32)
+
+    def _average(self, rate: tf.Tensor) -> None:
+        """Move the mean weights, if there are any, towards the actor's: mean + rate (actor - mean)."""
+        for mean, now in zip(self._mean_variables.values(), self.actor_variables.values(), strict=False):
+            mean.assign_add(rate * (now - mean))
 
     def _copy_critic(self) -> tf.Tensor:
         for slow, fast in zip(self._slow_variables.values(), self.critic_variables.values(), strict=True):

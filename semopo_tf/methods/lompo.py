@@ -341,6 +341,7 @@ def build(
         reward_gradient=model["reward_gradient"],
         reward_scale=model["reward_scale"],
         image_scale=model["image_scale"],
+        kl_scale=model["kl_scale"],
         continue_head=model["continue_head"],
         compute=compute,
     )

@@ -183,7 +183,7 @@ class SeMOPO(Learner):
         """The acting policy: filters the endogenous state and takes the actor's mode."""
 
         def mode(feat: tf.Tensor) -> tf.Tensor:
-            return self.actor_critic.policy(feat).mode()
+            return self.actor_critic.acting_policy(feat).mode()
 
         return FilterPolicy(self.world_model.main, mode, **self._sizes, compute=self._compute)
 
@@ -248,6 +248,7 @@ def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, see
         reward_gradient=model["reward_gradient"],
         reward_scale=model["reward_scale"],
         image_scale=model["image_scale"],
+        kl_scale=model["kl_scale"],
         continue_head=model["continue_head"],
         compute=compute,
     )

@@ -207,6 +207,7 @@ class WorldModel:
         reward_gradient: bool,
         reward_scale: float,
         image_scale: float,
+        kl_scale: float,
         continue_head: bool,
         compute: Compute,
     ):
@@ -226,7 +227,7 @@ class WorldModel:
         if continue_head:
             self.continue_head = self.layers["continue"] = self._make_head("continue", self.main)
         self._seed = seed
-        self._kl = Kl(**kl)
+        self._kl, self._kl_scale = Kl(**kl), kl_scale
         self.reward_gradient, self._reward_scale, self._image_scale = reward_gradient, reward_scale, image_scale
         self._compute, self._recurrence = compute, compute.compile_part(self.recur)
         self._image_terms = {"image": image_scale}  # weight of each loss that `image_losses` returns, in its order
@@ -271,7 +272,7 @@ class WorldModel:
         image_losses, image_metrics = self._by_frame(batch.image, feats)
         losses = losses | image_losses
         scales = {f"{branch.name}_kl": 1.0 for branch in self.branches} | self._image_terms
-        scales["reward"] = self._reward_scale
+        scales |= {f"{self.main.name}_kl": self._kl_scale, "reward": self._reward_scale}
         if self.continue_head:
             losses["continue"], scales["continue"] = self._continue_loss(feats[0], batch.is_terminal), 1.0
         if self.adversary:

@@ -29,7 +29,7 @@ def networks(variables):
 class Case:
     """An actor-critic with random weights (the slow critic's differ from the critic's) and one random rollout."""
 
-    def __init__(self, slow_every=100, decay=0.0, data_share=0.0):
+    def __init__(self, slow_every=100, decay=0.0, data_share=0.0, average=0):
         rng = np.random.default_rng(8)
         net = {"layers": 2, "units": 7, "act": "elu"}
         opt = {"lr": 0.01, "eps": 1e-5, "clip": 0.5, "weight_decay": decay}
@@ -46,6 +46,7 @@ class Case:
             data_share=data_share,
             temperature=TEMPERATURE,
             slow_every=slow_every,
+            average=average,
             compute=Compute(),
         )
         self.variables = self.actor_critic.variables()
@@ -265,12 +266,39 @@ def test_a_fresh_slow_critic_equals_the_critic():
 
 
 def test_an_update_that_is_not_finite_changes_nothing_even_where_a_copy_is_due():
-    case = Case(slow_every=1)
+    case = Case(slow_every=1, average=3)
     learn = learner("graph", case, reward=tf.fill([N, H + 1], np.nan))
     before = tiny.snapshot(case.variables)
     assert learn(0)["finite"] == 0.0
     for name, value in before.items():
         np.testing.assert_array_equal(case.variables[name], value)
+
+
+@modes
+def test_the_acting_policy_has_the_mean_of_the_actors_weights(mode):
+    """Of all updates up to three; from there each new actor has a third. The losses see the actor alone."""
+    case, plain = Case(average=3), Case()
+    plain.rollout = case.rollout
+    tiny.assign(plain.nets, {name: case.nets[name].numpy() for name in plain.nets})
+    learn, learn_plain, seen, mean = learner(mode, case), learner(mode, plain), [], {}
+    actor = case.actor_critic.actor_variables
+    for step in range(5):
+        learn(step)
+        learn_plain(step)
+        seen.append({name: variable.numpy().astype(np.float64) for name, variable in actor.items()})
+        for name in actor:
+            if step < 3:
+                mean[name] = np.mean([weights[name] for weights in seen], 0)
+            else:
+                mean[name] = 2 / 3 * mean[name] + seen[-1][name] / 3
+            tiny.close(case.variables[f"mean_{name}"], mean[name])
+    for name in plain.nets:
+        np.testing.assert_array_equal(case.nets[name], plain.nets[name])
+    feat = tf.constant(case.rollout.feat[:, 0], tf.float32)
+    by_hand = reference.mlp(case.rollout.feat[:, 0], *tiny.Weights(case.nets).mlp("mean_actor", "loc"))
+    tiny.close(case.actor_critic.acting_policy(feat).mode(), np.tanh(by_hand))
+    np.testing.assert_array_equal(plain.actor_critic.acting_policy(feat).mode(), plain.actor_critic.policy(feat).mode())
+    assert not any(name.startswith("mean_") for name in plain.variables)
 
 
 def test_the_actor_gradient_through_imagination_is_that_of_central_differences():

@@ -26,6 +26,7 @@ SEPARATED = {
     "larger exogenous state": (tiny.PAPER, {"model.exo_stoch": 6}, 1.5),
     "true action": (tiny.PAPER, {"model.exo_action": "taken", "model.image_scale": 4.0}, 1.5),
     "heavy reward": (tiny.PAPER, {"model.reward_gradient": True, "model.reward_scale": 100.0}, 1.5),
+    "heavy KL": (tiny.PAPER, {"model.kl_scale": 4.0}, 1.5),
 }
 
 
@@ -104,7 +105,7 @@ def test_every_term_of_the_separated_model_matches_the_equations(name):
         entropy = reference.categorical_entropy if case.classes else reference.gaussian_entropy
         tiny.close(metrics[f"{stream}_post_ent"], entropy(post["logit" if case.classes else "std"]).mean())
         tiny.close(metrics[f"{stream}_prior_ent"], entropy(prior["logit" if case.classes else "std"]).mean())
-        total += reference.kl_balanced(post, prior)
+        total += (config.model.kl_scale if stream == "endo" else 1.0) * reference.kl_balanced(post, prior)
     tiny.close(metrics["image_loss"], terms["image"])
     tiny.close(metrics["exo_image_loss"], terms["exo_image"])
     tiny.close(metrics["reward_loss"], terms["reward"])
@@ -120,7 +121,7 @@ def test_every_term_of_the_separated_model_matches_the_equations(name):
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_every_term_of_the_joint_model_matches_the_equations(scale):
-    joint = Case(*tiny.OFFLINE_DV2, **{"model.reward_scale": scale})
+    joint = Case(*tiny.OFFLINE_DV2, **{"model.reward_scale": scale, "model.kl_scale": 2 * scale})
     losses = joint.model.losses(joint.batch, KEY)
     metrics, terms = tiny.arrays(losses.metrics), joint.by_hand()
     kl = reference.kl_balanced(terms["post"], terms["prior"])
@@ -128,7 +129,7 @@ def test_every_term_of_the_joint_model_matches_the_equations(scale):
     tiny.close(metrics["joint_kl_loss"], kl)
     tiny.close(metrics["image_loss"], terms["image"])
     tiny.close(metrics["reward_loss"], terms["reward"])
-    tiny.close(losses.total, kl + terms["image"] + scale * terms["reward"])
+    tiny.close(losses.total, 2 * scale * kl + terms["image"] + scale * terms["reward"])
 
 
 def test_the_losses_are_the_same_in_a_graph(released):
