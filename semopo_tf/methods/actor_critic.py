@@ -197,8 +197,8 @@ class ActorCritic:
 
     def _average(self, rate: tf.Tensor) -> None:
         """Move the mean weights, if there are any, towards the actor's: mean + rate (actor - mean)."""
-        for mean, now in zip(self._mean_variables.values(), self.actor_variables.values(), strict=False):
-            mean.assign_add(rate * (now - mean))
+        for name, mean in self._mean_variables.items():
+            mean.assign_add(rate * (self.actor_variables[name.removeprefix("mean_")] - mean))
 
     def _copy_critic(self) -> tf.Tensor:
         for slow, fast in zip(self._slow_variables.values(), self.critic_variables.values(), strict=True):
