@@ -72,6 +72,7 @@ class ActorCritic:
         initialise(self.actor_variables | self.critic_variables, seed)
         self._copy_critic()
         self._mean_variables = named_variables({"mean_actor": self._acting}) if average else {}
+        self.acting_variables = self._mean_variables or self.actor_variables
         self._average(tf.constant(1.0))
         self._actor_opt = Optimizer("actor", self.actor_variables, target=compute.target, **actor_opt)
         self._critic_opt = Optimizer("critic", self.critic_variables, target=compute.target, **critic_opt)

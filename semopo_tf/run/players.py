@@ -92,7 +92,7 @@ class ImagePlayer:
 
 def acting_variables(learner: Any) -> dict[str, Any]:
     """The weights that an image learner acts with, by their names in a checkpoint."""
-    groups = {"model": learner.world_model.trained, "policy": learner.actor_critic.actor_variables}
+    groups = {"model": learner.world_model.trained, "policy": learner.actor_critic.acting_variables}
     return {f"{group}/{name}": variable for group, own in groups.items() for name, variable in own.items()}
 
 

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from semopo_tf import behave, collect
+from semopo_tf.config import load
 from semopo_tf.data.cards import read_card
 from semopo_tf.data.episodes import episode_files, read_episode
+from semopo_tf.engine import compiling
 from semopo_tf.envs import behaviours as envs_behaviours
 from semopo_tf.envs import tasks
 from semopo_tf.errors import ConfigError, DataError
 from semopo_tf.methods import STATE_LEARNERS, sac
-from semopo_tf.run import collecting, online, snapshots
+from semopo_tf.run import collecting, online, players, snapshots
+from semopo_tf.storage import npz
 
 TASK = ["--task", "exbmdp_point", "--env.action_repeat", "1"]
 TINY = ["--batch.size", "8", "--actor.units", "8", "--critic.units", "8", "--jit", "off", "--device", "cpu"]
@@ -331,3 +334,20 @@ def test_a_snapshot_of_tia_plays_as_in_training(tmp_path, tia):
     assert card["behaviour"]["kind"] == "snapshot" and run.returns(200, 2).shape == (2,)
     greedy, card = collected(tmp_path / "c", "--policy", f"snapshot:{tia}@200", "--episodes", "2", "--greedy")
     assert card["behaviour"]["greedy"] is True and not np.array_equal(greedy[1].action, episodes[1].action)
+
+
+@pytest.mark.parametrize("average", [0, 3])
+def test_a_snapshot_of_images_has_all_the_weights_that_act(tmp_path, average):
+    """Also the mean of the actor's weights, where that plays."""
+    words = ["--actor_critic.average", f"{average}", "--online.noise", "0.0"]
+    config = load([*TIA, *words])
+    player = players.make_player(config, compiling.OFF, steps=2)
+    rng = np.random.default_rng(0)
+    for variable in player.learner.variables().values():
+        if variable.dtype.is_floating:
+            variable.assign(variable + rng.normal(0, 0.1, variable.shape).astype(variable.dtype.as_numpy_dtype))
+    (tmp_path / "weights.npz").write_bytes(npz.pack(player.snapshot()))
+    saved = players.saved_player(config, player.world, tmp_path / "weights.npz", noise=0.0)
+    image, seeds = rng.integers(0, 256, (1, *player.world.image_shape), np.uint8), np.array([1])
+    actions = [policy(image, policy.initial(1), seeds, 0)[0] for policy in (player.explorer(), saved)]
+    np.testing.assert_array_equal(*actions)
