@@ -150,7 +150,7 @@ OPERATIONAL = frozenset(
 # Keys that came later than others. A run that was started without them has their defaults, which change nothing.
 LATER = frozenset(
     {"gpu_tune", "xla_cache", "model.continue_head", "min_length", "env.render", "env.distractor"}
-    | {"rssm.ensemble_bodies", "penalty.reward", "model.reward_scale", "model.kl_scale"}
+    | {"rssm.ensemble_bodies", "penalty.reward", "model.reward_scale", "model.kl_scale", "model.kl_warmup"}
     | {"actor_critic.data_share", "actor_critic.temperature", "actor_critic.average"}
     | {f"online.{key}" for key in ("episodes", "prefill", "updates", "snapshot_every", "noise")}
     | {f"sac.{key}" for key in ("discount", "tau", "entropy")}

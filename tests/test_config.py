@@ -126,6 +126,7 @@ ALWAYS = {
     "model.image_scale": 1.0,
     "model.reward_scale": 1.0,
     "model.kl_scale": 1.0,
+    "model.kl_warmup": 0,
     "model.exo_stoch": 0,
     "model.continue_head": False,
     "model.drp_updates": 20,

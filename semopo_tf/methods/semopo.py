@@ -249,6 +249,7 @@ def build(sections: Mapping[str, Any], *, image_size: int, action_size: int, see
         reward_scale=model["reward_scale"],
         image_scale=model["image_scale"],
         kl_scale=model["kl_scale"],
+        kl_warmup=model["kl_warmup"],
         continue_head=model["continue_head"],
         compute=compute,
     )

@@ -208,6 +208,7 @@ class WorldModel:
         reward_scale: float,
         image_scale: float,
         kl_scale: float,
+        kl_warmup: int,
         continue_head: bool,
         compute: Compute,
     ):
@@ -227,7 +228,7 @@ class WorldModel:
         if continue_head:
             self.continue_head = self.layers["continue"] = self._make_head("continue", self.main)
         self._seed = seed
-        self._kl, self._kl_scale = Kl(**kl), kl_scale
+        self._kl, self._kl_scale, self._kl_warmup = Kl(**kl), kl_scale, kl_warmup
         self.reward_gradient, self._reward_scale, self._image_scale = reward_gradient, reward_scale, image_scale
         self._compute, self._recurrence = compute, compute.compile_part(self.recur)
         self._image_terms = {"image": image_scale}  # weight of each loss that `image_losses` returns, in its order
@@ -272,7 +273,7 @@ class WorldModel:
         image_losses, image_metrics = self._by_frame(batch.image, feats)
         losses = losses | image_losses
         scales = {f"{branch.name}_kl": 1.0 for branch in self.branches} | self._image_terms
-        scales |= {f"{self.main.name}_kl": self._kl_scale, "reward": self._reward_scale}
+        scales |= {f"{self.main.name}_kl": self._kl_weight(key.step), "reward": self._reward_scale}
         if self.continue_head:
             losses["continue"], scales["continue"] = self._continue_loss(feats[0], batch.is_terminal), 1.0
         if self.adversary:
@@ -281,6 +282,16 @@ class WorldModel:
         total = weigh(losses, scales, shape)
         metrics = metrics | {f"{name}_loss": tf.reduce_mean(loss) for name, loss in losses.items()}
         return Losses(total, metrics | {"model_loss": total} | image_metrics, posts[0])
+
+    def _kl_weight(self, step: tf.Tensor) -> tf.Tensor | float:
+        """Of the KL of the state that the policy sees: from 1 to `kl_scale` in a line over `kl_warmup` updates.
+
+        The streams share the image out while both KLs weigh the same.
+        """
+        if not self._kl_warmup:
+            return self._kl_scale
+        part = tf.minimum(tf.cast(step, tf.float32) / self._kl_warmup, 1.0)
+        return 1.0 + (self._kl_scale - 1.0) * part
 
     def infer(self, batch: Batch, key: Key) -> Inferred:
         """Posterior states of every branch, the losses that need no decoder, and metrics; pure."""

@@ -16,7 +16,8 @@ from semopo_tf.types import Batch, Latent
 
 COLORS = 3
 B, T = 2, 4
-KEY = tiny.key(5)
+STEP = 5
+KEY = tiny.key(STEP)
 
 # Name -> (overlays, flags, weight of the exogenous-only image).
 SEPARATED = {
@@ -27,6 +28,8 @@ SEPARATED = {
     "true action": (tiny.PAPER, {"model.exo_action": "taken", "model.image_scale": 4.0}, 1.5),
     "heavy reward": (tiny.PAPER, {"model.reward_gradient": True, "model.reward_scale": 100.0}, 1.5),
     "heavy KL": (tiny.PAPER, {"model.kl_scale": 4.0}, 1.5),
+    "KL growing heavy": (tiny.PAPER, {"model.kl_scale": 4.0, "model.kl_warmup": 4 * STEP}, 1.5),
+    "KL grown heavy": (tiny.PAPER, {"model.kl_scale": 4.0, "model.kl_warmup": STEP - 1}, 1.5),
 }
 
 
@@ -97,6 +100,7 @@ def test_every_term_of_the_separated_model_matches_the_equations(name):
     metrics = tiny.arrays(case.model.losses(case.batch, KEY).metrics)
     terms = case.by_hand(config.model.exo_action)
     total = 0.0
+    kl_weight = 1.75 if config.model.kl_warmup > STEP else config.model.kl_scale  # a quarter of the way from 1 to 4
     for stream in ("endo", "exo"):
         post, prior = terms[f"{stream}_post"], terms[f"{stream}_prior"]
         assert reference.kl(post, prior).mean() > 1.0  # the floor is not what is compared
@@ -105,7 +109,7 @@ def test_every_term_of_the_separated_model_matches_the_equations(name):
         entropy = reference.categorical_entropy if case.classes else reference.gaussian_entropy
         tiny.close(metrics[f"{stream}_post_ent"], entropy(post["logit" if case.classes else "std"]).mean())
         tiny.close(metrics[f"{stream}_prior_ent"], entropy(prior["logit" if case.classes else "std"]).mean())
-        total += (config.model.kl_scale if stream == "endo" else 1.0) * reference.kl_balanced(post, prior)
+        total += (kl_weight if stream == "endo" else 1.0) * reference.kl_balanced(post, prior)
     tiny.close(metrics["image_loss"], terms["image"])
     tiny.close(metrics["exo_image_loss"], terms["exo_image"])
     tiny.close(metrics["reward_loss"], terms["reward"])
