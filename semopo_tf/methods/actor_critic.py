@@ -10,7 +10,7 @@ from semopo_tf.methods import losses
 from semopo_tf.nets.compute import Compute
 from semopo_tf.nets.distributions import TruncatedNormal, unit_normal_log_prob
 from semopo_tf.nets.layers import MLP, initialise, named_variables
-from semopo_tf.nets.optim import LossScale, Optimizer, gradients_of, step_if_finite
+from semopo_tf.nets.optim import LossScale, Optimizer, copy_weights, follow, gradients_of, step_if_finite
 from semopo_tf.random import Key
 from semopo_tf.types import Imagined, Recorded
 
@@ -28,7 +28,7 @@ class ActorCritic:
       data_share: of both losses, that comes from the data's own actions and rewards; 0 in the paper.
       temperature: of `losses.advantage_weights`.
       slow_every: updates between two copies of the critic into the slow critic.
-      average: updates that the weights of the acting policy are a mean of (`_average_rate`); 0: the last ones.
+      average: the actor's weights averaged over about so many updates act (`_average_rate`); 0: the last weights.
       compute: its precision is that of the networks' matrix products; `mixed_float16` adds a loss scale.
     """
 
@@ -73,7 +73,8 @@ class ActorCritic:
         self._copy_critic()
         self._mean_variables = named_variables({"mean_actor": self._acting}) if average else {}
         self.acting_variables = self._mean_variables or self.actor_variables
-        self._average(tf.constant(1.0))
+        if average:
+            copy_weights(self._mean_variables, self.actor_variables)
         self._actor_opt = Optimizer("actor", self.actor_variables, target=compute.target, **actor_opt)
         self._critic_opt = Optimizer("critic", self.critic_variables, target=compute.target, **critic_opt)
         self._loss_scale = LossScale("policy_scale") if compute.precision == "mixed_float16" else None
@@ -162,7 +163,8 @@ class ActorCritic:
         metrics |= step_if_finite([self._actor_opt, self._critic_opt], gradients, losses, self._loss_scale)
         copy = tf.logical_and(step % self._slow_every == 0, metrics["finite"] > 0)
         tf.cond(copy, self._copy_critic, lambda: tf.constant(0))
-        self._average(metrics["finite"] * self._average_rate(step))
+        if self._mean_variables:
+            follow(self._mean_variables, self.actor_variables, metrics["finite"] * self._average_rate(step))
         return metrics
 
     def gradients(
@@ -194,14 +196,8 @@ class ActorCritic:
 
         So the first `average` updates count alike, and later ones with an exponential decay.
         """
-        return 1 / tf.cast(tf.minimum(step + 1, max(self._average_over, 1)), tf.float32)
-
-    def _average(self, rate: tf.Tensor) -> None:
-        """Move the mean weights, if there are any, towards the actor's: mean + rate (actor - mean)."""
-        for name, mean in self._mean_variables.items():
-            mean.assign_add(rate * (self.actor_variables[name.removeprefix("mean_")] - mean))
+        return 1 / tf.cast(tf.minimum(step + 1, self._average_over), tf.float32)
 
     def _copy_critic(self) -> tf.Tensor:
-        for slow, fast in zip(self._slow_variables.values(), self.critic_variables.values(), strict=True):
-            slow.assign(fast)
+        copy_weights(self._slow_variables, self.critic_variables)
         return tf.constant(0)

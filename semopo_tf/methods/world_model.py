@@ -86,7 +86,9 @@ def preprocess(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(image, tf.float32) / 255 - 0.5
 
 
-def weigh(losses: Mapping[str, tf.Tensor], scales: Mapping[str, float], shape: tuple[int, int]) -> tf.Tensor:
+def weigh(
+    losses: Mapping[str, tf.Tensor], scales: Mapping[str, float | tf.Tensor], shape: tuple[int, int]
+) -> tf.Tensor:
     """The weighted sum of mean losses; losses are weighted nowhere else.
 
     Raises:
@@ -284,9 +286,9 @@ class WorldModel:
         return Losses(total, metrics | {"model_loss": total} | image_metrics, posts[0])
 
     def _kl_weight(self, step: tf.Tensor) -> tf.Tensor | float:
-        """Of the KL of the state that the policy sees: from 1 to `kl_scale` in a line over `kl_warmup` updates.
+        """Of the KL of the state that the policy sees: grows linearly from 1 to `kl_scale` over `kl_warmup` updates.
 
-        The streams share the image out while both KLs weigh the same.
+        So it is still small while the streams share the image out.
         """
         if not self._kl_warmup:
             return self._kl_scale

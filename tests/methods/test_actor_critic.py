@@ -258,11 +258,13 @@ def test_the_slow_critic_is_copied_after_every_hundredth_update_counted_from_the
         assert all(agree()) if copied else not any(agree())
 
 
-def test_a_fresh_slow_critic_equals_the_critic():
-    variables = tiny.learner(*tiny.PAPER).actor_critic.variables()
-    for name, variable in variables.items():
-        if name.startswith("slow_critic/"):
-            np.testing.assert_array_equal(variable, variables[name.removeprefix("slow_")])
+@pytest.mark.parametrize("prefix", ["slow_", "mean_"])
+def test_a_fresh_copy_equals_its_network(prefix):
+    variables = tiny.learner(*tiny.PAPER, actor_critic__average=3).actor_critic.variables()
+    copies = {name: variable for name, variable in variables.items() if name.startswith(prefix)}
+    assert copies
+    for name, variable in copies.items():
+        np.testing.assert_array_equal(variable, variables[name.removeprefix(prefix)])
 
 
 def test_an_update_that_is_not_finite_changes_nothing_even_where_a_copy_is_due():
